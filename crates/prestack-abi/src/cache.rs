@@ -1,0 +1,145 @@
+//! The cache proper: per bucket an index of two cache lines, and a block that holds the entries.
+//!
+//! A key's hash names its bucket, a group of eight ways in it and an eight-bit tag. The index
+//! alone tells a miss; a way whose tag matches says where in the block its entry lies. A block is
+//! written from start to end and around: what lies where the next entry goes is evicted. Entries
+//! take only the space they need, in granules.
+
+/// Bytes of a block, one page.
+pub const BLOCK_BYTES: usize = 4096;
+/// Entries start at multiples of this many bytes in their block.
+pub const GRANULE: usize = 16;
+/// Granules in a block: positions fit a byte.
+pub const GRANULES: usize = BLOCK_BYTES / GRANULE;
+/// Ways in a group.
+pub const WAYS: usize = 8;
+/// Groups in a line of the index.
+pub const LINE_GROUPS: usize = 3;
+/// Lines in a bucket's index.
+pub const LINES: usize = 2;
+/// Groups in a bucket.
+pub const GROUPS: usize = LINES * LINE_GROUPS;
+
+/// Longest reply that is stored, in bytes without the UDP frame: memcached's limit for one
+/// datagram (`UDP_MAX_PAYLOAD_SIZE` 1400 in memcached.h, less its 8-byte frame).
+pub const MAX_REPLY: usize = 1392;
+
+/// Eight ways of a bucket.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+pub struct Group {
+    /// One tag a byte, way 0 in the least significant; 0 is an empty way.
+    pub tags: u64,
+    /// For each way the granule at which its entry starts, way 0 in the least significant byte.
+    pub at: u64,
+}
+
+/// One cache line of a bucket's index.
+#[repr(C, align(64))]
+#[derive(Clone, Copy, Default)]
+pub struct Line {
+    /// Seqlock of the ways in this line and of their entries: odd while a writer is at work.
+    pub seq: u32,
+    /// In the first line: the granule at which the next entry goes.
+    pub head: u32,
+    /// Explicit padding.
+    pub reserved: u64,
+    /// The ways.
+    pub groups: [Group; LINE_GROUPS],
+}
+
+/// An element of the `INDEX` map.
+#[repr(C, align(64))]
+#[derive(Clone, Copy, Default)]
+pub struct Index {
+    /// The index's two cache lines.
+    pub lines: [Line; LINES],
+}
+
+/// What precedes an entry's reply in the block.
+#[repr(C)]
+#[derive(Clone, Copy, Default, Debug)]
+pub struct EntryHeader {
+    /// Coarse monotonic time in ns of the GET that fetched the entry.
+    pub time: u64,
+    /// Epoch of the backend when that GET arrived.
+    pub epoch: u32,
+    /// One's-complement sum of the reply, as little-endian 16-bit words, folded, not inverted.
+    pub sum: u16,
+    /// Length in bytes of the reply, `END\r\n` included.
+    pub reply_len: u16,
+    /// Length in bytes of the key.
+    pub key_len: u8,
+    /// Granules reserved for the entry, header included.
+    pub granules: u8,
+    /// Which backend the entry belongs to.
+    pub backend: u8,
+    /// Explicit padding.
+    pub reserved: [u8; 13],
+}
+
+/// Bytes of an [`EntryHeader`]; the reply follows.
+pub const HEADER_BYTES: usize = size_of::<EntryHeader>();
+
+/// An element of the `BLOCKS` map: entries, each a header and a reply as memcached sent it
+/// (`VALUE <key> <flags> <bytes>\r\n<data>\r\nEND\r\n`).
+#[repr(C, align(4096))]
+#[derive(Clone, Copy)]
+pub struct Block {
+    /// The block's bytes.
+    pub bytes: [u8; BLOCK_BYTES],
+}
+
+/// Where a key's entry would be found.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Place {
+    /// Index into `INDEX`, `BLOCKS` and `CONTROL`.
+    pub bucket: u32,
+    /// Group in the bucket, below [`GROUPS`].
+    pub group: u32,
+    /// Never 0.
+    pub tag: u8,
+}
+
+impl Place {
+    /// The place of the key with this hash (see `prestack_proto::hash`) among `buckets` buckets.
+    #[inline(always)]
+    #[must_use]
+    pub const fn of(hash: u64, buckets: u32) -> Self {
+        let tag = (hash & 0xff) as u8;
+        Self {
+            bucket: (((hash >> 32) * buckets as u64) >> 32) as u32,
+            group: ((((hash >> 16) & 0xffff) * GROUPS as u64) >> 16) as u32,
+            tag: if tag == 0 { 1 } else { tag },
+        }
+    }
+}
+
+/// Bytes of map memory that one bucket takes, over all maps sized by it.
+pub const BUCKET_BYTES: usize =
+    size_of::<Index>() + size_of::<Block>() + size_of::<crate::control::Control>();
+
+const _: () = assert!(size_of::<Line>() == 64);
+const _: () = assert!(size_of::<Index>() == 128);
+const _: () = assert!(size_of::<Block>() == BLOCK_BYTES);
+const _: () = assert!(HEADER_BYTES == 32 && HEADER_BYTES % GRANULE == 0);
+const _: () = assert!(GRANULES == 256);
+// `fill` tests whether a position lies in a range of fewer than 128 granules.
+const _: () = assert!((HEADER_BYTES + MAX_REPLY).div_ceil(GRANULE) < 128);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_stay_in_range_and_spread() {
+        let mut groups = [0u32; GROUPS];
+        for i in 0..60_000u64 {
+            let hash = i.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            let place = Place::of(hash, 1000);
+            assert!(place.bucket < 1000 && place.group < GROUPS as u32 && place.tag != 0);
+            groups[place.group as usize] += 1;
+        }
+        assert!(groups.iter().all(|&n| (9_000..11_000).contains(&n)), "{groups:?}");
+    }
+}

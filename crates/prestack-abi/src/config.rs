@@ -1,0 +1,126 @@
+//! What user space tells the datapath: written at start and when the host's sockets or
+//! addresses change, read on every packet.
+
+/// Most doors (address and port pairs of all backends) that can be configured.
+pub const MAX_DOORS: usize = 64;
+/// Most networks in the allow list, for each of IPv4 and IPv6.
+pub const MAX_ALLOWED: usize = 32;
+
+/// The one element of the `CONFIG` map.
+#[repr(C, align(64))]
+#[derive(Clone, Copy)]
+pub struct Config {
+    /// Random, chosen at load: keeps clients from choosing keys that collide.
+    pub seed: u64,
+    /// Coarse monotonic time in ns after which nothing is served: the daemon's heartbeat pushes
+    /// it ahead, so that without a daemon, which watches for restarts of memcached, serving stops.
+    pub serve_until: u64,
+    /// Greatest age in ns at which an entry is served, counted from the GET that fetched it.
+    pub max_age_ns: u64,
+    /// Age in ns from which one GET is let through to fetch the entry anew.
+    pub refresh_age_ns: u64,
+    /// How long a write without a visible end stays outstanding, in [ticks](crate::time).
+    pub settle_ticks: u32,
+    /// How long an unanswered request is remembered, in [ticks](crate::time).
+    pub remember_ticks: u32,
+    /// Number of buckets of the cache: entries of `INDEX`, `BLOCKS` and `CONTROL`.
+    pub buckets: u32,
+    /// Smallest MTU of the attached interfaces, in bytes: no longer IP packet is sent.
+    pub mtu: u32,
+    /// Used elements of `doors`.
+    pub doors_len: u32,
+    /// Used elements of `allow4`.
+    pub allow4_len: u32,
+    /// Used elements of `allow6`.
+    pub allow6_len: u32,
+    /// Number of sets in `REQUESTS`, a power of two.
+    pub request_sets: u32,
+    /// Who may be served over IPv4.
+    pub allow4: [Net4; MAX_ALLOWED],
+    /// Who may be served over IPv6.
+    pub allow6: [Net6; MAX_ALLOWED],
+    /// The backends' addresses and ports, exact addresses before wildcards.
+    pub doors: [Door; MAX_DOORS],
+    /// Bit `p % 64` of word `p / 64` is set when a door has port `p` (host byte order).
+    pub ports: [u64; 1024],
+}
+
+/// An address and port at which a backend listens.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Door {
+    /// IPv6 address in network byte order; an IPv4 address is mapped (`::ffff:a.b.c.d`). Ignored
+    /// when `flags` has [`Door::ANY_ADDRESS`].
+    pub address: [u32; 4],
+    /// Port in network byte order.
+    pub port: u16,
+    /// Which backend: index into `BACKENDS`.
+    pub backend: u8,
+    /// [`Door::ANY_ADDRESS`] and [`Door::SERVE_UDP`].
+    pub flags: u8,
+}
+
+impl Door {
+    /// Matches every address: what arrives there invalidates, but is never served.
+    pub const ANY_ADDRESS: u8 = 1;
+    /// memcached answers UDP here, so hits may be served.
+    pub const SERVE_UDP: u8 = 2;
+}
+
+/// The 32-bit word before the address in an IPv4-mapped IPv6 address (RFC 4291, 2.5.5.2), in
+/// network byte order.
+pub const MAPPED_V4: u32 = 0xffff_u32.to_be();
+
+/// An IPv4 network, both words in network byte order, `address` already masked.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Net4 {
+    /// Address of the network.
+    pub address: u32,
+    /// Its mask.
+    pub mask: u32,
+}
+
+/// An IPv6 network, words in network byte order, `address` already masked.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Net6 {
+    /// Address of the network.
+    pub address: [u32; 4],
+    /// Its mask.
+    pub mask: [u32; 4],
+}
+
+impl Config {
+    /// A configuration without doors: the datapath passes everything.
+    #[must_use]
+    pub const fn empty() -> Self {
+        Self {
+            seed: 0,
+            serve_until: 0,
+            max_age_ns: 0,
+            refresh_age_ns: 0,
+            settle_ticks: 0,
+            remember_ticks: 0,
+            buckets: 1,
+            mtu: 0,
+            doors_len: 0,
+            allow4_len: 0,
+            allow6_len: 0,
+            request_sets: 1,
+            allow4: [Net4 { address: 0, mask: 0 }; MAX_ALLOWED],
+            allow6: [Net6 { address: [0; 4], mask: [0; 4] }; MAX_ALLOWED],
+            doors: [Door { address: [0; 4], port: 0, backend: 0, flags: 0 }; MAX_DOORS],
+            ports: [0; 1024],
+        }
+    }
+
+    /// Marks `port` (host byte order) as one that some door has.
+    pub const fn add_port(&mut self, port: u16) {
+        self.ports[port as usize / 64] |= 1 << (port % 64);
+    }
+}
+
+const _: () = assert!(size_of::<Door>() == 20);
+const _: () = assert!(size_of::<Config>() % 64 == 0);
+const _: () = assert!(core::mem::offset_of!(Config, allow4) == 64);

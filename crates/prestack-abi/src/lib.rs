@@ -1,0 +1,52 @@
+//! The contract between prestack's BPF programs and its user space: the layout of every map,
+//! the counters and the configuration. Both sides compile this crate, so a layout has one
+//! definition; sizes and alignments are asserted at compile time.
+//!
+//! Integers are in host byte order unless a field says otherwise.
+#![no_std]
+
+pub mod backend;
+pub mod cache;
+pub mod config;
+pub mod control;
+pub mod flow;
+pub mod requests;
+pub mod stats;
+pub mod time;
+
+/// Names of the maps and programs in the BPF object, as the loader looks them up.
+pub mod names {
+    /// The XDP program.
+    pub const RX: &str = "rx";
+    /// The TC egress program.
+    pub const TX: &str = "tx";
+    /// A program that lets every packet pass, for the far end of a veth pair.
+    pub const PASS: &str = "pass";
+
+    /// One [`Config`](crate::config::Config).
+    pub const CONFIG: &str = "CONFIG";
+    /// [`Backend`](crate::backend::Backend), by backend number.
+    pub const BACKENDS: &str = "BACKENDS";
+    /// [`Index`](crate::cache::Index), by bucket.
+    pub const INDEX: &str = "INDEX";
+    /// [`Block`](crate::cache::Block), by bucket.
+    pub const BLOCKS: &str = "BLOCKS";
+    /// [`Control`](crate::control::Control), by bucket.
+    pub const CONTROL: &str = "CONTROL";
+    /// [`RequestSet`](crate::requests::RequestSet), by request name.
+    pub const REQUESTS: &str = "REQUESTS";
+    /// [`KeyTickets`](crate::requests::KeyTickets), by place of the request in `REQUESTS`.
+    pub const KEY_TICKETS: &str = "KEY_TICKETS";
+    /// Stamps of forgotten requests, see [`LOST_STAMPS`](crate::requests::LOST_STAMPS).
+    pub const LOST: &str = "LOST";
+    /// [`TcpFlow`](crate::flow::TcpFlow), by [`FlowKey`](crate::flow::FlowKey).
+    pub const FLOWS: &str = "FLOWS";
+    /// [`Stats`](crate::stats::Stats), one per CPU.
+    pub const STATS: &str = "STATS";
+    /// Per-CPU working memory of the BPF programs; its layout is theirs alone.
+    pub const SCRATCH: &str = "SCRATCH";
+}
+
+/// Changes with every incompatible change of a map layout: what is pinned under another number
+/// is not adopted.
+pub const LAYOUT: u32 = 1;

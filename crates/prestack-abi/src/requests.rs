@@ -1,0 +1,98 @@
+//! The memory of requests that were let through to memcached and have not been answered.
+//!
+//! A request is known by its *name*: a hash of its flow and UDP request id. While a name is
+//! remembered no ticket is given under it, so an old reply is never taken for a new one.
+
+use crate::control::bpf_spin_lock;
+use crate::time::Ticks;
+
+/// Requests in a set.
+pub const SET_WAYS: usize = 4;
+/// Sets in the `REQUESTS` map (a power of two): 8,192 requests.
+pub const REQUEST_SETS: usize = 2048;
+/// Keys of one multi-key GET that can hold a ticket.
+pub const MULTI_KEYS: usize = 48;
+/// Stamps in the `LOST` map (a power of two). When a set is full, the oldest request in it is
+/// forgotten and its name's stamp set to the time in ticks; until the stamp is old, no ticket is
+/// given under any name that shares it. A value of 0 was never set.
+pub const LOST_STAMPS: usize = 65_536;
+
+/// What a remembered request was.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum Kind {
+    /// A place that is free.
+    Free = 0,
+    /// Text `get` or `gets`: answered when a reply ends in `END\r\n`.
+    Get = 1,
+    /// Text `get` of several keys that has tickets in `KEY_TICKETS`.
+    MultiGet = 2,
+    /// A write of one key, answered by one datagram.
+    Write = 3,
+    /// A command answered by one datagram, that writes nothing.
+    Other = 4,
+    /// A datagram whose answers cannot be counted: forgotten by time alone.
+    Endless = 5,
+}
+
+/// A request that memcached has not answered yet.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+pub struct Request {
+    /// Hash of the key (`Get`, `Write`), else 0.
+    pub key: u64,
+    /// Coarse monotonic time in ns at which the request arrived.
+    pub time: u64,
+    /// The bucket's version then (`Get`), or the generation of the outstanding write (`Write`).
+    pub version: u32,
+    /// The backend's epoch then.
+    pub epoch: u32,
+    /// When the request arrived.
+    pub born: Ticks,
+    /// A [`Kind`].
+    pub kind: u8,
+    /// Requests of this name that are unanswered: above 1, replies cannot be told apart.
+    pub unanswered: u8,
+    /// Non-zero if a ticket was given (`Get`), or the number of keys with one (`MultiGet`).
+    pub tickets: u8,
+    /// Which backend was asked.
+    pub backend: u8,
+}
+
+/// An element of the `REQUESTS` map.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct RequestSet {
+    /// Held to change the set.
+    pub lock: bpf_spin_lock,
+    /// Explicit padding.
+    pub reserved: u32,
+    /// Names of `requests`; 0 when free.
+    pub names: [u64; SET_WAYS],
+    /// The requests.
+    pub requests: [Request; SET_WAYS],
+}
+
+/// A ticket for one key of a multi-key GET.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+pub struct KeyTicket {
+    /// Hash of the key.
+    pub key: u64,
+    /// The bucket's version when the request arrived.
+    pub version: u32,
+    /// Explicit padding.
+    pub reserved: u32,
+}
+
+/// An element of the `KEY_TICKETS` map.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct KeyTickets {
+    /// The tickets; the request says how many are used.
+    pub keys: [KeyTicket; MULTI_KEYS],
+}
+
+const _: () = assert!(size_of::<Request>() == 32);
+const _: () = assert!(size_of::<RequestSet>() == 168);
+const _: () = assert!(REQUEST_SETS.is_power_of_two() && LOST_STAMPS.is_power_of_two());

@@ -1,0 +1,59 @@
+//! What the datapath counts, per CPU.
+
+macro_rules! counters {
+    ($($(#[$doc:meta])* $name:ident,)*) => {
+        /// An element of the `STATS` map: one per CPU, added up by user space.
+        #[repr(C)]
+        #[derive(Clone, Copy, Default, Debug, PartialEq, Eq)]
+        pub struct Stats {
+            $($(#[$doc])* pub $name: u64,)*
+        }
+
+        impl Stats {
+            /// Adds the counters of another CPU.
+            pub fn add(&mut self, other: &Self) {
+                $(self.$name += other.$name;)*
+            }
+
+            /// Every counter with its name, in the order of declaration.
+            pub fn iter(&self) -> impl Iterator<Item = (&'static str, u64)> {
+                [$((stringify!($name), self.$name),)*].into_iter()
+            }
+        }
+    };
+}
+
+counters! {
+    /// UDP GETs answered by the cache.
+    udp_hits,
+    /// UDP GETs let through because a key was not in the cache.
+    udp_misses,
+    /// UDP datagrams to a backend let through for any other reason.
+    udp_passed,
+    /// GETs on TCP answered by the cache.
+    tcp_hits,
+    /// GETs on TCP let through because a key was not in the cache.
+    tcp_misses,
+    /// TCP segments with data to a backend that were let through.
+    tcp_passed,
+    /// Entries stored.
+    fills,
+    /// GET replies that were not stored: no ticket, or one that a write had cancelled.
+    fills_refused,
+    /// Writes that invalidated their key.
+    invalidations,
+    /// Times a backend's whole cache was emptied because a packet was not understood.
+    forgets,
+    /// Live entries that made room for another one.
+    evictions,
+    /// GETs of a cached key let through to fetch it anew before it is too old.
+    refreshes,
+    /// GETs not served because their source is not in the allow list.
+    not_allowed,
+    /// GETs not served because a checksum did not hold.
+    bad_checksums,
+    /// GETs not served because a writer changed the entry under the reader.
+    races,
+    /// Requests forgotten unanswered because too many were under way.
+    requests_lost,
+}

@@ -1,0 +1,1 @@
+//! Load generator and benchmark reports for memcached with and without prestack.

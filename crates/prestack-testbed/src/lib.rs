@@ -1,0 +1,1 @@
+//! Network namespaces, veth pairs and stock memcached processes for tests, demo and benchmarks.

@@ -1,0 +1,1 @@
+//! Stock memcached in namespaces.
