@@ -1,7 +1,5 @@
 //! State of a whole backend: its epoch, and for how long nothing may be fetched for the cache.
 
-use crate::time::Ticks;
-
 /// Most backends (memcached processes) of one instance.
 pub const MAX_BACKENDS: u32 = 16;
 
@@ -12,13 +10,14 @@ pub struct Backend {
     /// Generation of the backend's entries: entries of another epoch are dead. Adding one empties
     /// the cache.
     pub epoch: u32,
-    /// No tickets are given before this time: a write whose key is unknown may be under way. Set
-    /// before `epoch` is raised, so that a ticket with the new epoch implies that it was seen.
-    pub quiet_until: Ticks,
-    /// Non-zero while `quiet_until` has a meaning (ticks wrap around).
-    pub quiet: u32,
     /// Explicit padding.
-    pub reserved: [u32; 13],
+    pub padding: u32,
+    /// Coarse monotonic time in ns before which no tickets are given: a write whose key is unknown
+    /// may be under way. Set before `epoch` is raised, so that a ticket with the new epoch implies
+    /// that it was seen.
+    pub quiet_until: u64,
+    /// Keeps backends on cache lines of their own.
+    pub reserved: [u64; 6],
 }
 
 const _: () = assert!(size_of::<Backend>() == 64);

@@ -140,6 +140,9 @@ mod tests {
             assert!(place.bucket < 1000 && place.group < GROUPS as u32 && place.tag != 0);
             groups[place.group as usize] += 1;
         }
-        assert!(groups.iter().all(|&n| (9_000..11_000).contains(&n)), "{groups:?}");
+        assert!(
+            groups.iter().all(|&n| (9_000..11_000).contains(&n)),
+            "{groups:?}"
+        );
     }
 }

@@ -19,10 +19,11 @@ pub struct Config {
     pub max_age_ns: u64,
     /// Age in ns from which one GET is let through to fetch the entry anew.
     pub refresh_age_ns: u64,
-    /// How long a write without a visible end stays outstanding, in [ticks](crate::time).
-    pub settle_ticks: u32,
-    /// How long an unanswered request is remembered, in [ticks](crate::time).
-    pub remember_ticks: u32,
+    /// How long in ns a write without a visible end stays outstanding.
+    pub settle_ns: u64,
+    /// How long in ns an unanswered request is remembered; below 2³⁷ (137 s), for the stamps of
+    /// forgotten ones wrap around.
+    pub remember_ns: u64,
     /// Number of buckets of the cache: entries of `INDEX`, `BLOCKS` and `CONTROL`.
     pub buckets: u32,
     /// Smallest MTU of the attached interfaces, in bytes: no longer IP packet is sent.
@@ -33,8 +34,8 @@ pub struct Config {
     pub allow4_len: u32,
     /// Used elements of `allow6`.
     pub allow6_len: u32,
-    /// Number of sets in `REQUESTS`, a power of two.
-    pub request_sets: u32,
+    /// Explicit padding.
+    pub reserved: u32,
     /// Who may be served over IPv4.
     pub allow4: [Net4; MAX_ALLOWED],
     /// Who may be served over IPv6.
@@ -100,17 +101,28 @@ impl Config {
             serve_until: 0,
             max_age_ns: 0,
             refresh_age_ns: 0,
-            settle_ticks: 0,
-            remember_ticks: 0,
+            settle_ns: 0,
+            remember_ns: 0,
             buckets: 1,
             mtu: 0,
             doors_len: 0,
             allow4_len: 0,
             allow6_len: 0,
-            request_sets: 1,
-            allow4: [Net4 { address: 0, mask: 0 }; MAX_ALLOWED],
-            allow6: [Net6 { address: [0; 4], mask: [0; 4] }; MAX_ALLOWED],
-            doors: [Door { address: [0; 4], port: 0, backend: 0, flags: 0 }; MAX_DOORS],
+            reserved: 0,
+            allow4: [Net4 {
+                address: 0,
+                mask: 0,
+            }; MAX_ALLOWED],
+            allow6: [Net6 {
+                address: [0; 4],
+                mask: [0; 4],
+            }; MAX_ALLOWED],
+            doors: [Door {
+                address: [0; 4],
+                port: 0,
+                backend: 0,
+                flags: 0,
+            }; MAX_DOORS],
             ports: [0; 1024],
         }
     }
@@ -123,4 +135,4 @@ impl Config {
 
 const _: () = assert!(size_of::<Door>() == 20);
 const _: () = assert!(size_of::<Config>() % 64 == 0);
-const _: () = assert!(core::mem::offset_of!(Config, allow4) == 64);
+const _: () = assert!(core::mem::offset_of!(Config, buckets) == 48);

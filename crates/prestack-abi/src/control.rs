@@ -1,8 +1,6 @@
 //! Per bucket: the lock that writers of the bucket take, its version, and the keys in it that
 //! have a write outstanding.
 
-use crate::time::Ticks;
-
 /// Keys of one bucket whose outstanding writes are told apart; when more are written at once, the
 /// whole bucket counts as written.
 pub const OUTSTANDING_KEYS: usize = 3;
@@ -29,12 +27,10 @@ pub struct Control {
     pub version: u32,
     /// Keys with a write outstanding.
     pub outstanding: [Outstanding; OUTSTANDING_KEYS],
-    /// Until when every key of the bucket counts as written, if `crowded` is not 0.
-    pub crowded_until: Ticks,
-    /// Non-zero while `crowded_until` has a meaning.
-    pub crowded: u32,
-    /// Tickets given: fingerprint in the upper, ticks in the lower 16 bits; chosen by the
-    /// fingerprint's last bits.
+    /// Coarse monotonic time in ns until when every key of the bucket counts as written.
+    pub crowded_until: u64,
+    /// Tickets given: fingerprint in the upper, time (see [`crate::time::CLAIM_SHIFT`]) in the lower
+    /// 16 bits; chosen by the fingerprint's last bits.
     pub claims: [u32; CLAIMS],
 }
 
@@ -46,11 +42,11 @@ pub struct Outstanding {
     pub fingerprint: u16,
     /// Writes that have not ended: 0 when free, [`Outstanding::SETTLES`] when only time ends it.
     pub writes: u16,
-    /// Raised each time this element is given to a key, so that a late reply to a write that has
-    /// settled does not end another one.
+    /// The bucket's version when this element was given to the key, so that a late reply to a write
+    /// that has settled does not end another one.
     pub generation: u32,
-    /// When the writes count as ended if nothing ends them before.
-    pub until: Ticks,
+    /// Coarse monotonic time in ns at which the writes count as ended if nothing ends them before.
+    pub until: u64,
 }
 
 impl Outstanding {
@@ -65,5 +61,5 @@ pub const fn fingerprint(hash: u64) -> u16 {
     hash as u16
 }
 
-const _: () = assert!(size_of::<Control>() == 68);
+const _: () = assert!(size_of::<Control>() == 80);
 const _: () = assert!(core::mem::offset_of!(Control, lock) == 0);

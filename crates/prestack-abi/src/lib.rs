@@ -37,8 +37,6 @@ pub mod names {
     pub const REQUESTS: &str = "REQUESTS";
     /// [`KeyTickets`](crate::requests::KeyTickets), by place of the request in `REQUESTS`.
     pub const KEY_TICKETS: &str = "KEY_TICKETS";
-    /// Stamps of forgotten requests, see [`LOST_STAMPS`](crate::requests::LOST_STAMPS).
-    pub const LOST: &str = "LOST";
     /// [`TcpFlow`](crate::flow::TcpFlow), by [`FlowKey`](crate::flow::FlowKey).
     pub const FLOWS: &str = "FLOWS";
     /// [`Stats`](crate::stats::Stats), one per CPU.

@@ -4,18 +4,17 @@
 //! remembered no ticket is given under it, so an old reply is never taken for a new one.
 
 use crate::control::bpf_spin_lock;
-use crate::time::Ticks;
 
 /// Requests in a set.
 pub const SET_WAYS: usize = 4;
-/// Sets in the `REQUESTS` map (a power of two): 8,192 requests.
-pub const REQUEST_SETS: usize = 2048;
+/// Sets in the `REQUESTS` map (a power of two): 4,096 requests.
+pub const REQUEST_SETS: usize = 1024;
 /// Keys of one multi-key GET that can hold a ticket.
 pub const MULTI_KEYS: usize = 48;
-/// Stamps in the `LOST` map (a power of two). When a set is full, the oldest request in it is
-/// forgotten and its name's stamp set to the time in ticks; until the stamp is old, no ticket is
-/// given under any name that shares it. A value of 0 was never set.
-pub const LOST_STAMPS: usize = 65_536;
+/// Stamps for forgotten requests in a set (a power of two).
+pub const LOST_STAMPS: usize = 64;
+/// log₂ of the unit of those stamps in nanoseconds (about 1.07 s).
+pub const LOST_SHIFT: u32 = 30;
 
 /// What a remembered request was.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -47,8 +46,8 @@ pub struct Request {
     pub version: u32,
     /// The backend's epoch then.
     pub epoch: u32,
-    /// When the request arrived.
-    pub born: Ticks,
+    /// Explicit padding.
+    pub reserved: u32,
     /// A [`Kind`].
     pub kind: u8,
     /// Requests of this name that are unanswered: above 1, replies cannot be told apart.
@@ -71,6 +70,11 @@ pub struct RequestSet {
     pub names: [u64; SET_WAYS],
     /// The requests.
     pub requests: [Request; SET_WAYS],
+    /// When a set is full its oldest request is forgotten, and the time (in units of
+    /// 2^[`LOST_SHIFT`] ns, modulo 256; 0 for never) noted here under its name: until that is old,
+    /// no ticket is given under any name that shares the stamp. A stamp that seems young because
+    /// the time has wrapped around costs a ticket and no more.
+    pub lost: [u8; LOST_STAMPS],
 }
 
 /// A ticket for one key of a multi-key GET.
@@ -94,5 +98,5 @@ pub struct KeyTickets {
 }
 
 const _: () = assert!(size_of::<Request>() == 32);
-const _: () = assert!(size_of::<RequestSet>() == 168);
+const _: () = assert!(size_of::<RequestSet>() == 232);
 const _: () = assert!(REQUEST_SETS.is_power_of_two() && LOST_STAMPS.is_power_of_two());

@@ -1,2 +1,19 @@
-//! x
-#![no_std]
+//! memcached's wire formats: parsers and the arithmetic around them.
+//!
+//! The crate is `no_std`, allocates nothing and compiles for the BPF target as well as for the
+//! host: the parsers that run under the kernel's verifier are the ones that the tests exercise.
+//! Text is read eight bytes at a time.
+#![cfg_attr(not(test), no_std)]
+
+pub mod checksum;
+pub mod hash;
+pub mod net;
+pub mod swar;
+pub mod text;
+pub mod udp;
+pub mod window;
+
+/// Longest key that memcached accepts, in bytes (`KEY_MAX_LENGTH` in memcached.h).
+pub const MAX_KEY: usize = 250;
+/// First byte of a binary request (`PROTOCOL_BINARY_REQ` in protocol_binary.h).
+pub const BINARY_REQUEST: u8 = 0x80;

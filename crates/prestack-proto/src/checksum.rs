@@ -1,0 +1,69 @@
+//! The Internet checksum (RFC 1071): one's-complement sums of 16-bit words.
+//!
+//! Words are taken in the order of the machine (little-endian); a sum so made, inverted and
+//! stored in the same order, is right on the wire (RFC 1071, section 2(B)).
+
+/// Folds a sum of any number of words to 16 bits.
+#[inline(always)]
+#[must_use]
+pub const fn fold(sum: u64) -> u16 {
+    let sum = (sum & 0xffff_ffff) + (sum >> 32);
+    let sum = (sum & 0xffff) + ((sum >> 16) & 0xffff) + (sum >> 32);
+    let sum = (sum & 0xffff) + (sum >> 16);
+    (sum + (sum >> 16)) as u16
+}
+
+/// Adds eight bytes to a running sum that [`fold`] accepts.
+#[inline(always)]
+#[must_use]
+pub const fn add_word(sum: u64, word: u64) -> u64 {
+    let (sum, carry) = sum.overflowing_add(word);
+    sum + carry as u64
+}
+
+/// The sum of some bytes, an odd last one padded with zero, not folded.
+#[must_use]
+pub fn sum(bytes: &[u8]) -> u64 {
+    let mut chunks = bytes.chunks_exact(8);
+    let mut total = 0;
+    for chunk in &mut chunks {
+        let mut word = [0; 8];
+        word.copy_from_slice(chunk);
+        total = add_word(total, u64::from_le_bytes(word));
+    }
+    let mut last = [0; 8];
+    last[..chunks.remainder().len()].copy_from_slice(chunks.remainder());
+    add_word(total, u64::from_le_bytes(last))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// RFC 1071, section 4.1, word by word.
+    fn reference(bytes: &[u8]) -> u16 {
+        let mut sum = 0u32;
+        for pair in bytes.chunks(2) {
+            sum += u32::from(pair[0]) | u32::from(*pair.get(1).unwrap_or(&0)) << 8;
+        }
+        while sum > 0xffff {
+            sum = (sum & 0xffff) + (sum >> 16);
+        }
+        sum as u16
+    }
+
+    proptest! {
+        #[test]
+        fn agrees_with_the_rfc(bytes in proptest::collection::vec(any::<u8>(), 0..1500)) {
+            prop_assert_eq!(fold(sum(&bytes)), reference(&bytes));
+        }
+
+        #[test]
+        fn folds_every_sum(value: u64) {
+            let folded = fold(value);
+            prop_assert_eq!(u64::from(folded) % 0xffff, value % 0xffff);
+            prop_assert!(folded != 0 || value == 0);
+        }
+    }
+}

@@ -1,0 +1,6 @@
+//! The text protocol (doc/protocol.txt), meta commands included.
+
+pub mod number;
+pub mod reply;
+pub mod request;
+pub mod scan;
