@@ -1,1 +1,3 @@
-//! Stock memcached in namespaces.
+//! Stock memcached in network namespaces, driven over real sockets. These tests need root.
+
+mod testbed;

@@ -1,0 +1,85 @@
+//! The smallest XDP program, `return XDP_PASS`, on a device.
+//!
+//! A veth device takes packets that its peer sends with `XDP_TX` only if it has an XDP program
+//! itself: without one they stay in its ring until something else wakes it. (Seen on Linux 6.18;
+//! GRO alone, which also makes the device use NAPI, does not help.)
+
+use std::ffi::CString;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+
+use anyhow::{Context, Result};
+use nix::errno::Errno;
+use nix::libc;
+
+use crate::namespace::Namespace;
+
+const BPF_PROG_LOAD: libc::c_long = 5;
+const BPF_LINK_CREATE: libc::c_long = 28;
+const BPF_PROG_TYPE_XDP: u32 = 6;
+const BPF_XDP: u32 = 37;
+const XDP_FLAGS_DRV_MODE: u32 = 1 << 2;
+
+/// `r0 = XDP_PASS; exit`, as `struct bpf_insn` (opcode, registers, offset, immediate).
+static PASS: [u64; 2] = [0xb7 | 2 << 32, 0x95];
+
+/// The head of `union bpf_attr` for `BPF_PROG_LOAD`; the kernel takes the rest as zero.
+#[repr(C)]
+struct ProgLoad {
+    prog_type: u32,
+    insn_cnt: u32,
+    insns: u64,
+    license: u64,
+}
+
+/// The head of `union bpf_attr` for `BPF_LINK_CREATE`.
+#[repr(C)]
+struct LinkCreate {
+    prog_fd: RawFd,
+    target_ifindex: u32,
+    attach_type: u32,
+    flags: u32,
+}
+
+/// Attaches the program to `dev` in `namespace`, natively; it stays until the link is dropped.
+pub(crate) fn attach_pass(namespace: &Namespace, dev: &str) -> Result<OwnedFd> {
+    let license = CString::from(c"Dual MIT/GPL");
+    let load = ProgLoad {
+        prog_type: BPF_PROG_TYPE_XDP,
+        insn_cnt: PASS.len() as u32,
+        insns: PASS.as_ptr() as u64,
+        license: license.as_ptr() as u64,
+    };
+    // SAFETY: `load` describes instructions and a licence that outlive the call.
+    let program = unsafe { bpf(BPF_PROG_LOAD, &load) }.context("loading an XDP program")?;
+    namespace.run(|| {
+        let target_ifindex = nix::net::if_::if_nametoindex(dev)?;
+        let create = LinkCreate {
+            prog_fd: program.as_raw_fd(),
+            target_ifindex,
+            attach_type: BPF_XDP,
+            flags: XDP_FLAGS_DRV_MODE,
+        };
+        // SAFETY: `create` holds no pointers, and its descriptor is open.
+        unsafe { bpf(BPF_LINK_CREATE, &create) }
+            .with_context(|| format!("attaching an XDP program to {dev}"))
+    })
+}
+
+/// The bpf system call, for commands that return a descriptor.
+///
+/// # Safety
+/// `attr` must be the head of `union bpf_attr` for `command`, with valid pointers.
+unsafe fn bpf<T>(command: libc::c_long, attr: &T) -> Result<OwnedFd, Errno> {
+    // SAFETY: the caller vouches for `attr`, and the kernel reads only its size.
+    let fd = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            command,
+            std::ptr::from_ref(attr),
+            size_of::<T>(),
+        )
+    };
+    let fd = Errno::result(fd)?;
+    // SAFETY: the kernel just made the descriptor and nothing else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
+}

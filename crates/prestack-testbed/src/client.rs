@@ -1,0 +1,4 @@
+//! A plain, blocking memcached client.
+
+pub(crate) mod tcp;
+pub(crate) mod udp;

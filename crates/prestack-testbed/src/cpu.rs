@@ -1,0 +1,83 @@
+//! Which CPUs run what, and how much CPU time a process has used.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use nix::errno::Errno;
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+use nix::time::{clock_getcpuclockid, clock_gettime};
+use nix::unistd::Pid;
+
+/// CPUs for the two ends of a testbed.
+#[derive(Clone, Debug)]
+pub struct CpuSplit {
+    /// CPUs of the server: memcached and the server's packet processing.
+    pub server: Vec<usize>,
+    /// CPUs of the client: the load generator and the client's packet processing.
+    pub client: Vec<usize>,
+}
+
+impl CpuSplit {
+    /// Halves the CPUs that this process may use; with only one, both ends share it.
+    ///
+    /// # Errors
+    /// When the kernel does not tell which CPUs those are.
+    pub fn halves() -> Result<Self> {
+        let allowed = sched_getaffinity(Pid::from_raw(0)).context("reading the CPU affinity")?;
+        let cpus: Vec<usize> = (0..CpuSet::count())
+            .filter(|&cpu| allowed.is_set(cpu) == Ok(true))
+            .collect();
+        let (server, client) = cpus.split_at(cpus.len() / 2);
+        let server = if server.is_empty() { client } else { server };
+        Ok(Self {
+            server: server.to_vec(),
+            client: client.to_vec(),
+        })
+    }
+}
+
+/// Keeps the calling thread on `cpus`.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn pin_thread(cpus: &[usize]) -> Result<()> {
+    pin_task(0, cpus)
+}
+
+/// Keeps every thread of the process `pid` on `cpus`.
+///
+/// # Errors
+/// When the kernel refuses or the process is gone.
+pub fn pin_process(pid: i32, cpus: &[usize]) -> Result<()> {
+    for task in std::fs::read_dir(format!("/proc/{pid}/task"))? {
+        let task = task?.file_name();
+        let Some(task) = task.to_str().and_then(|t| t.parse().ok()) else {
+            continue;
+        };
+        pin_task(task, cpus)?;
+    }
+    Ok(())
+}
+
+fn pin_task(task: i32, cpus: &[usize]) -> Result<()> {
+    let mut set = CpuSet::new();
+    for &cpu in cpus {
+        set.set(cpu)?;
+    }
+    match sched_setaffinity(Pid::from_raw(task), &set) {
+        // It ended since it was listed.
+        Err(Errno::ESRCH) => Ok(()),
+        other => other.with_context(|| format!("keeping task {task} on CPUs {cpus:?}")),
+    }
+}
+
+/// User and system time that the process `pid` (all its threads) or kernel thread has used, to
+/// the nanosecond.
+///
+/// # Errors
+/// When the process is gone.
+pub fn time_of(pid: i32) -> Result<Duration> {
+    let clock = clock_getcpuclockid(Pid::from_raw(pid))
+        .with_context(|| format!("reading the CPU time of process {pid}"))?;
+    Ok(clock_gettime(clock)?.into())
+}

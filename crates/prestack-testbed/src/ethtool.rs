@@ -1,0 +1,64 @@
+//! Offload features of network devices, through the ethtool ioctl.
+
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+
+use anyhow::{Context, Result, bail};
+use nix::errno::Errno;
+use nix::libc;
+
+use crate::namespace::Namespace;
+
+/// A feature that can be switched.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Feature {
+    /// Generic receive offload (`ETHTOOL_SGRO`).
+    Gro,
+    /// TCP segmentation offload (`ETHTOOL_STSO`).
+    Tso,
+}
+
+/// `struct ethtool_value` of linux/ethtool.h.
+#[repr(C)]
+struct Value {
+    command: u32,
+    data: u32,
+}
+
+/// Switches a feature of the device `dev` in `namespace` on or off.
+pub(crate) fn set(namespace: &Namespace, dev: &str, feature: Feature, on: bool) -> Result<()> {
+    const ETHTOOL_STSO: u32 = 0x1f;
+    const ETHTOOL_SGRO: u32 = 0x2c;
+    let command = match feature {
+        Feature::Gro => ETHTOOL_SGRO,
+        Feature::Tso => ETHTOOL_STSO,
+    };
+    let mut value = Value {
+        command,
+        data: u32::from(on),
+    };
+    namespace
+        .run(|| ioctl(dev, &mut value))
+        .with_context(|| format!("setting {feature:?} of {dev} to {on}"))
+}
+
+fn ioctl(dev: &str, value: &mut Value) -> Result<()> {
+    if dev.len() >= libc::IFNAMSIZ {
+        bail!("device name {dev} is too long");
+    }
+    // SAFETY: socket has no preconditions; the result is checked.
+    let fd = unsafe { libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) };
+    let fd = Errno::result(fd).context("opening a socket")?;
+    // SAFETY: the descriptor was just made and nothing else owns it.
+    let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+    // SAFETY: an ifreq of zero bytes is valid.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(dev.bytes()) {
+        *to = from.cast_signed();
+    }
+    request.ifr_ifru.ifru_data = std::ptr::from_mut(value).cast();
+    // SAFETY: the request has a name that ends in NUL and points to an ethtool_value, which is
+    // what these ethtool commands take; both outlive the call.
+    let done = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCETHTOOL, &raw mut request) };
+    Errno::result(done)?;
+    Ok(())
+}

@@ -1,0 +1,148 @@
+//! Stock memcached.
+
+use std::io::{Read, Write};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
+use std::process::ExitStatus;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+use crate::namespace::Namespace;
+use crate::pace::wait_for;
+use crate::process::{Process, Signal};
+
+/// How memcached is started.
+#[derive(Clone, Debug)]
+pub struct MemcachedOptions {
+    /// Port for TCP (`-p`).
+    pub port: u16,
+    /// Port for UDP (`-U`); 0 for none.
+    pub udp_port: u16,
+    /// Addresses to listen on (`-l`); all when empty.
+    pub addresses: Vec<IpAddr>,
+    /// Worker threads (`-t`).
+    pub threads: u32,
+    /// Memory for items in MiB (`-m`).
+    pub memory_mib: u32,
+    /// Anything else.
+    pub args: Vec<String>,
+}
+
+impl Default for MemcachedOptions {
+    fn default() -> Self {
+        Self {
+            port: 11211,
+            udp_port: 11211,
+            addresses: Vec::new(),
+            threads: 4,
+            memory_mib: 64,
+            args: Vec::new(),
+        }
+    }
+}
+
+/// A running memcached; killed when dropped.
+pub struct Memcached {
+    process: Process,
+}
+
+impl Memcached {
+    /// Starts memcached in `namespace` and waits until it answers.
+    ///
+    /// # Errors
+    /// When memcached is not installed or does not come up; the message has its words.
+    pub fn start(namespace: &Namespace, options: MemcachedOptions) -> Result<Self> {
+        let mut memcached = Self::spawn(namespace, &options)?;
+        let address = match options.addresses.first() {
+            None => Ipv4Addr::LOCALHOST.into(),
+            Some(address) if address.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+            Some(address) => *address,
+        };
+        let address = SocketAddr::new(address, options.port);
+        wait_for("memcached to answer", Duration::from_secs(5), || {
+            if memcached.process.has_ended()? {
+                let (status, stderr) = memcached.process.wait(Duration::ZERO)?;
+                bail!("memcached ended ({status}): {}", stderr.trim());
+            }
+            // Refused or reset: not up yet.
+            Ok(namespace.run(|| version(address)).ok())
+        })?;
+        Ok(memcached)
+    }
+
+    /// Starts memcached in `namespace` without waiting for it to come up.
+    ///
+    /// # Errors
+    /// When memcached is not installed.
+    pub fn spawn(namespace: &Namespace, options: &MemcachedOptions) -> Result<Self> {
+        let mut command = namespace.command("memcached");
+        // It refuses to run as root unless told so; the namespace is out of everybody's reach.
+        command.args(["-u", "root"]);
+        command.args([
+            "-p",
+            &options.port.to_string(),
+            "-U",
+            &options.udp_port.to_string(),
+        ]);
+        command.args(["-t", &options.threads.to_string()]);
+        command.args(["-m", &options.memory_mib.to_string()]);
+        if !options.addresses.is_empty() {
+            let addresses: Vec<String> = options.addresses.iter().map(listen_argument).collect();
+            command.args(["-l", &addresses.join(",")]);
+        }
+        command.args(&options.args);
+        let process = Process::spawn(command)
+            .context("memcached does not start; on Debian or Ubuntu: apt-get install memcached")?;
+        Ok(Self { process })
+    }
+
+    /// The process's id.
+    #[must_use]
+    pub fn pid(&self) -> i32 {
+        self.process.pid()
+    }
+
+    /// Stops the process in its tracks (SIGSTOP) until [`resume`](Self::resume).
+    ///
+    /// # Errors
+    /// When it has ended.
+    pub fn pause(&self) -> Result<()> {
+        self.process.signal(Signal::SIGSTOP)
+    }
+
+    /// Lets a paused process go on.
+    ///
+    /// # Errors
+    /// When it has ended.
+    pub fn resume(&self) -> Result<()> {
+        self.process.signal(Signal::SIGCONT)
+    }
+
+    /// Kills the process with SIGKILL and waits for its end.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn kill(mut self) -> Result<ExitStatus> {
+        Ok(self.process.kill()?.0)
+    }
+}
+
+fn listen_argument(address: &IpAddr) -> String {
+    match address {
+        IpAddr::V4(v4) => v4.to_string(),
+        IpAddr::V6(v6) => format!("[{v6}]"),
+    }
+}
+
+/// Asks for the version over TCP.
+fn version(address: SocketAddr) -> Result<()> {
+    let mut stream = TcpStream::connect(address)?;
+    stream.set_read_timeout(Some(Duration::from_secs(1)))?;
+    stream.write_all(b"version\r\n")?;
+    let mut start = [0; 8];
+    stream.read_exact(&mut start)?;
+    if &start != b"VERSION " {
+        bail!("memcached at {address} answers {start:?}");
+    }
+    Ok(())
+}

@@ -1,0 +1,72 @@
+//! Threaded NAPI: a kernel thread per device that receives its packets.
+//!
+//! Packets on a veth pair are by default received on the sender's time and CPU. With threaded
+//! NAPI each end has its own threads, `napi/DEV-ID`, which can be pinned and whose CPU time tells
+//! what receiving costs, XDP programs included.
+
+use std::fs;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use crate::cpu;
+use crate::namespace::Namespace;
+use crate::pace::wait_for;
+
+/// Makes the device `dev` in `namespace` use threaded NAPI.
+///
+/// # Errors
+/// When the kernel does not know it (before 5.12).
+pub fn set_threaded(namespace: &Namespace, dev: &str) -> Result<()> {
+    let path = format!("/sys/class/net/{dev}/threaded");
+    namespace.run_with_sysfs(|| {
+        // Written in two steps: a device whose NAPI was made anew has the switch on without
+        // threads.
+        fs::write(&path, "0")
+            .and_then(|()| fs::write(&path, "1"))
+            .with_context(|| format!("switching threaded NAPI of {dev} on"))
+    })
+}
+
+/// Keeps the NAPI threads of `dev` on `cpus`; waits until there is one.
+///
+/// # Errors
+/// When there is none.
+pub fn pin(dev: &str, cpus: &[usize]) -> Result<()> {
+    let threads = wait_for(
+        &format!("NAPI threads of {dev}"),
+        Duration::from_secs(5),
+        || Ok(Some(threads(dev)?).filter(|t| !t.is_empty())),
+    )?;
+    for thread in threads {
+        cpu::pin_process(thread, cpus)?;
+    }
+    Ok(())
+}
+
+/// CPU time that the NAPI threads of `dev` have used.
+///
+/// # Errors
+/// When a thread ended meanwhile.
+pub fn time_of(dev: &str) -> Result<Duration> {
+    threads(dev)?.into_iter().map(cpu::time_of).sum()
+}
+
+/// The NAPI threads of `dev`. A device's name must be unique on the host: kernel threads belong
+/// to no network namespace.
+fn threads(dev: &str) -> Result<Vec<i32>> {
+    let name = format!("napi/{dev}-");
+    let mut threads = Vec::new();
+    for entry in fs::read_dir("/proc").context("listing processes")? {
+        let entry = entry?.file_name();
+        let Some(pid) = entry.to_str().and_then(|e| e.parse().ok()) else {
+            continue;
+        };
+        // A process that ended since it was listed has no name.
+        let comm = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+        if comm.starts_with(&name) {
+            threads.push(pid);
+        }
+    }
+    Ok(threads)
+}

@@ -1,0 +1,223 @@
+//! `prestack run` and the commands that talk to it.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+
+use crate::namespace::Namespace;
+use crate::process::{Process, Signal};
+
+/// How long prestack may take to serve, or to end.
+const LIMIT: Duration = Duration::from_secs(15);
+
+/// Numbers the instances of this process.
+static INSTANCES: AtomicU32 = AtomicU32::new(0);
+
+/// A running `prestack run`; killed when dropped.
+pub struct Prestack<'a> {
+    namespace: &'a Namespace,
+    binary: PathBuf,
+    instance: String,
+    process: Process,
+    serving: String,
+}
+
+impl<'a> Prestack<'a> {
+    /// Starts `prestack run` in `namespace` with `args` and an instance name of its own, and waits
+    /// until it serves. The binary is the one that the environment names as `PRESTACK_BIN`, or
+    /// else the workspace's own, release before debug.
+    ///
+    /// # Errors
+    /// When it does not come to serve; the message has its words.
+    pub fn start(namespace: &'a Namespace, args: &[&str]) -> Result<Self> {
+        Self::start_binary(binary()?, namespace, args)
+    }
+
+    /// The same, of another binary.
+    ///
+    /// # Errors
+    /// When it does not come to serve; the message has its words.
+    pub fn start_binary(binary: PathBuf, namespace: &'a Namespace, args: &[&str]) -> Result<Self> {
+        let instance = new_instance();
+        let mut process = spawn(&binary, namespace, &instance, args)?;
+        let serving = process.wait_for_line(LIMIT, |line| line.starts_with("serving "))?;
+        Ok(Self {
+            namespace,
+            binary,
+            instance,
+            process,
+            serving,
+        })
+    }
+
+    /// Runs `prestack run` with `args`, which must fail; returns what it says on standard error.
+    ///
+    /// # Errors
+    /// When it does not end, or ends well.
+    pub fn refusal(namespace: &Namespace, args: &[&str]) -> Result<String> {
+        let mut process = spawn(&binary()?, namespace, &new_instance(), args)?;
+        let (status, stderr) = process.wait(LIMIT)?;
+        if status.success() || status.code().is_none() {
+            bail!(
+                "`prestack run {}` ended with {status}: {stderr}",
+                args.join(" ")
+            );
+        }
+        Ok(stderr)
+    }
+
+    /// The line with which it said that it serves.
+    #[must_use]
+    pub fn serving(&self) -> &str {
+        &self.serving
+    }
+
+    /// The instance's name.
+    #[must_use]
+    pub fn instance(&self) -> &str {
+        &self.instance
+    }
+
+    /// The daemon's process id.
+    #[must_use]
+    pub fn pid(&self) -> i32 {
+        self.process.pid()
+    }
+
+    /// Runs another of prestack's commands on this instance; returns its standard output.
+    ///
+    /// # Errors
+    /// When it fails; the message has its words.
+    pub fn command(&self, args: &[&str]) -> Result<String> {
+        let mut command = self.namespace.command(&self.binary);
+        command.args(args).args(["--instance", &self.instance]);
+        let output = command
+            .output()
+            .with_context(|| format!("running {command:?}"))?;
+        if !output.status.success() {
+            let said = String::from_utf8_lossy(&output.stderr);
+            bail!("`prestack {}` failed: {}", args.join(" "), said.trim());
+        }
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// What the instance has counted (`prestack stats --json`).
+    ///
+    /// # Errors
+    /// When the command fails or its output is not as expected.
+    pub fn stats(&self) -> Result<Counters> {
+        Counters::parse(&self.command(&["stats", "--json"])?)
+    }
+
+    /// Ends the daemon with SIGTERM, and waits until it has.
+    ///
+    /// # Errors
+    /// When it does not end by itself with status 0.
+    pub fn stop(mut self) -> Result<()> {
+        self.process.signal(Signal::SIGTERM)?;
+        let (status, stderr) = self.process.wait(LIMIT)?;
+        if !status.success() {
+            bail!("prestack ended with {status} after SIGTERM: {stderr}");
+        }
+        Ok(())
+    }
+
+    /// Kills the daemon with SIGKILL, and waits for its end.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn kill(mut self) -> Result<ExitStatus> {
+        Ok(self.process.kill()?.0)
+    }
+}
+
+fn spawn(binary: &Path, namespace: &Namespace, instance: &str, args: &[&str]) -> Result<Process> {
+    let mut command = namespace.command(binary);
+    command.args(["run", "--instance", instance]).args(args);
+    Process::spawn(command)
+}
+
+fn new_instance() -> String {
+    format!(
+        "ps-{}-{}",
+        std::process::id(),
+        INSTANCES.fetch_add(1, Ordering::Relaxed)
+    )
+}
+
+/// The binary under test.
+fn binary() -> Result<PathBuf> {
+    if let Some(path) = std::env::var_os("PRESTACK_BIN") {
+        return Ok(path.into());
+    }
+    let target = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target");
+    ["release/prestack", "debug/prestack"]
+        .into_iter()
+        .map(|name| target.join(name))
+        .find(|path| path.exists())
+        .context("there is no prestack binary: make it with `cargo xtask build`, or name one in PRESTACK_BIN")
+}
+
+/// Counters by name, nested ones with a dot between (`udp.hits`).
+#[derive(Clone, Debug, Default)]
+pub struct Counters(BTreeMap<String, u64>);
+
+impl Counters {
+    fn parse(json: &str) -> Result<Self> {
+        let value = serde_json::from_str(json).with_context(|| format!("in {json:?}"))?;
+        let mut counters = Self::default();
+        counters.add("", &value);
+        Ok(counters)
+    }
+
+    fn add(&mut self, name: &str, value: &Value) {
+        match value {
+            Value::Object(members) => {
+                let dot = if name.is_empty() { "" } else { "." };
+                members
+                    .iter()
+                    .for_each(|(m, value)| self.add(&format!("{name}{dot}{m}"), value));
+            }
+            Value::Number(number) => {
+                self.0.extend(number.as_u64().map(|n| (name.to_owned(), n)));
+            }
+            _ => {}
+        }
+    }
+
+    /// The counter of this name.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn get(&self, name: &str) -> Result<u64> {
+        let names = || {
+            self.0
+                .keys()
+                .map(String::as_str)
+                .collect::<Vec<_>>()
+                .join(" ")
+        };
+        self.0
+            .get(name)
+            .copied()
+            .with_context(|| format!("no counter {name} among: {}", names()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counters_are_named_by_their_path() {
+        let counters = Counters::parse(r#"{"udp":{"hits":7},"tcp.hits":8,"x":"y"}"#).unwrap();
+        assert_eq!(counters.get("udp.hits").unwrap(), 7);
+        assert_eq!(counters.get("tcp.hits").unwrap(), 8);
+        assert!(counters.get("x").is_err());
+    }
+}

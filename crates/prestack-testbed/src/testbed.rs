@@ -1,0 +1,102 @@
+//! Two namespaces, joined.
+
+use std::net::IpAddr;
+
+use anyhow::{Context, Result};
+
+use crate::link::Link;
+use crate::namespace::{Namespace, require_root};
+use crate::{cpu::CpuSplit, napi};
+
+/// A server and a client namespace joined by veth pairs.
+pub struct Testbed {
+    /// Where memcached and prestack run.
+    pub server: Namespace,
+    /// Where the clients are.
+    pub client: Namespace,
+    /// The veth pairs; there is at least one.
+    pub links: Vec<Link>,
+}
+
+impl Testbed {
+    /// Namespaces joined by one veth pair.
+    ///
+    /// # Errors
+    /// Without root's privileges or `ip`.
+    pub fn new() -> Result<Self> {
+        Self::with_links(1)
+    }
+
+    /// Namespaces joined by `links` veth pairs.
+    ///
+    /// # Errors
+    /// Without root's privileges or `ip`.
+    pub fn with_links(links: u8) -> Result<Self> {
+        require_root()?;
+        let (server, client) = (Namespace::new()?, Namespace::new()?);
+        let links = (0..links)
+            .map(|n| Link::new(&server, &client, n))
+            .collect::<Result<_>>()
+            .context("joining the namespaces")?;
+        Ok(Self {
+            server,
+            client,
+            links,
+        })
+    }
+
+    /// Gives the server one more address on the `link`-th pair.
+    ///
+    /// # Errors
+    /// When `ip` fails.
+    pub fn add_server_address(&self, link: usize, address: IpAddr) -> Result<()> {
+        add_address(&self.server, &self.links[link].server_dev, address)
+    }
+
+    /// Gives the client one more address on the `link`-th pair.
+    ///
+    /// # Errors
+    /// When `ip` fails.
+    pub fn add_client_address(&self, link: usize, address: IpAddr) -> Result<()> {
+        add_address(&self.client, &self.links[link].client_dev, address)
+    }
+
+    /// Sets the MTU at both ends of the `link`-th pair.
+    ///
+    /// # Errors
+    /// When `ip` fails.
+    pub fn set_mtu(&self, link: usize, mtu: u32) -> Result<()> {
+        let (link, mtu) = (&self.links[link], mtu.to_string());
+        self.server
+            .ip(["link", "set", &link.server_dev, "mtu", &mtu])?;
+        self.client
+            .ip(["link", "set", &link.client_dev, "mtu", &mtu])?;
+        Ok(())
+    }
+
+    /// Gives each end a NAPI thread of its own, so that neither end receives packets on the
+    /// other's time, and keeps the threads on their side's CPUs. To be called again whenever an
+    /// XDP program comes or goes: the kernel makes new threads then.
+    ///
+    /// # Errors
+    /// When the kernel has no threaded NAPI.
+    pub fn separate_cpus(&self, split: &CpuSplit) -> Result<()> {
+        for link in &self.links {
+            napi::set_threaded(&self.server, &link.server_dev)?;
+            napi::set_threaded(&self.client, &link.client_dev)?;
+            napi::pin(&link.server_dev, &split.server)?;
+            napi::pin(&link.client_dev, &split.client)?;
+        }
+        Ok(())
+    }
+}
+
+fn add_address(namespace: &Namespace, dev: &str, address: IpAddr) -> Result<()> {
+    match address {
+        IpAddr::V4(v4) => namespace.ip(["address", "add", &format!("{v4}/24"), "dev", dev])?,
+        IpAddr::V6(v6) => {
+            namespace.ip(["address", "add", &format!("{v6}/64"), "dev", dev, "nodad"])?
+        }
+    };
+    Ok(())
+}
