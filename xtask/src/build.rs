@@ -1,12 +1,19 @@
 //! Building the BPF object, and the programs that carry or test it.
 
-use std::{fs, io::BufReader, path::PathBuf, process::Stdio};
+use std::{
+    collections::BTreeMap,
+    fs,
+    io::BufReader,
+    path::{Path, PathBuf},
+    process::Stdio,
+};
 
 use anyhow::{Context, Result, bail};
 use cargo_metadata::{Artifact, Message};
 
 use crate::{process, toolchain};
 
+const PRESTACK: &str = "prestack";
 const BPF_PACKAGE: &str = "prestack-ebpf";
 const BPF_TARGET: &str = "bpfel-unknown-none";
 
@@ -17,17 +24,17 @@ const BPF_RUSTFLAGS: &str = "-C debuginfo=2 -C link-arg=--btf";
 /// other features of the dependencies, and so compiling these again.
 pub const HOST_PACKAGES: [&str; 3] = ["--workspace", "--exclude", BPF_PACKAGE];
 
-/// A profile of the host's programs.
+/// How to build the prestack binary.
 #[derive(Clone, Copy)]
 pub enum Profile {
-    /// Quick to build, with overflow checks.
+    /// Quickly.
     Dev,
-    /// What users run.
+    /// As users run it.
     Release,
 }
 
-/// Builds the BPF object, which the prestack crate embeds, and returns its path.
-pub fn bpf_object() -> Result<PathBuf> {
+/// Builds the BPF object, which the prestack crate embeds.
+pub fn bpf_object() -> Result<()> {
     // A target directory of its own: sharing it would mean waiting for the lock of a cargo that
     // builds for the host.
     let directory = process::workspace().join("target/bpf");
@@ -44,18 +51,18 @@ pub fn bpf_object() -> Result<PathBuf> {
     let built = directory.join(BPF_TARGET).join("release").join(BPF_PACKAGE);
     let object = directory.join("prestack.bpf.o");
     publish(&built, &object)
-        .with_context(|| format!("cannot copy {} to {}", built.display(), object.display()))?;
-    Ok(object)
+        .with_context(|| format!("cannot copy {} to {}", built.display(), object.display()))
 }
 
 /// Copies a file, unless the copy is there already: its age decides whether cargo rebuilds what
 /// embeds it.
-fn publish(from: &PathBuf, to: &PathBuf) -> Result<()> {
+fn publish(from: &Path, to: &Path) -> Result<()> {
     let new = fs::read(from)?;
     if fs::read(to).is_ok_and(|old| old == new) {
         return Ok(());
     }
-    let unfinished = to.with_extension("new");
+    // Whoever builds at the same time finds the old one or the new one whole.
+    let unfinished = to.with_extension(std::process::id().to_string());
     fs::write(&unfinished, new)?;
     fs::rename(unfinished, to)?;
     Ok(())
@@ -64,60 +71,75 @@ fn publish(from: &PathBuf, to: &PathBuf) -> Result<()> {
 /// Builds the BPF object and the prestack binary, and returns the binary's path.
 pub fn prestack(profile: Profile) -> Result<PathBuf> {
     bpf_object()?;
-    match profile {
-        Profile::Dev => dev_program("prestack"),
-        Profile::Release => program(&["--release", "--package", "prestack"], "prestack"),
+    let mut args = vec!["--package", PRESTACK, "--bin", PRESTACK];
+    if let Profile::Release = profile {
+        args.push("--release");
+    }
+    Ok(host(&args)?.program(PRESTACK)?.to_owned())
+}
+
+/// Builds the BPF object, the prestack binary and a selection of other programs and tests, all
+/// with the dev profile: it is quick to build, and checks for overflows.
+///
+/// One command, because what cargo builds together shares the dependencies and their features.
+pub fn for_tests(selection: &[&str]) -> Result<Built> {
+    bpf_object()?;
+    host(&[&HOST_PACKAGES[..], &["--bin", PRESTACK], selection].concat())
+}
+
+/// What cargo has built, by name.
+pub struct Built {
+    programs: BTreeMap<String, PathBuf>,
+    tests: BTreeMap<String, PathBuf>,
+}
+
+impl Built {
+    /// The path of a program.
+    pub fn program(&self, name: &str) -> Result<&Path> {
+        let path = self.programs.get(name);
+        Ok(path.with_context(|| format!("cargo built no program {name}"))?)
+    }
+
+    /// The path of a test program.
+    pub fn test(&self, name: &str) -> Result<&Path> {
+        let path = self.tests.get(name);
+        Ok(path.with_context(|| format!("cargo built no test {name}"))?)
     }
 }
 
-/// Builds a program of the workspace with the dev profile, and returns its path.
-pub fn dev_program(name: &str) -> Result<PathBuf> {
-    program(&HOST_PACKAGES, name)
-}
-
-fn program(selection: &[&str], name: &str) -> Result<PathBuf> {
-    let built = executables(&[&["build", "--bin", name], selection].concat())?;
-    let program = built.into_iter().find(|program| program.name == name);
-    Ok(program
-        .with_context(|| format!("cargo built no {name}"))?
-        .path)
-}
-
-/// A program that cargo has built.
-pub struct Executable {
-    /// Name of the target: a binary's or an integration test's.
-    pub name: String,
-    /// Where it is.
-    pub path: PathBuf,
-}
-
-/// Runs a cargo command that builds, and returns the programs it has built.
-pub fn executables(args: &[&str]) -> Result<Vec<Executable>> {
+/// Runs `cargo build`.
+fn host(args: &[&str]) -> Result<Built> {
     let mut cargo = process::cargo();
     cargo
+        .args(["build", "--message-format=json-render-diagnostics"])
         .args(args)
-        .arg("--message-format=json-render-diagnostics")
         .stdout(Stdio::piped());
     let mut child = cargo.spawn().context("cannot start cargo")?;
     let messages = child.stdout.take().context("cargo has no stdout")?;
-    let mut found = Vec::new();
+    let mut built = Built {
+        programs: BTreeMap::new(),
+        tests: BTreeMap::new(),
+    };
     for message in Message::parse_stream(BufReader::new(messages)) {
         let message = message.context("cannot read cargo's messages")?;
         if let Message::CompilerArtifact(Artifact {
             target,
+            profile,
             executable: Some(path),
             ..
         }) = message
         {
-            found.push(Executable {
-                name: target.name,
-                path: path.into(),
-            });
+            let kind = if profile.test {
+                &mut built.tests
+            } else {
+                &mut built.programs
+            };
+            kind.insert(target.name, path.into());
         }
     }
     let status = child.wait().context("cannot wait for cargo")?;
     if !status.success() {
-        bail!("`cargo {}` failed: {status}", args.join(" "));
+        bail!("`cargo build {}` failed: {status}", args.join(" "));
     }
-    Ok(found)
+    Ok(built)
 }

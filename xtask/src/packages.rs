@@ -64,7 +64,7 @@ pub fn install(packages: &[&str]) -> Result<()> {
         bail!("missing: {names}; run `sudo apt-get install {names}`");
     }
     println!("installing with apt: {names}");
-    apt_get(&["update", "--quiet"])
+    apt_get(&["update"])
         .and_then(|()| {
             apt_get(&[&["install", "--yes", "--no-install-recommends"], packages].concat())
         })
@@ -72,9 +72,10 @@ pub fn install(packages: &[&str]) -> Result<()> {
 }
 
 fn apt_get(args: &[&str]) -> Result<()> {
-    process::run(
+    process::output(
         Command::new("apt-get")
             .args(args)
             .env("DEBIAN_FRONTEND", "noninteractive"),
     )
+    .map(drop)
 }

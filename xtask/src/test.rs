@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail};
 use cargo_metadata::{MetadataCommand, TargetKind};
 
 use crate::{
-    build::{self, HOST_PACKAGES, Profile},
+    build::{self, HOST_PACKAGES},
     process, setup,
 };
 
@@ -20,9 +20,9 @@ const ONE_AT_A_TIME: &str = "--test-threads=1";
 pub fn run(args: &[String]) -> Result<()> {
     setup::require_root("cargo xtask test")?;
     setup::tests()?;
-    let prestack = build::prestack(Profile::Dev)?;
+    let built = build::for_tests(&["--tests"])?;
     let tests = Tests {
-        prestack: &prestack,
+        prestack: built.program("prestack")?,
         args,
     };
 

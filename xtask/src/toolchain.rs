@@ -77,47 +77,39 @@ impl Toolchain {
 
 /// Finds a toolchain, installing what is missing, and says which it is and why.
 pub fn find_or_install() -> Result<Toolchain> {
-    // What is there already comes first. Of what can be installed, packages of the distribution
-    // come first: they match each other, and add nothing to the user's own rustup.
-    let ways: [fn() -> Result<Toolchain>; 4] =
-        [find_nightly, find_debian, install_debian, install_nightly];
-    let mut failures = Vec::new();
-    for way in ways {
-        match way() {
-            Ok(toolchain) => {
-                announce(&toolchain, failures.first());
-                return Ok(toolchain);
-            }
-            Err(error) => failures.push(error),
-        }
-    }
-    // The first two only say what the last two could not mend.
-    let failures: Vec<_> = failures
-        .iter()
-        .map(|error| format!("\n- {error:#}"))
-        .collect();
-    Err(anyhow!(
-        "no Rust toolchain for BPF. One of these must work:{}",
-        failures.concat()
-    ))
-}
-
-fn announce(toolchain: &Toolchain, nightly_failure: Option<&anyhow::Error>) {
+    let nightly = find_nightly();
+    let why_not_nightly = match &nightly {
+        Ok(_) => String::new(),
+        Err(error) => format!(" ({error:#})"),
+    };
+    let toolchain = nightly.or_else(|_| find_debian()).or_else(|_| install())?;
     let Compiler {
         source,
         version,
         llvm,
     } = &toolchain.compiler;
+    let compiler = match source {
+        Source::RustupNightly => format!("rustup's nightly, {version}"),
+        Source::DebianPair => format!("Debian's pair, {version}{why_not_nightly}"),
+    };
     let linker = toolchain.linker.display();
-    let why = match (source, nightly_failure) {
-        (Source::DebianPair, Some(error)) => format!("; not rustup's nightly: {error:#}"),
-        _ => String::new(),
-    };
-    let name = match source {
-        Source::RustupNightly => "rustup's nightly",
-        Source::DebianPair => "Debian's pair",
-    };
-    println!("BPF toolchain: {name}, {version}, LLVM {llvm}, {linker}{why}");
+    println!("BPF toolchain: {compiler}; LLVM {llvm}; {linker}");
+    Ok(toolchain)
+}
+
+/// Installs what is missing of either toolchain.
+fn install() -> Result<Toolchain> {
+    // The distribution's packages first: they match each other, and they do not add to the
+    // user's own rustup.
+    install_debian().or_else(|debian| {
+        install_nightly().map_err(|nightly| {
+            anyhow!(
+                "no Rust here compiles for BPF. One of these must work:\n\
+                 - Debian's pair: {debian:#}\n\
+                 - rustup's nightly: {nightly:#}"
+            )
+        })
+    })
 }
 
 fn find_nightly() -> Result<Toolchain> {
@@ -153,9 +145,9 @@ fn install_nightly() -> Result<Toolchain> {
 fn nightly() -> Result<Compiler> {
     require_rustup()?;
     let sysroot = process::output(&mut nightly_rustc(&["--print", "sysroot"]))
-        .map_err(|_| anyhow!("rustup has no nightly toolchain; run `rustup toolchain install nightly --component rust-src`"))?;
+        .map_err(|_| anyhow!("rustup has no nightly toolchain"))?;
     if !has_library_sources(Path::new(sysroot.trim())) {
-        bail!("it lacks rust-src; run `rustup component add rust-src --toolchain nightly`");
+        bail!("rustup's nightly lacks rust-src");
     }
     let version = process::output(&mut nightly_rustc(&["--version", "--verbose"]))?;
     Compiler::new(Source::RustupNightly, &version)

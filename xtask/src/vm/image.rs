@@ -13,6 +13,8 @@ use cpio::newc::{self, Builder, ModeFileType};
 
 use crate::process;
 
+const UNWRITABLE: &str = "cannot write the machine's file system";
+
 /// Files by their absolute paths in the machine; a directory sorts before what is in it.
 #[derive(Default)]
 pub struct Image {
@@ -47,8 +49,8 @@ impl Image {
 
     /// Adds a copy of a program of this machine, and of the libraries it is linked with, which
     /// have to be at the same place in both.
-    pub fn program(&mut self, path: &str, original: &Path) -> Result<()> {
-        self.file(Path::new(path), original);
+    pub fn program(&mut self, path: impl AsRef<Path>, original: &Path) -> Result<()> {
+        self.file(path.as_ref(), original);
         let libraries = process::output(Command::new("ldd").arg(original))
             .with_context(|| format!("cannot tell the libraries of {}", original.display()))?;
         for library in libraries
@@ -70,11 +72,10 @@ impl Image {
     }
 
     /// Writes the archive.
-    pub fn write(mut self, to: &Path) -> Result<()> {
+    pub fn write(mut self, to: impl Write) -> Result<()> {
         // The kernel opens it for the first process, before /dev is mounted.
         self.add(Path::new("/dev/console"), Entry::Device(5, 1));
-        let unwritable = || format!("cannot write {}", to.display());
-        let mut archive = BufWriter::new(File::create(to).with_context(unwritable)?);
+        let mut archive = BufWriter::new(to);
         for (number, (path, entry)) in (1..).zip(&self.entries) {
             let Some(name) = path.to_str().and_then(|path| path.strip_prefix('/')) else {
                 continue;
@@ -85,8 +86,8 @@ impl Image {
                     .with_context(|| format!("cannot put {} into the image", path.display()))?;
             }
         }
-        newc::trailer(&mut archive).with_context(unwritable)?;
-        archive.flush().with_context(unwritable)
+        newc::trailer(&mut archive).context(UNWRITABLE)?;
+        archive.flush().context(UNWRITABLE)
     }
 }
 

@@ -1,7 +1,7 @@
 //! Debian's cloud kernels, by series.
 
 use std::{
-    fs,
+    fs::{self, File},
     os::unix::fs::symlink,
     path::{Path, PathBuf},
     process::Command,
@@ -78,6 +78,10 @@ pub struct Kernel {
 pub fn fetch(series: Series, cache: &Path) -> Result<Kernel> {
     let number = series.number();
     let root = cache.join(format!("kernel-{number}"));
+    fs::create_dir_all(cache).with_context(|| format!("cannot make {}", cache.display()))?;
+    // Two at a time would unpack into one directory. The lock ends with this function.
+    let lock = File::create(cache.join("lock")).context("cannot make a lock file")?;
+    lock.lock().context("cannot lock the kernel cache")?;
     if !root.exists() {
         let unfinished = cache.join(format!("kernel-{number}.new"));
         if unfinished.exists() {

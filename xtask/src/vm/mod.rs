@@ -5,21 +5,29 @@ mod image;
 mod kernel;
 mod qemu;
 
-use std::{path::Path, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use prestack_vm_init::{PLAN, PROGRAMS, Plan, Test};
+use tempfile::NamedTempFile;
 
 use crate::{
-    build::{self, Executable, HOST_PACKAGES, Profile},
+    build::{self, Built},
     packages::{self, Requirement},
     process, test,
 };
 use image::Image;
+use kernel::Kernel;
 
 /// The package whose integration tests run in the machine.
 const TESTS: &str = "prestack-tests";
+
+/// The machine's first process.
+const INIT: &str = "prestack-vm-init";
 
 /// Programs the tests may use, beside themselves and prestack.
 const TOOLS: [&str; 14] = [
@@ -53,6 +61,7 @@ const REQUIREMENTS: &[Requirement] = &[
 
 /// Accounts of the machine: memcached refuses to run as root, and tcpdump gives root up.
 const PASSWD: &str = "root:x:0:0::/:/bin/sh\nmemcache:x:1:1::/:/bin/sh\ntcpdump:x:2:2::/:/bin/sh\nnobody:x:65534:65534::/:/bin/sh\n";
+const HOSTS: &str = "127.0.0.1 localhost\n::1 localhost\n";
 const GROUP: &str = "root:x:0:\nmemcache:x:1:\ntcpdump:x:2:\nnogroup:x:65534:\n";
 
 /// Options of `cargo xtask vmtest`.
@@ -82,68 +91,85 @@ pub fn run(options: &Options) -> Result<()> {
     requirements()?;
     let directory = process::workspace().join("target/vm");
     let kernel = kernel::fetch(options.kernel, &directory)?;
-    let prestack = build::prestack(Profile::Dev)?;
-    let init = build::dev_program("prestack-vm-init")?;
-    let tests = test_programs(&options.tests)?;
+    let names = selected_tests(&options.tests)?;
+    let mut selection = vec!["--bin", INIT];
+    selection.extend(names.iter().flat_map(|name| ["--test", name]));
+    let built = build::for_tests(&selection)?;
 
-    let mut image = Image::default();
-    image.text("/etc/passwd", PASSWD);
-    image.text("/etc/group", GROUP);
-    image.text("/etc/hosts", "127.0.0.1 localhost\n::1 localhost\n");
-    for link in ["/bin", "/sbin", "/usr/sbin"] {
-        image.link(link, PROGRAMS);
-    }
-    image.link("/var/run", "/run");
-    image.program("/init", &init)?;
-    image.program(&format!("{PROGRAMS}/prestack"), &prestack)?;
-    for tool in TOOLS {
-        let path = process::find(tool).with_context(|| format!("{tool} is not installed"))?;
-        image.program(&format!("{PROGRAMS}/{tool}"), &path)?;
-    }
-    let mut plan = Plan {
-        modules: Vec::new(),
-        tests: Vec::new(),
+    let mut image = system(&built)?;
+    let plan = Plan {
+        modules: add_modules(&mut image, &kernel)?,
+        tests: add_tests(&mut image, &built, &names, &options.args)?,
     };
-    for module in kernel.modules()? {
-        let path = Path::new("/modules").join(module.file_name().context("a module has no name")?);
-        image.file(&path, &module);
-        plan.modules.push(path);
-    }
-    for Executable { name, path } in tests {
-        let program = format!("/tests/{name}");
-        image.program(&program, &path)?;
-        let args = test::options(&name).map(str::to_owned);
-        let args = args
-            .into_iter()
-            .chain(options.args.iter().cloned())
-            .collect();
-        plan.tests.push(Test {
-            name,
-            program: program.into(),
-            args,
-        });
-    }
     image.text(PLAN, &serde_json::to_string(&plan)?);
 
-    let initramfs = directory.join("initramfs.cpio");
-    image.write(&initramfs)?;
+    // A file of our own: others may boot machines from this checkout at the same time.
+    let mut initramfs = NamedTempFile::new_in(&directory)
+        .with_context(|| format!("cannot write in {}", directory.display()))?;
+    image.write(&mut initramfs)?;
     let timeout = Duration::from_secs(60 * options.timeout);
-    let names: Vec<_> = plan.tests.into_iter().map(|test| test.name).collect();
-    qemu::run(&kernel.image, &initramfs, &names, timeout)
+    qemu::run(&kernel.image, initramfs.path(), &names, timeout)
 }
 
-/// Builds the integration tests, and returns those asked for.
-fn test_programs(wanted: &[String]) -> Result<Vec<Executable>> {
+/// Names of the tests to run.
+fn selected_tests(wanted: &[String]) -> Result<Vec<String>> {
     let known = test::integration_tests(Some(TESTS))?;
     if let Some(name) = wanted.iter().find(|name| !known.contains(name)) {
         bail!("{TESTS} has no test {name}; it has {}", known.join(", "));
     }
-    let names = if wanted.is_empty() { &known } else { wanted };
-    let mut args = vec!["test", "--no-run"];
-    args.extend(HOST_PACKAGES);
-    args.extend(names.iter().flat_map(|name| ["--test", name]));
-    let mut programs = build::executables(&args)?;
-    // Building a package's tests builds its programs too.
-    programs.retain(|program| names.contains(&program.name));
-    Ok(programs)
+    Ok(if wanted.is_empty() {
+        known
+    } else {
+        wanted.to_vec()
+    })
+}
+
+/// The machine without what differs from run to run.
+fn system(built: &Built) -> Result<Image> {
+    let mut image = Image::default();
+    image.text("/etc/passwd", PASSWD);
+    image.text("/etc/group", GROUP);
+    image.text("/etc/hosts", HOSTS);
+    for link in ["/bin", "/sbin", "/usr/sbin"] {
+        image.link(link, PROGRAMS);
+    }
+    image.link("/var/run", "/run");
+    image.program("/init", built.program(INIT)?)?;
+    image.program(format!("{PROGRAMS}/prestack"), built.program("prestack")?)?;
+    for tool in TOOLS {
+        let path = process::find(tool).with_context(|| format!("{tool} is not installed"))?;
+        image.program(format!("{PROGRAMS}/{tool}"), &path)?;
+    }
+    Ok(image)
+}
+
+fn add_modules(image: &mut Image, kernel: &Kernel) -> Result<Vec<PathBuf>> {
+    let mut modules = Vec::new();
+    for original in kernel.modules()? {
+        let name = original.file_name().context("a module has no name")?;
+        let path = Path::new("/modules").join(name);
+        image.file(&path, &original);
+        modules.push(path);
+    }
+    Ok(modules)
+}
+
+fn add_tests(
+    image: &mut Image,
+    built: &Built,
+    names: &[String],
+    args: &[String],
+) -> Result<Vec<Test>> {
+    let mut tests = Vec::new();
+    for name in names {
+        let program = PathBuf::from(format!("/tests/{name}"));
+        image.program(&program, built.test(name)?)?;
+        let own = test::options(name).into_iter().map(str::to_owned);
+        tests.push(Test {
+            name: name.clone(),
+            program,
+            args: own.chain(args.iter().cloned()).collect(),
+        });
+    }
+    Ok(tests)
 }
