@@ -20,11 +20,7 @@ use crate::pace::wait_for;
 pub fn set_threaded(namespace: &Namespace, dev: &str) -> Result<()> {
     let path = format!("/sys/class/net/{dev}/threaded");
     namespace.run_with_sysfs(|| {
-        // Written in two steps: a device whose NAPI was made anew has the switch on without
-        // threads.
-        fs::write(&path, "0")
-            .and_then(|()| fs::write(&path, "1"))
-            .with_context(|| format!("switching threaded NAPI of {dev} on"))
+        fs::write(&path, "1").with_context(|| format!("switching threaded NAPI of {dev} on"))
     })
 }
 

@@ -1,0 +1,118 @@
+//! Which keys are asked for, and how often.
+
+use std::str::FromStr;
+use std::sync::Arc;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::dataset::mix;
+
+/// Length of a sequence; it is read again from its start when it ends. Read in order, it costs
+/// the load generator less than drawing a key for each request would.
+const SEQUENCE: u64 = 1 << 20;
+
+/// How often each key is asked for.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Popularity {
+    /// All keys equally.
+    Uniform,
+    /// The `n`-th key in proportion to `1 / n^exponent`.
+    Zipf(f64),
+}
+
+impl Popularity {
+    /// A sequence of keys below `keys`, always the same.
+    #[must_use]
+    pub fn sequence(self, keys: u32) -> Arc<[u32]> {
+        match self {
+            Self::Uniform => (0..SEQUENCE)
+                .map(|i| (((mix(i) >> 32) * u64::from(keys)) >> 32) as u32)
+                .collect(),
+            Self::Zipf(exponent) => {
+                let mut sum = 0.0;
+                let weight = |n: u32| f64::from(n + 1).powf(-exponent);
+                let sums: Vec<f64> = (0..keys)
+                    .map(|n| {
+                        sum += weight(n);
+                        sum
+                    })
+                    .collect();
+                let unit = |i| (mix(i) >> 11) as f64 / (1u64 << 53) as f64;
+                let draw = |i| sums.partition_point(|&s| s <= unit(i) * sum) as u32;
+                (0..SEQUENCE).map(|i| draw(i).min(keys - 1)).collect()
+            }
+        }
+    }
+}
+
+impl FromStr for Popularity {
+    type Err = anyhow::Error;
+
+    /// `uniform`, `zipf` (exponent 0.99) or `zipf:EXPONENT`.
+    fn from_str(text: &str) -> Result<Self> {
+        let exponent = match text.split_once(':') {
+            None if text == "uniform" => return Ok(Self::Uniform),
+            None if text == "zipf" => 0.99,
+            Some(("zipf", exponent)) => exponent.parse().context("the exponent is no number")?,
+            _ => anyhow::bail!("{text:?} is neither `uniform` nor `zipf` nor `zipf:EXPONENT`"),
+        };
+        ensure!(
+            (0.0..=4.0).contains(&exponent),
+            "the exponent must be between 0 and 4"
+        );
+        Ok(Self::Zipf(exponent))
+    }
+}
+
+impl std::fmt::Display for Popularity {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Uniform => f.write_str("uniform"),
+            Self::Zipf(exponent) => write!(f, "zipf:{exponent}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn counts(popularity: Popularity, keys: u32) -> Vec<f64> {
+        let mut counts = vec![0.0; keys as usize];
+        popularity
+            .sequence(keys)
+            .iter()
+            .for_each(|&n| counts[n as usize] += 1.0);
+        counts
+    }
+
+    #[test]
+    fn uniform_asks_for_all_keys_equally() {
+        let expected = SEQUENCE as f64 / 100.0;
+        for count in counts(Popularity::Uniform, 100) {
+            assert!(
+                (count / expected - 1.0).abs() < 0.05,
+                "{count} of {expected}"
+            );
+        }
+    }
+
+    #[test]
+    fn zipf_follows_its_law() {
+        let counts = counts(Popularity::Zipf(1.0), 1_000);
+        for n in [2, 5, 10, 50] {
+            let ratio = counts[0] / counts[n - 1];
+            assert!((ratio / n as f64 - 1.0).abs() < 0.1, "key {n}: {ratio}");
+        }
+    }
+
+    #[test]
+    fn names_are_read_back() {
+        for text in ["uniform", "zipf:0.99", "zipf:1.2"] {
+            assert_eq!(text.parse::<Popularity>().unwrap().to_string(), text);
+        }
+        for text in ["", "zipf:", "zipf:x", "zipf:5", "other:1"] {
+            assert!(text.parse::<Popularity>().is_err(), "{text:?}");
+        }
+    }
+}
