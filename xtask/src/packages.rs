@@ -42,9 +42,8 @@ impl Requirement {
 }
 
 /// Installs the packages of those requirements that are not met.
-pub fn provide(requirements: &[Requirement]) -> Result<()> {
+pub fn provide(requirements: impl Iterator<Item = &'static Requirement>) -> Result<()> {
     let missing: Vec<_> = requirements
-        .iter()
         .filter(|requirement| !requirement.is_met())
         .map(|requirement| requirement.package)
         .collect();

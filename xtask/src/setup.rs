@@ -36,13 +36,13 @@ pub fn everything() -> Result<()> {
 
 /// What it takes to run the tests on this machine.
 pub fn tests() -> Result<()> {
-    packages::provide(TESTS)?;
-    runtime()
+    packages::provide(RUNTIME.iter().chain(TESTS))?;
+    mount_bpffs()
 }
 
 /// What it takes to run memcached and prestack.
 pub fn runtime() -> Result<()> {
-    packages::provide(RUNTIME)?;
+    packages::provide(RUNTIME.iter())?;
     mount_bpffs()
 }
 

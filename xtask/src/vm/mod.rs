@@ -83,7 +83,7 @@ pub struct Options {
 
 /// What it takes to boot a machine.
 pub fn requirements() -> Result<()> {
-    packages::provide(REQUIREMENTS)
+    packages::provide(REQUIREMENTS.iter())
 }
 
 /// Boots the machine and runs the tests in it.
