@@ -14,7 +14,8 @@ use cargo_metadata::{Artifact, Message};
 use crate::{process, toolchain};
 
 const PRESTACK: &str = "prestack";
-const BPF_PACKAGE: &str = "prestack-ebpf";
+/// The BPF programs.
+pub const BPF_PACKAGE: &str = "prestack-ebpf";
 const BPF_TARGET: &str = "bpfel-unknown-none";
 
 /// Debug information becomes BTF, which the loader needs for the maps.
