@@ -37,17 +37,17 @@ pub fn find(compiler_llvm: u32) -> Result<PathBuf> {
     if let Some(llvm) = linked_llvm(&libraries)
         && llvm < compiler_llvm
     {
-        bail!("{path} uses LLVM {llvm}, and this rustc writes bitcode of LLVM {compiler_llvm}");
+        bail!("{path} reads the bitcode of LLVM {llvm} and older, not of LLVM {compiler_llvm}");
     }
     Ok(linker)
 }
 
-/// As [`find`], but installs a linker for this LLVM if there is none.
-pub fn find_or_install(compiler_llvm: u32) -> Result<PathBuf> {
+/// As [`find`], but installs a linker for this LLVM if there is none, by a cargo of its choice.
+pub fn find_or_install(compiler_llvm: u32, cargo: fn() -> Command) -> Result<PathBuf> {
     find(compiler_llvm).or_else(|_| {
         match llvm_prefix(compiler_llvm) {
-            Ok((llvm, prefix)) => compile(llvm, &prefix)?,
-            Err(error) => download().with_context(|| format!("{error:#}"))?,
+            Ok((llvm, prefix)) => compile(llvm, &prefix, cargo())?,
+            Err(error) => download(cargo).with_context(|| format!("{error:#}"))?,
         }
         find(compiler_llvm)
     })
@@ -91,30 +91,29 @@ fn llvm_prefix(compiler_llvm: u32) -> Result<(u32, PathBuf)> {
     installed(compiler_llvm).with_context(|| format!("{package} brought no LLVM library"))
 }
 
-fn compile(llvm: u32, prefix: &Path) -> Result<()> {
+fn compile(llvm: u32, prefix: &Path, mut cargo: Command) -> Result<()> {
     println!("installing with cargo: bpf-linker {VERSION} for LLVM {llvm}");
     process::run(
-        process::cargo()
-            .args(["install", "bpf-linker", "--force", "--locked"])
-            .args(["--version", &VERSION.to_string()])
-            .args([
-                "--no-default-features",
-                "--features",
-                &format!("llvm-{llvm}"),
-            ])
+        cargo
+            .args(["install", "--force", "--locked", &package()])
+            .args(["--no-default-features", "--features"])
+            .arg(format!("llvm-{llvm}"))
             .env("LLVM_PREFIX", prefix),
     )
 }
 
 /// Fetches the linker that its project has built: static, with an LLVM of its own.
-fn download() -> Result<()> {
+fn download(cargo: fn() -> Command) -> Result<()> {
     if process::find("cargo-binstall").is_none() {
         println!("installing with cargo: cargo-binstall, to fetch a prebuilt bpf-linker");
-        process::run(process::cargo().args(["install", "cargo-binstall", "--locked"]))?;
+        process::run(cargo().args(["install", "--locked", "cargo-binstall"]))?;
     }
     println!("installing with cargo-binstall: bpf-linker {VERSION}");
-    let package = format!("bpf-linker@{VERSION}");
-    process::run(process::cargo().args(["binstall", "--no-confirm", "--force", &package]))
+    process::run(cargo().args(["binstall", "--no-confirm", "--force", &package()]))
+}
+
+fn package() -> String {
+    format!("bpf-linker@{VERSION}")
 }
 
 #[cfg(test)]
