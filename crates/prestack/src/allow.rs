@@ -1,0 +1,149 @@
+//! The allow list: whose requests may be answered from the cache.
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use prestack_abi::config::{MAX_ALLOWED, Net4, Net6};
+
+use crate::host::LocalAddress;
+
+/// Networks from which clients may be served, neighbours joined.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct AllowList {
+    /// The networks, sorted.
+    pub networks: Vec<IpNet>,
+}
+
+/// The allow list does not fit.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error(
+    "the allow list has {count} {family} networks, of which {MAX_ALLOWED} can be handled: give \
+     fewer, larger networks with --allow"
+)]
+pub struct TooManyNetworks {
+    /// How many there are.
+    pub count: usize,
+    /// `IPv4` or `IPv6`.
+    pub family: &'static str,
+}
+
+impl AllowList {
+    /// The list the operator gave, or else the subnets of the attached interfaces.
+    ///
+    /// # Errors
+    /// There are too many networks.
+    pub fn new(given: &[IpNet], local: &[LocalAddress]) -> Result<Self, TooManyNetworks> {
+        let networks = if given.is_empty() {
+            let attached = local.iter().filter(|address| address.attached);
+            attached.map(|address| address.net.trunc()).collect()
+        } else {
+            given.to_vec()
+        };
+        let list = Self {
+            networks: IpNet::aggregate(&networks),
+        };
+        for (count, family) in [(list.v4().count(), "IPv4"), (list.v6().count(), "IPv6")] {
+            if count > MAX_ALLOWED {
+                return Err(TooManyNetworks { count, family });
+            }
+        }
+        Ok(list)
+    }
+
+    fn v4(&self) -> impl Iterator<Item = Ipv4Net> {
+        self.networks.iter().filter_map(|net| match net {
+            IpNet::V4(net) => Some(*net),
+            IpNet::V6(_) => None,
+        })
+    }
+
+    fn v6(&self) -> impl Iterator<Item = Ipv6Net> {
+        self.networks.iter().filter_map(|net| match net {
+            IpNet::V4(_) => None,
+            IpNet::V6(net) => Some(*net),
+        })
+    }
+
+    /// The IPv4 networks as the datapath reads them.
+    pub fn to_abi4(&self) -> impl Iterator<Item = Net4> {
+        self.v4().map(|net| Net4 {
+            address: u32::from_ne_bytes(net.network().octets()),
+            mask: u32::from_ne_bytes(net.netmask().octets()),
+        })
+    }
+
+    /// The IPv6 networks as the datapath reads them.
+    pub fn to_abi6(&self) -> impl Iterator<Item = Net6> {
+        let words = |octets: [u8; 16]| {
+            std::array::from_fn(|at| {
+                let mut word = [0; 4];
+                word.copy_from_slice(&octets[4 * at..4 * at + 4]);
+                u32::from_ne_bytes(word)
+            })
+        };
+        self.v6().map(move |net| Net6 {
+            address: words(net.network().octets()),
+            mask: words(net.netmask().octets()),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn nets(list: &[&str]) -> Vec<IpNet> {
+        list.iter().map(|net| net.parse().expect("a net")).collect()
+    }
+
+    fn local(net: &str, attached: bool) -> LocalAddress {
+        LocalAddress {
+            net: net.parse().expect("a net"),
+            interface: "vs".into(),
+            attached,
+        }
+    }
+
+    #[test]
+    fn the_default_is_the_attached_subnets() {
+        let local = [
+            local("10.0.0.7/24", true),
+            local("192.168.0.1/24", false),
+            local("fd00::7/64", true),
+        ];
+        let list = AllowList::new(&[], &local).expect("few");
+        assert_eq!(list.networks, nets(&["10.0.0.0/24", "fd00::/64"]));
+    }
+
+    #[test]
+    fn given_networks_replace_it_and_are_joined() {
+        let given = nets(&["10.0.1.0/24", "10.0.0.0/24", "10.0.0.0/25"]);
+        let list = AllowList::new(&given, &[local("10.9.0.7/24", true)]).expect("few");
+        assert_eq!(list.networks, nets(&["10.0.0.0/23"]));
+    }
+
+    #[test]
+    fn too_many_are_refused_by_family() {
+        let given: Vec<_> = (0..33)
+            .map(|n| format!("10.{}.0.0/16", 2 * n).parse().expect("a net"))
+            .collect();
+        assert_eq!(
+            AllowList::new(&given, &[]),
+            Err(TooManyNetworks {
+                count: 33,
+                family: "IPv4"
+            })
+        );
+        assert!(AllowList::new(&given[..32], &[]).is_ok());
+    }
+
+    #[test]
+    fn the_datapath_reads_network_byte_order() {
+        let list = AllowList::new(&nets(&["10.0.0.0/8", "fd00::/9"]), &[]).expect("few");
+        let net4 = list.to_abi4().next().expect("one");
+        assert_eq!(net4.address.to_ne_bytes(), [10, 0, 0, 0]);
+        assert_eq!(net4.mask.to_ne_bytes(), [255, 0, 0, 0]);
+        let net6 = list.to_abi6().next().expect("one");
+        assert_eq!(net6.address[0].to_ne_bytes(), [0xfd, 0, 0, 0]);
+        assert_eq!(net6.mask[0].to_ne_bytes(), [255, 128, 0, 0]);
+        assert_eq!(net6.mask[1..], [0, 0, 0]);
+    }
+}

@@ -1,0 +1,182 @@
+//! Loads the BPF object into the kernel.
+
+use std::{fs, io};
+
+use aya::{
+    Ebpf, EbpfError, EbpfLoader,
+    maps::{Map, MapData, MapError},
+    programs::{ProgramError, SchedClassifier, Xdp},
+};
+use prestack_abi::names;
+
+use crate::{maps::MapIds, object::OBJECT};
+
+/// Lines of the verifier's log that are shown.
+const LOG_LINES: usize = 20;
+
+/// The programs and maps cannot be loaded.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the messages say it")]
+pub enum LoadError {
+    #[error("the kernel refused program {program}: {source}\nend of the verifier's log:\n{log}")]
+    Refused {
+        program: &'static str,
+        source: io::Error,
+        log: String,
+    },
+    #[error("the kernel refused program {program}: {source}")]
+    Program {
+        program: &'static str,
+        source: Box<ProgramError>,
+    },
+    #[error(
+        "the kernel could not make map {map} for a cache of {memory}: {source}{}",
+        if source.raw_os_error() == Some(nix::libc::ENOMEM) { "; give less with --memory" } else { "" }
+    )]
+    Map {
+        map: String,
+        memory: bytesize::ByteSize,
+        source: io::Error,
+    },
+    #[error("the BPF object inside this binary cannot be loaded: {0}")]
+    Object(Box<EbpfError>),
+    #[error("the BPF object inside this binary has no {0}: build it anew with `cargo xtask build`")]
+    Missing(&'static str),
+    #[error("cannot ask the kernel about what it has loaded: {0}")]
+    Info(Box<dyn std::error::Error + Send + Sync>),
+}
+
+/// The loaded programs and maps; they go when this and everything attached is gone.
+#[derive(Debug)]
+pub struct Datapath {
+    ebpf: Ebpf,
+    /// The maps' numbers.
+    pub maps: MapIds,
+    /// The programs' numbers.
+    pub programs: Vec<u32>,
+}
+
+impl Datapath {
+    /// Loads the programs, with maps for a cache of `buckets` buckets (`memory` in messages).
+    ///
+    /// # Errors
+    /// The kernel refused.
+    pub fn load(buckets: u32, memory: bytesize::ByteSize) -> Result<Self, LoadError> {
+        let mut ebpf = EbpfLoader::new()
+            .map_max_entries(names::INDEX, buckets)
+            .map_max_entries(names::BLOCKS, buckets)
+            .map_max_entries(names::CONTROL, buckets)
+            .load(OBJECT)
+            .map_err(|error| match error {
+                EbpfError::MapError(MapError::CreateError { name, io_error }) => LoadError::Map {
+                    map: name,
+                    memory,
+                    source: io_error,
+                },
+                error => LoadError::Object(Box::new(error)),
+            })?;
+        let maps = MapIds {
+            config: map_id(&ebpf, names::CONFIG)?,
+            backends: map_id(&ebpf, names::BACKENDS)?,
+            index: map_id(&ebpf, names::INDEX)?,
+            blocks: map_id(&ebpf, names::BLOCKS)?,
+            control: map_id(&ebpf, names::CONTROL)?,
+            stats: map_id(&ebpf, names::STATS)?,
+        };
+        let rx: &mut Xdp = program(&mut ebpf, names::RX)?;
+        rx.load().map_err(|error| refused(names::RX, error))?;
+        let rx = rx.info().map_err(info)?.id();
+        let tx: &mut SchedClassifier = program(&mut ebpf, names::TX)?;
+        tx.load().map_err(|error| refused(names::TX, error))?;
+        let tx = tx.info().map_err(info)?.id();
+        Ok(Self {
+            ebpf,
+            maps,
+            programs: vec![rx, tx],
+        })
+    }
+
+    /// The XDP program.
+    pub(super) fn rx(&mut self) -> Result<&mut Xdp, LoadError> {
+        program(&mut self.ebpf, names::RX)
+    }
+
+    /// The TC program.
+    pub(super) fn tx(&mut self) -> Result<&mut SchedClassifier, LoadError> {
+        program(&mut self.ebpf, names::TX)
+    }
+}
+
+fn info<E: std::error::Error + Send + Sync + 'static>(error: E) -> LoadError {
+    LoadError::Info(Box::new(error))
+}
+
+fn program<'a, P>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut P, LoadError>
+where
+    &'a mut P: TryFrom<&'a mut aya::programs::Program>,
+{
+    let program = ebpf.program_mut(name).ok_or(LoadError::Missing(name))?;
+    program.try_into().map_err(|_| LoadError::Missing(name))
+}
+
+fn map_id(ebpf: &Ebpf, name: &'static str) -> Result<u32, LoadError> {
+    let map = ebpf.map(name).ok_or(LoadError::Missing(name))?;
+    let (Map::Array(data) | Map::PerCpuArray(data)) = map else {
+        return Err(LoadError::Missing(name));
+    };
+    MapData::info(data).map(|map| map.id()).map_err(info)
+}
+
+fn refused(program: &'static str, error: ProgramError) -> LoadError {
+    match error {
+        ProgramError::LoadError {
+            io_error,
+            verifier_log,
+        } => LoadError::Refused {
+            program,
+            source: io_error,
+            log: tail(&verifier_log.to_string(), LOG_LINES),
+        },
+        error => LoadError::Program {
+            program,
+            source: Box::new(error),
+        },
+    }
+}
+
+/// The last `lines` lines of a text, indented.
+fn tail(text: &str, lines: usize) -> String {
+    let all: Vec<_> = text
+        .lines()
+        .filter(|line| !line.trim().is_empty())
+        .collect();
+    let from = all.len().saturating_sub(lines);
+    let shown: Vec<_> = all[from..].iter().map(|line| format!("  {line}")).collect();
+    if shown.is_empty() {
+        return format!(
+            "  (empty{})",
+            if locked_down() {
+                "; the kernel is locked down"
+            } else {
+                ""
+            }
+        );
+    }
+    shown.join("\n")
+}
+
+/// Whether kernel lockdown forbids what BPF programs need.
+fn locked_down() -> bool {
+    fs::read_to_string("/sys/kernel/security/lockdown").is_ok_and(|text| !text.contains("[none]"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_end_of_the_log_is_shown() {
+        assert_eq!(tail("one\ntwo\n\nthree\n", 2), "  two\n  three");
+        assert!(tail("", 2).contains("empty"));
+    }
+}

@@ -1,0 +1,149 @@
+//! Loads the programs and attaches them to interfaces: all of them, or none.
+
+pub mod load;
+pub mod tc;
+pub mod xdp;
+
+use std::{io, path::PathBuf};
+
+use aya::programs::ProgramError;
+
+use crate::{
+    bpffs::BpffsError,
+    netlink::Interface,
+    settings::{EgressSetting, ModeSetting},
+    state::AttachedState,
+};
+
+pub use load::{Datapath, LoadError};
+
+/// A program cannot be attached to an interface.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the messages say it")]
+pub enum AttachError {
+    #[error(
+        "cannot attach at XDP to {interface} in native mode: {reason}; try --mode generic, which \
+         works on every interface"
+    )]
+    Native { interface: String, reason: String },
+    #[error("cannot attach at XDP to {interface}: {reason}")]
+    Xdp { interface: String, reason: String },
+    #[error("cannot attach at TC egress to {interface}: {reason}")]
+    Egress { interface: String, reason: String },
+    #[error("cannot pin the programs of {interface} at {path}: {source}")]
+    Pin {
+        interface: String,
+        path: PathBuf,
+        source: Box<aya::pin::PinError>,
+    },
+    #[error(transparent)]
+    Bpffs(#[from] BpffsError),
+}
+
+/// The programs' place on one interface: they are detached when this is dropped, unless pinned.
+#[derive(Debug)]
+pub struct Attachment {
+    interface: Interface,
+    // Fields are dropped in this order: nothing is answered any more before replies go unwatched.
+    rx: Option<xdp::Attached>,
+    tx: tc::Attached,
+}
+
+impl Attachment {
+    /// Attaches `tx` to an interface: replies are watched from then on.
+    ///
+    /// # Errors
+    /// The kernel refused.
+    pub fn watch_replies(
+        datapath: &mut Datapath,
+        interface: Interface,
+        egress: EgressSetting,
+    ) -> Result<Self, AttachError> {
+        let tx = tc::attach(datapath, &interface, egress)?;
+        Ok(Self {
+            interface,
+            rx: None,
+            tx,
+        })
+    }
+
+    /// Attaches `rx` to the interface: requests are looked at from then on. Returns why native
+    /// mode was not possible, if it was tried in vain.
+    ///
+    /// # Errors
+    /// The kernel refused.
+    pub fn take_requests(
+        &mut self,
+        datapath: &mut Datapath,
+        mode: ModeSetting,
+    ) -> Result<Option<String>, AttachError> {
+        let (rx, reason) = xdp::attach(datapath, &self.interface, mode)?;
+        self.rx = Some(rx);
+        Ok(reason)
+    }
+
+    /// The interface as it was when it was attached to.
+    #[must_use]
+    pub fn interface(&self) -> &Interface {
+        &self.interface
+    }
+
+    /// Pins the links in `folder`, so that they outlive the process.
+    ///
+    /// # Errors
+    /// The BPF file system refused.
+    pub fn pin(&mut self, folder: &std::path::Path) -> Result<(), AttachError> {
+        let failed = |path: PathBuf, source| AttachError::Pin {
+            interface: self.interface.name.clone(),
+            path,
+            source: Box::new(source),
+        };
+        // Names of interfaces may hold dots, which the BPF file system refuses.
+        let path = |hook: &str| folder.join(format!("{hook}-{}", self.interface.index));
+        self.tx
+            .pin(&path("tx"))
+            .map_err(|e| failed(path("tx"), e))?;
+        if let Some(rx) = &mut self.rx {
+            rx.pin(&path("rx")).map_err(|e| failed(path("rx"), e))?;
+        }
+        Ok(())
+    }
+
+    /// What other commands need to know.
+    #[must_use]
+    pub fn state(&self) -> AttachedState {
+        AttachedState {
+            name: self.interface.name.clone(),
+            index: self.interface.index,
+            mode: self.rx.as_ref().map_or("", xdp::Attached::mode).into(),
+            egress: self.tx.hook().into(),
+            added_clsact: self.tx.added_clsact(),
+        }
+    }
+}
+
+/// The reason that a program could not be attached, in few words.
+fn reason(error: &ProgramError) -> String {
+    let mut text = error.to_string();
+    let mut source = std::error::Error::source(error);
+    while let Some(error) = source {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        source = error.source();
+    }
+    text
+}
+
+/// The error number behind an error, if there is one.
+fn error_number(error: &ProgramError) -> Option<i32> {
+    let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
+    while let Some(error) = source {
+        if let Some(error) = error.downcast_ref::<io::Error>() {
+            return error.raw_os_error();
+        }
+        source = error.source();
+    }
+    None
+}

@@ -1,0 +1,185 @@
+//! The TC egress hook: by a TCX link where the kernel has it, else by a filter of the clsact qdisc,
+//! which the kernel keeps until someone removes it.
+
+use std::{mem, path::Path};
+
+use aya::{
+    pin::PinError,
+    programs::{
+        LinkOrder, TcAttachType,
+        links::{FdLink, PinnedLink},
+        tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcError, qdisc_add_clsact},
+    },
+};
+use nix::libc;
+use tracing::warn;
+
+use super::{AttachError, Datapath, error_number, reason};
+use crate::{
+    netlink::{self, Interface},
+    settings::EgressSetting,
+};
+
+/// `tx` on an interface.
+#[derive(Debug)]
+pub enum Attached {
+    /// By a link.
+    Tcx {
+        /// The link, until it is pinned.
+        link: Option<FdLink>,
+        /// The link, once it is pinned.
+        pinned: Option<PinnedLink>,
+    },
+    /// By a filter.
+    Clsact(ClsactFilter),
+}
+
+/// A filter, removed when this is dropped unless it is to stay.
+#[derive(Debug)]
+pub struct ClsactFilter {
+    interface: Interface,
+    programs: Vec<u32>,
+    added_clsact: bool,
+    stays: bool,
+}
+
+impl Attached {
+    /// `tcx` or `clsact`.
+    #[must_use]
+    pub fn hook(&self) -> &'static str {
+        match self {
+            Self::Tcx { .. } => "tcx",
+            Self::Clsact(_) => "clsact",
+        }
+    }
+
+    /// Whether the clsact qdisc was added for this.
+    #[must_use]
+    pub fn added_clsact(&self) -> bool {
+        matches!(
+            self,
+            Self::Clsact(ClsactFilter {
+                added_clsact: true,
+                ..
+            })
+        )
+    }
+
+    /// Makes it outlive the process.
+    ///
+    /// # Errors
+    /// The BPF file system refused.
+    pub fn pin(&mut self, path: &Path) -> Result<(), PinError> {
+        match self {
+            Self::Tcx { link, pinned } => {
+                if let Some(link) = link.take() {
+                    *pinned = Some(link.pin(path)?);
+                }
+            }
+            Self::Clsact(filter) => filter.stays = true,
+        }
+        Ok(())
+    }
+}
+
+impl Drop for ClsactFilter {
+    fn drop(&mut self) {
+        if self.stays {
+            return;
+        }
+        let removed = remove_filters(self.interface.index, &self.programs, self.added_clsact);
+        if let Err(error) = removed {
+            warn!(
+                "cannot remove the TC filter of {}: {error}",
+                self.interface.name
+            );
+        }
+    }
+}
+
+/// Removes the egress filters that run one of `programs`, and the qdisc if it was added for them
+/// and nothing else uses it. Returns how many filters there were.
+///
+/// # Errors
+/// The kernel refused.
+pub fn remove_filters(index: u32, programs: &[u32], added_clsact: bool) -> std::io::Result<usize> {
+    let mut removed = 0;
+    for filter in netlink::egress_filters(index)? {
+        if filter
+            .program
+            .is_some_and(|program| programs.contains(&program))
+        {
+            netlink::remove_egress_filter(index, &filter)?;
+            removed += 1;
+        }
+    }
+    if added_clsact {
+        netlink::remove_unused_clsact(index)?;
+    }
+    Ok(removed)
+}
+
+/// Attaches `tx`.
+pub(super) fn attach(
+    datapath: &mut Datapath,
+    interface: &Interface,
+    egress: EgressSetting,
+) -> Result<Attached, AttachError> {
+    let attached = match egress {
+        EgressSetting::Tcx => attach_tcx(datapath, interface).map_err(|(reason, _)| reason),
+        EgressSetting::Clsact => attach_clsact(datapath, interface),
+        EgressSetting::Auto => match attach_tcx(datapath, interface) {
+            // A kernel without TCX does not know the attach type.
+            Err((_, Some(libc::EINVAL))) => attach_clsact(datapath, interface),
+            attached => attached.map_err(|(reason, _)| reason),
+        },
+    };
+    attached.map_err(|reason| AttachError::Egress {
+        interface: interface.name.clone(),
+        reason,
+    })
+}
+
+/// The error number, if there is one, comes with the reason.
+fn attach_tcx(
+    datapath: &mut Datapath,
+    interface: &Interface,
+) -> Result<Attached, (String, Option<i32>)> {
+    let failed = |error| (reason(&error), error_number(&error));
+    let program = datapath.tx().map_err(|error| (error.to_string(), None))?;
+    // Last, to see what goes onto the wire: what other programs drop has not been answered.
+    let options = TcAttachOptions::TcxOrder(LinkOrder::last());
+    let id = program
+        .attach_with_options(&interface.name, TcAttachType::Egress, options)
+        .map_err(failed)?;
+    let link = program.take_link(id).map_err(failed)?;
+    let link = FdLink::try_from(link).map_err(|_| ("the kernel gave no BPF link".into(), None))?;
+    Ok(Attached::Tcx {
+        link: Some(link),
+        pinned: None,
+    })
+}
+
+fn attach_clsact(datapath: &mut Datapath, interface: &Interface) -> Result<Attached, String> {
+    let added_clsact = match qdisc_add_clsact(&interface.name) {
+        Ok(()) => true,
+        Err(TcError::NetlinkError(error)) if error.raw_os_error() == Some(libc::EEXIST) => false,
+        Err(error) => return Err(format!("cannot add the clsact qdisc: {error}")),
+    };
+    // From here on the qdisc goes when this does.
+    let filter = ClsactFilter {
+        interface: interface.clone(),
+        programs: datapath.programs.clone(),
+        added_clsact,
+        stays: false,
+    };
+    let program = datapath.tx().map_err(|error| error.to_string())?;
+    let options = TcAttachOptions::Netlink(NlOptions::default());
+    let id = program
+        .attach_with_options(&interface.name, TcAttachType::Egress, options)
+        .map_err(|error| reason(&error))?;
+    let link: SchedClassifierLink = program.take_link(id).map_err(|error| reason(&error))?;
+    // The filter is known by its program: this link would remove it, also when it is to stay.
+    mem::forget(link);
+    Ok(Attached::Clsact(filter))
+}

@@ -1,0 +1,132 @@
+//! The command line.
+
+use std::{ffi::OsString, path::PathBuf};
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::{settings::Settings, units::InstanceName};
+
+/// Exit status when there is no running instance to ask.
+pub const NOT_RUNNING: u8 = 3;
+
+/// An in-kernel cache in front of stock memcached: GETs are answered by eBPF programs before the
+/// network stack runs
+#[derive(Parser, Debug)]
+#[command(name = "prestack", version, max_term_width = 100)]
+pub struct Cli {
+    /// Say more on stderr; twice for everything
+    #[arg(long, short, global = true, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The subcommands.
+#[derive(Subcommand, Debug)]
+pub enum Command {
+    /// Serve a memcached that runs on this host, until SIGINT or SIGTERM
+    ///
+    /// Finds the memcached processes behind the chosen ports, attaches to the interfaces and prints
+    /// one line when it serves. What an earlier run of the same instance has left pinned is
+    /// replaced, with an empty cache.
+    Run(RunArgs),
+    /// Show what the running instance serves
+    Status(InstanceArgs),
+    /// Show what the datapath has counted
+    Stats(StatsArgs),
+    /// Show what is cached under a key
+    Inspect(InspectArgs),
+    /// Empty the cache
+    Flush(InstanceArgs),
+    /// Stop the running instance and remove everything that is attached or pinned
+    Detach(InstanceArgs),
+}
+
+/// Which instance is meant.
+#[derive(Args, Debug)]
+pub struct InstanceArgs {
+    /// Name of the instance
+    #[arg(long, value_name = "NAME", default_value_t)]
+    pub instance: InstanceName,
+}
+
+/// Arguments of `run`.
+#[derive(Args, Debug)]
+pub struct RunArgs {
+    /// TOML file with the same settings as the flags, which win over it
+    #[arg(long, short, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+
+    /// The flags that the file may have as well.
+    #[command(flatten)]
+    pub settings: Settings,
+}
+
+/// Arguments of `stats`.
+#[derive(Args, Debug)]
+pub struct StatsArgs {
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+
+    /// Which instance.
+    #[command(flatten)]
+    pub instance: InstanceArgs,
+}
+
+/// Arguments of `inspect`.
+#[derive(Args, Debug)]
+pub struct InspectArgs {
+    /// The key, as a client would send it
+    pub key: OsString,
+
+    /// Which instance.
+    #[command(flatten)]
+    pub instance: InstanceArgs,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn run_takes_lists_and_human_units() {
+        let line = "prestack run -i vs,vt --port 11211 --port 11212 --memory 64MiB --max-age 500ms \
+                    --allow 10.0.0.0/8,fd00::/8 --address 10.0.0.1 --mode native --pin";
+        let Command::Run(run) = Cli::try_parse_from(line.split_whitespace())
+            .expect("valid")
+            .command
+        else {
+            panic!("not `run`");
+        };
+        assert_eq!(run.settings.interface, ["vs", "vt"]);
+        assert_eq!(run.settings.port, [11211, 11212]);
+        assert_eq!(run.settings.allow.len(), 2);
+        assert!(run.settings.pin);
+    }
+
+    #[test]
+    fn bad_values_are_refused() {
+        for flag in [
+            "--memory=x",
+            "--max-age=1",
+            "--allow=10/8",
+            "--port=70000",
+            "--instance=a.b",
+            "--mode=x",
+        ] {
+            assert!(
+                Cli::try_parse_from(["prestack", "run", "-i", "vs", flag]).is_err(),
+                "{flag}"
+            );
+        }
+    }
+}

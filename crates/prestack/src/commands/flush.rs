@@ -1,0 +1,23 @@
+//! `prestack flush`.
+
+use std::process::ExitCode;
+
+use super::Running;
+use crate::{cache, cli::InstanceArgs, clock};
+
+/// Empties the cache of every backend.
+///
+/// # Errors
+/// The instance does not run, or cannot be asked.
+pub fn flush(args: &InstanceArgs) -> anyhow::Result<ExitCode> {
+    let running = Running::find(&args.instance)?;
+    let maps = running.cache()?;
+    let backends = running.backends();
+    let usage = cache::usage(&maps, &running.controls, backends, clock::now_ns());
+    for backend in 0..backends {
+        running.controls.empty(backend);
+    }
+    let entries: u64 = usage.iter().map(|usage| usage.entries).sum();
+    println!("dropped {entries} entries");
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,143 @@
+//! `prestack inspect`.
+
+use std::{os::unix::ffi::OsStrExt as _, process::ExitCode, time::Duration};
+
+use prestack_abi::control::{Control, Outstanding, fingerprint};
+
+use super::{Running, print_pairs};
+use crate::{
+    cache::{self, Entry},
+    cli::InspectArgs,
+    clock, maps,
+};
+
+/// Longest key that memcached takes, in bytes.
+const MAX_KEY: usize = 250;
+/// Bytes of a value that are shown.
+const PREVIEW: usize = 64;
+
+/// Why a key cannot be looked up.
+#[derive(Debug, thiserror::Error)]
+pub enum InspectError {
+    /// The key is too short or too long.
+    #[error("keys have 1 to {MAX_KEY} bytes, not {0}")]
+    KeyLength(usize),
+}
+
+/// Prints what every backend has cached under a key.
+///
+/// # Errors
+/// The instance does not run, or cannot be asked.
+pub fn inspect(args: &InspectArgs) -> anyhow::Result<ExitCode> {
+    let key = args.key.as_bytes();
+    if !(1..=MAX_KEY).contains(&key.len()) {
+        return Err(InspectError::KeyLength(key.len()).into());
+    }
+    let running = Running::find(&args.instance.instance)?;
+    let maps = running.cache()?;
+    let config = running.controls.config();
+    for backend in &running.state.backends {
+        let number = backend.number;
+        let (place, hash) = cache::place(&config, number, key);
+        let entry = cache::find(&maps, place, number, key);
+        let control = maps::control(&running.state.maps, place.bucket)?;
+        let now = clock::now_ns();
+        let epoch = running.controls.epoch_of(number);
+        let mut rows = vec![("backend", format!("{number} (memcached {})", backend.pid))];
+        match entry {
+            None => rows.push(("cached", "no".into())),
+            Some(entry) => describe(&entry, epoch, now, config.max_age_ns, &mut rows),
+        }
+        rows.push(("writes", outstanding(&control, fingerprint(hash), now)));
+        rows.push((
+            "bucket",
+            format!("{} (version {})", place.bucket, control.version),
+        ));
+        print_pairs(&rows);
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn describe(entry: &Entry, epoch: u64, now: u64, max_age: u64, rows: &mut Vec<(&str, String)>) {
+    let age = now.saturating_sub(entry.header.time);
+    let life = max_age.saturating_sub(age);
+    let cached = if entry.header.epoch != epoch as u32 {
+        "no: emptied since".into()
+    } else if life == 0 {
+        "no: too old".into()
+    } else {
+        "yes".into()
+    };
+    rows.push(("cached", cached));
+    rows.push((
+        "age",
+        format!("{:.3} s, {:.3} s left", seconds(age), seconds(life)),
+    ));
+    let size = format!(
+        "{} bytes in {} granules",
+        entry.reply.len(),
+        entry.header.granules
+    );
+    rows.push(("reply", size));
+    if let Some((flags, value)) = entry.value() {
+        rows.push((
+            "value",
+            format!("{} bytes, flags {flags}: {}", value.len(), preview(value)),
+        ));
+    }
+}
+
+fn seconds(ns: u64) -> f64 {
+    Duration::from_nanos(ns).as_secs_f64()
+}
+
+/// The beginning of a value, with what is not printable escaped.
+fn preview(value: &[u8]) -> String {
+    let shown = &value[..value.len().min(PREVIEW)];
+    let more = if value.len() > PREVIEW { "…" } else { "" };
+    format!("\"{}\"{more}", shown.escape_ascii())
+}
+
+/// Whether writes to the key are under way.
+fn outstanding(control: &Control, fingerprint: u16, now: u64) -> String {
+    let mine = control
+        .outstanding
+        .iter()
+        .find(|write| write.fingerprint == fingerprint && write.writes > 0 && now < write.until);
+    match mine {
+        Some(Outstanding {
+            writes: Outstanding::SETTLES,
+            ..
+        }) => "outstanding until they settle".into(),
+        Some(write) => format!("{} outstanding", write.writes),
+        None if now < control.crowded_until => "outstanding somewhere in the bucket".into(),
+        None => "none outstanding".into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_are_shown_escaped_and_cut() {
+        assert_eq!(preview(b"a\r\n\xff"), r#""a\r\n\xff""#);
+        assert_eq!(preview(&[b'x'; 65]), format!("\"{}\"…", "x".repeat(64)));
+    }
+
+    #[test]
+    fn writes_are_outstanding_until_their_time() {
+        let mut control = Control::default();
+        control.outstanding[1] = Outstanding {
+            fingerprint: 5,
+            writes: 2,
+            generation: 0,
+            until: 100,
+        };
+        assert_eq!(outstanding(&control, 5, 99), "2 outstanding");
+        assert_eq!(outstanding(&control, 5, 100), "none outstanding");
+        assert_eq!(outstanding(&control, 6, 99), "none outstanding");
+        control.crowded_until = 200;
+        assert!(outstanding(&control, 6, 150).contains("bucket"));
+    }
+}

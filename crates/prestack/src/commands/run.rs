@@ -1,0 +1,37 @@
+//! `prestack run`.
+
+use std::{io::Write as _, process::ExitCode};
+
+use crate::{
+    cli::RunArgs,
+    daemon::{Daemon, Signals},
+    host, preflight,
+    settings::Settings,
+    state::Instance,
+};
+
+/// Runs an instance until it is told to stop.
+///
+/// # Errors
+/// It cannot start, or cannot go on; nothing is left attached.
+pub fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
+    let mut settings = args.settings.clone();
+    if let Some(path) = &args.config {
+        settings = settings.over(Settings::read(path)?);
+    }
+    let options = settings.resolve(&host::interface_names())?;
+    preflight::privileges()?;
+    preflight::kernel()?;
+    let instance = Instance::new(options.instance.clone());
+    let _lock = instance.lock()?;
+    // From here on a signal waits until there is something to stop.
+    let signals = Signals::catch()?;
+
+    let mut daemon = Daemon::start(&options, instance)?;
+    let mut out = std::io::stdout();
+    writeln!(out, "{}", daemon.banner())?;
+    out.flush()?;
+    let served = daemon.serve(&signals);
+    daemon.stop(options.pin && served.is_ok())?;
+    served.map(|()| ExitCode::SUCCESS)
+}

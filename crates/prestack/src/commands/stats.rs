@@ -1,0 +1,159 @@
+//! `prestack stats`.
+
+use std::process::ExitCode;
+
+use prestack_abi::stats::Stats;
+use serde_json::{Map, Value, json};
+
+use super::{Running, print_pairs};
+use crate::{
+    cache::{self, Usage},
+    cli::StatsArgs,
+    clock, maps,
+};
+
+/// A backend's share.
+struct Share {
+    epoch: u64,
+    usage: Usage,
+}
+
+/// Prints what the datapath has counted.
+///
+/// # Errors
+/// The instance does not run, or cannot be asked.
+pub fn stats(args: &StatsArgs) -> anyhow::Result<ExitCode> {
+    let running = Running::find(&args.instance.instance)?;
+    let counters = maps::counters(&running.state.maps)?;
+    let maps = running.cache()?;
+    let usage = cache::usage(
+        &maps,
+        &running.controls,
+        running.backends(),
+        clock::now_ns(),
+    );
+    let shares: Vec<_> = (0u8..)
+        .zip(usage)
+        .map(|(backend, usage)| Share {
+            epoch: running.controls.epoch_of(backend),
+            usage,
+        })
+        .collect();
+    if args.json {
+        println!(
+            "{}",
+            serde_json::to_string_pretty(&to_json(&counters, &shares))?
+        );
+    } else {
+        print(&counters, &shares);
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Everything, with the counters of a transport in an object of their own.
+fn to_json(counters: &Stats, shares: &[Share]) -> Value {
+    let (mut udp, mut tcp, mut all) = (Map::new(), Map::new(), Map::new());
+    for (name, count) in counters.iter() {
+        match name.split_once('_') {
+            Some(("udp", name)) => udp.insert(name.into(), count.into()),
+            Some(("tcp", name)) => tcp.insert(name.into(), count.into()),
+            _ => all.insert(name.into(), count.into()),
+        };
+    }
+    all.insert("udp".into(), udp.into());
+    all.insert("tcp".into(), tcp.into());
+    let total = total(shares);
+    all.insert("epoch".into(), total.epoch.into());
+    all.insert("entries".into(), total.usage.entries.into());
+    all.insert("bytes".into(), total.usage.bytes.into());
+    let backends = shares.iter().enumerate().map(|(number, share)| {
+        json!({
+            "backend": number,
+            "epoch": share.epoch,
+            "entries": share.usage.entries,
+            "bytes": share.usage.bytes,
+        })
+    });
+    all.insert("backends".into(), backends.collect());
+    all.into()
+}
+
+/// All backends together; the epoch then counts every time that one of them was emptied.
+fn total(shares: &[Share]) -> Share {
+    Share {
+        epoch: shares.iter().map(|share| share.epoch).sum(),
+        usage: Usage {
+            entries: shares.iter().map(|share| share.usage.entries).sum(),
+            bytes: shares.iter().map(|share| share.usage.bytes).sum(),
+        },
+    }
+}
+
+fn print(counters: &Stats, shares: &[Share]) {
+    let ratio = |hits: u64, misses: u64| match hits + misses {
+        0 => "-".into(),
+        gets => format!("{:.1}%", 100.0 * hits as f64 / gets as f64),
+    };
+    let total = total(shares);
+    let mut rows: Vec<(&str, String)> = Vec::new();
+    for (name, count) in counters.iter() {
+        rows.push((name, count.to_string()));
+        match name {
+            "udp_misses" => rows.push((
+                "udp_hit_ratio",
+                ratio(counters.udp_hits, counters.udp_misses),
+            )),
+            "tcp_misses" => rows.push((
+                "tcp_hit_ratio",
+                ratio(counters.tcp_hits, counters.tcp_misses),
+            )),
+            _ => {}
+        }
+    }
+    rows.push(("epoch", total.epoch.to_string()));
+    rows.push(("entries", total.usage.entries.to_string()));
+    rows.push(("bytes", total.usage.bytes.to_string()));
+    let width = rows.iter().map(|(_, value)| value.len()).max().unwrap_or(0);
+    let rows: Vec<_> = rows
+        .iter()
+        .map(|(name, value)| (*name, format!("{value:>width$}")))
+        .collect();
+    print_pairs(&rows);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn json_has_the_documented_names() {
+        let counters = Stats {
+            udp_hits: 7,
+            tcp_passed: 8,
+            fills_refused: 9,
+            ..Stats::default()
+        };
+        let share = |epoch, entries| Share {
+            epoch,
+            usage: Usage { entries, bytes: 64 },
+        };
+        let json = to_json(&counters, &[share(3, 1), share(2, 4)]);
+        assert_eq!(json["udp"]["hits"], 7);
+        assert_eq!(json["tcp"]["passed"], 8);
+        assert_eq!(json["fills_refused"], 9);
+        for name in ["hits", "misses", "passed"] {
+            assert!(
+                json["udp"][name].is_u64() && json["tcp"][name].is_u64(),
+                "{name}"
+            );
+        }
+        for name in ["fills", "invalidations", "evictions"] {
+            assert!(json[name].is_u64(), "{name}");
+        }
+        assert_eq!(
+            (&json["epoch"], &json["entries"], &json["bytes"]),
+            (&5.into(), &5.into(), &128.into())
+        );
+        assert_eq!(json["backends"][1]["entries"], 4);
+    }
+}

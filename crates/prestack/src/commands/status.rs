@@ -1,0 +1,101 @@
+//! `prestack status`.
+
+use std::{fmt::Display, process::ExitCode, time::Duration};
+
+use bytesize::ByteSize;
+
+use super::{Running, print_pairs};
+use crate::{cli::InstanceArgs, state::BackendState, units::Span};
+
+/// Prints what the running instance serves.
+///
+/// # Errors
+/// The instance does not run, or cannot be asked.
+pub fn status(args: &InstanceArgs) -> anyhow::Result<ExitCode> {
+    let running = Running::find(&args.instance)?;
+    let state = &running.state;
+    let pid = if running.has_daemon {
+        format!("{} (prestack {})", state.pid, state.version)
+    } else {
+        "none: pinned programs watch writes, and nothing is served until `prestack run`".into()
+    };
+    let uptime = Duration::from_secs(state.uptime().as_secs());
+    let mut rows = vec![
+        ("instance", args.instance.to_string()),
+        ("daemon", pid),
+        ("interfaces", interfaces(&running)),
+        ("ports", join(&state.ports)),
+        ("memory", ByteSize::b(state.memory).to_string()),
+        (
+            "max age",
+            Span(Duration::from_millis(state.max_age_ms)).to_string(),
+        ),
+        ("allowed", join(&state.allow)),
+        ("started", format!("{} ago", Span(uptime))),
+    ];
+    for backend in &state.backends {
+        rows.push(("backend", backend_line(&running, backend)));
+    }
+    for problem in &state.problems {
+        rows.push(("problem", problem.clone()));
+    }
+    let unseen = unseen(&running);
+    if !unseen.is_empty() {
+        let age = Span(Duration::from_millis(state.max_age_ms));
+        rows.push((
+            "unseen",
+            format!(
+                "{} (writes there show after {age} at most)",
+                unseen.join(", ")
+            ),
+        ));
+    }
+    print_pairs(&rows);
+    Ok(ExitCode::SUCCESS)
+}
+
+fn interfaces(running: &Running) -> String {
+    let list: Vec<_> = running
+        .state
+        .interfaces
+        .iter()
+        .map(|i| format!("{} ({}, {})", i.name, i.mode, i.egress))
+        .collect();
+    list.join(", ")
+}
+
+fn backend_line(running: &Running, backend: &BackendState) -> String {
+    let BackendState {
+        number, pid, alive, ..
+    } = backend;
+    let epoch = running.controls.epoch_of(*number);
+    let doors = backend.describe_doors();
+    let serving = if !alive {
+        format!("memcached {pid} is gone; waiting for it to come back")
+    } else if !running.controls.is_serving() {
+        format!("memcached {pid} is not served: no daemon watches it")
+    } else {
+        format!("memcached {pid} {doors}")
+    };
+    format!("{number}: {serving} (epoch {epoch})")
+}
+
+/// Ways to memcached that the datapath does not see.
+fn unseen(running: &Running) -> Vec<String> {
+    let backends = &running.state.backends;
+    let live = backends.iter().filter(|backend| backend.alive);
+    let sockets = live.flat_map(|backend| &backend.unix_sockets);
+    sockets
+        .map(|path| format!("unix socket {path}"))
+        .chain(running.state.unseen.iter().map(ToString::to_string))
+        .collect()
+}
+
+fn join<T: Display>(list: &[T]) -> String {
+    let list: Vec<_> = list.iter().map(ToString::to_string).collect();
+    if list.is_empty() {
+        "none".into()
+    } else {
+        list.join(", ")
+    }
+}

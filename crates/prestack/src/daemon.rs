@@ -1,0 +1,332 @@
+//! The process behind `prestack run`: starts the datapath, keeps it serving, takes it down.
+
+use std::{
+    fs::File,
+    io::{self, Read as _},
+    os::fd::AsFd as _,
+    time::{Duration, Instant},
+};
+
+use nix::{
+    errno::Errno,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::{
+        signal::{SigSet, Signal},
+        signalfd::{SfdFlags, SignalFd},
+    },
+};
+use prestack_abi::{LAYOUT, config::Config};
+use tracing::{debug, info, warn};
+
+use crate::{
+    attach::{Attachment, Datapath},
+    bpffs, clock, leftovers,
+    maps::{Controls, covering_ns},
+    netlink::{self, Interface},
+    preflight,
+    settings::Options,
+    state::{AttachedState, Instance, State, current_netns, unix_time},
+    watch::Watch,
+};
+
+/// How often the datapath is told that someone watches, in ms.
+const HEARTBEAT_MS: u8 = 100;
+/// How long the datapath serves after that.
+const SERVE_AHEAD: Duration = Duration::from_secs(1);
+/// How often the host is looked at while a backend is missing.
+const RESCAN_WAITING: Duration = Duration::from_millis(200);
+/// How often the host is looked at otherwise.
+const RESCAN: Duration = Duration::from_secs(1);
+/// How long the datapath remembers a request that memcached does not answer.
+const REMEMBER: Duration = Duration::from_secs(30);
+
+/// SIGINT, SIGTERM and SIGHUP, as a descriptor.
+#[derive(Debug)]
+pub struct Signals(SignalFd);
+
+impl Signals {
+    /// Catches them from now on, for this thread.
+    ///
+    /// # Errors
+    /// The kernel refused.
+    pub fn catch() -> nix::Result<Self> {
+        let signals = SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP]);
+        signals.thread_block()?;
+        let flags = SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC;
+        SignalFd::with_flags(&signals, flags).map(Self)
+    }
+
+    fn received(&self) -> bool {
+        matches!(self.0.read_signal(), Ok(Some(_)))
+    }
+}
+
+/// A running instance.
+#[derive(Debug)]
+pub struct Daemon {
+    instance: Instance,
+    state: State,
+    // Detached before the programs go.
+    attachments: Vec<Attachment>,
+    datapath: Datapath,
+    controls: Controls,
+    watch: Watch,
+    mtu: u32,
+    /// Said already.
+    trouble: Option<String>,
+}
+
+impl Daemon {
+    /// Checks, loads and attaches.
+    ///
+    /// # Errors
+    /// Something stands in the way; nothing is left attached.
+    pub fn start(options: &Options, instance: Instance) -> anyhow::Result<Self> {
+        preflight::interfaces(options)?;
+        let local = preflight::addresses(options)?;
+        let watch = Watch::new(options, &local)?;
+        for what in leftovers::remove(&instance)? {
+            info!("removed {what}, left by an earlier run");
+        }
+        let interfaces = preflight::interfaces(options)?;
+        preflight::no_other_xdp(&instance, &interfaces)?;
+
+        let datapath = Datapath::load(options.buckets, options.memory)?;
+        let controls = Controls::open(&datapath.maps)?;
+        let mtu = interfaces.iter().map(|i| i.mtu).min().unwrap_or(0);
+        let mut config = config(options, mtu)?;
+        watch.configure(&mut config);
+        controls.init(&config);
+        let mut daemon = Self {
+            state: first_state(options, &datapath, &interfaces)?,
+            instance,
+            attachments: Vec::new(),
+            datapath,
+            controls,
+            watch,
+            mtu,
+            trouble: None,
+        };
+        if let Err(error) = daemon.attach(options, interfaces) {
+            if let Err(also) = daemon.stop(false) {
+                warn!("{also:#}");
+            }
+            return Err(error);
+        }
+        Ok(daemon)
+    }
+
+    fn attach(&mut self, options: &Options, interfaces: Vec<Interface>) -> anyhow::Result<()> {
+        // Written before anything is attached, so that whatever a crash leaves can be found.
+        self.instance.write(&self.state)?;
+        // Replies are watched before the first request is noted: one whose reply goes unseen would
+        // count as unanswered.
+        for interface in interfaces {
+            let attachment =
+                Attachment::watch_replies(&mut self.datapath, interface, options.egress)?;
+            self.attachments.push(attachment);
+        }
+        self.write_state()?;
+        for attachment in &mut self.attachments {
+            let reason = attachment.take_requests(&mut self.datapath, options.mode)?;
+            let name = &attachment.interface().name;
+            if let Some(reason) = reason {
+                info!("{name} does not do XDP in native mode, so it is generic there: {reason}");
+            }
+        }
+        if options.pin {
+            let folder = self.instance.pin_folder();
+            bpffs::make_folder(&folder)?;
+            for attachment in &mut self.attachments {
+                attachment.pin(&folder)?;
+            }
+        }
+        // Before this point writes went by unseen.
+        self.watch.forget_all(&self.controls);
+        self.controls.serve_for(SERVE_AHEAD);
+        self.write_state()?;
+        for backend in &self.state.backends {
+            info!(
+                "memcached (pid {}) {}",
+                backend.pid,
+                backend.describe_doors()
+            );
+        }
+        Ok(())
+    }
+
+    /// The line that says what is served.
+    #[must_use]
+    pub fn banner(&self) -> String {
+        format!(
+            "serving {} on {}",
+            self.state.port_list(),
+            self.state.interface_list()
+        )
+    }
+
+    /// Keeps the datapath serving until a signal arrives.
+    ///
+    /// # Errors
+    /// Every interface is gone, or the state cannot be written.
+    pub fn serve(&mut self, signals: &Signals) -> anyhow::Result<()> {
+        let mut looked = Instant::now();
+        loop {
+            self.controls.serve_for(SERVE_AHEAD);
+            self.wait(signals)?;
+            if signals.received() {
+                return Ok(());
+            }
+            let mut changed = self.watch.notice_ends(&self.controls);
+            let pause = if self.watch.is_waiting() {
+                RESCAN_WAITING
+            } else {
+                RESCAN
+            };
+            if changed || looked.elapsed() >= pause {
+                changed |= self.look()?;
+                looked = Instant::now();
+            }
+            if changed {
+                self.write_state()?;
+            }
+        }
+    }
+
+    /// Waits for the next heartbeat, a signal, or the end of a backend.
+    fn wait(&self, signals: &Signals) -> io::Result<()> {
+        let mut fds = vec![PollFd::new(signals.0.as_fd(), PollFlags::POLLIN)];
+        fds.extend(
+            self.watch
+                .ends()
+                .map(|end| PollFd::new(end, PollFlags::POLLIN)),
+        );
+        match poll(&mut fds, PollTimeout::from(HEARTBEAT_MS)) {
+            Ok(_) | Err(Errno::EINTR) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Looks at the host. Returns whether something changed.
+    fn look(&mut self) -> anyhow::Result<bool> {
+        self.look_at_interfaces()?;
+        match self.watch.rescan(&self.controls) {
+            Ok(changed) => {
+                self.trouble = None;
+                Ok(changed)
+            }
+            Err(error) => {
+                let error = error.to_string();
+                if self.trouble.as_ref() != Some(&error) {
+                    warn!("{error}");
+                }
+                self.trouble = Some(error);
+                Ok(false)
+            }
+        }
+    }
+
+    fn look_at_interfaces(&mut self) -> anyhow::Result<()> {
+        let mut mtus = Vec::new();
+        for attachment in &self.attachments {
+            let Interface { name, index, .. } = attachment.interface();
+            match netlink::interface(name)? {
+                Some(found) if found.index == *index => mtus.push(found.mtu),
+                _ => debug!("interface {name} is gone"),
+            }
+        }
+        let Some(mtu) = mtus.into_iter().min() else {
+            anyhow::bail!(
+                "every interface that was served is gone: start prestack again when they are back"
+            );
+        };
+        if mtu != self.mtu {
+            info!("replies are limited to an MTU of {mtu} from now on");
+            self.controls.set_mtu(mtu);
+            self.mtu = mtu;
+        }
+        Ok(())
+    }
+
+    fn write_state(&mut self) -> anyhow::Result<()> {
+        self.state.interfaces = self.attachments.iter().map(Attachment::state).collect();
+        self.state.backends = self.watch.backends();
+        self.state.allow = self.watch.allowed().to_vec();
+        self.state.problems = self.watch.problems().to_vec();
+        self.state.unseen = self.watch.unseen().to_vec();
+        self.instance.write(&self.state)?;
+        Ok(())
+    }
+
+    /// Takes the datapath down, or leaves it in place if `pinned`.
+    ///
+    /// # Errors
+    /// Something could not be removed.
+    pub fn stop(self, pinned: bool) -> anyhow::Result<()> {
+        self.controls.stop_serving();
+        drop(self.attachments);
+        if pinned {
+            info!(
+                "left in place: nothing is served until the next `prestack run`; `prestack detach \
+                 --instance {}` removes it",
+                self.instance.name()
+            );
+            return Ok(());
+        }
+        leftovers::remove(&self.instance)?;
+        info!("detached");
+        Ok(())
+    }
+}
+
+/// The configuration but for what `Watch` finds.
+fn config(options: &Options, mtu: u32) -> io::Result<Config> {
+    let mut seed = [0; 8];
+    File::open("/dev/urandom")?.read_exact(&mut seed)?;
+    // An entry's age is measured with a clock that may lag behind.
+    let max_age_ns = clock::nanoseconds(options.max_age) - clock::resolution_ns();
+    Ok(Config {
+        seed: u64::from_ne_bytes(seed),
+        max_age_ns,
+        refresh_age_ns: max_age_ns / 4 * 3,
+        settle_ns: covering_ns(options.settle),
+        remember_ns: covering_ns(REMEMBER),
+        buckets: options.buckets,
+        mtu,
+        ..Config::empty()
+    })
+}
+
+/// What is known before anything is attached.
+fn first_state(
+    options: &Options,
+    datapath: &Datapath,
+    interfaces: &[Interface],
+) -> anyhow::Result<State> {
+    let interfaces = interfaces.iter().map(|interface| AttachedState {
+        name: interface.name.clone(),
+        index: interface.index,
+        mode: String::new(),
+        egress: String::new(),
+        added_clsact: false,
+    });
+    Ok(State {
+        layout: LAYOUT,
+        version: env!("CARGO_PKG_VERSION").into(),
+        pid: std::process::id(),
+        started: unix_time().as_secs(),
+        netns: current_netns()?,
+        interfaces: interfaces.collect(),
+        programs: datapath.programs.clone(),
+        maps: datapath.maps,
+        memory: options.memory.as_u64(),
+        buckets: options.buckets,
+        max_age_ms: u64::try_from(options.max_age.as_millis())?,
+        ports: options.ports.clone(),
+        pinned: options.pin,
+        allow: Vec::new(),
+        backends: Vec::new(),
+        problems: Vec::new(),
+        unseen: Vec::new(),
+    })
+}

@@ -1,0 +1,296 @@
+//! Finds the memcached processes behind the chosen ports, with every socket they listen on.
+
+pub mod arguments;
+pub mod process;
+pub mod procnet;
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    io,
+    net::IpAddr,
+};
+
+use arguments::Features;
+use process::ProcessId;
+use procnet::{Socket, Transport};
+
+/// Which sockets make a process a backend.
+#[derive(Clone, Debug)]
+pub struct Selection {
+    /// Ports on which it listens.
+    pub ports: Vec<u16>,
+    /// Addresses at which it is reached; any if empty.
+    pub addresses: Vec<IpAddr>,
+}
+
+impl Selection {
+    /// Whether hits may be served at this address and port.
+    #[must_use]
+    pub fn serves(&self, address: IpAddr, port: u16) -> bool {
+        self.ports.contains(&port)
+            && (self.addresses.is_empty() || self.addresses.contains(&address))
+    }
+
+    /// Whether the socket receives what is sent to a chosen address and port.
+    fn chooses(&self, socket: &Socket) -> bool {
+        self.ports.contains(&socket.port)
+            && (self.addresses.is_empty() || self.addresses.iter().any(|&a| socket.takes(a)))
+    }
+}
+
+/// One memcached process with everything it listens on.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Memcached {
+    /// The process.
+    pub process: ProcessId,
+    /// Its TCP listeners and unconnected UDP sockets, sorted.
+    pub sockets: Vec<Socket>,
+    /// Paths of the unix sockets it listens on: writes through them are not seen.
+    pub unix_sockets: Vec<String>,
+}
+
+impl Memcached {
+    /// Whether the process has a UDP socket that receives what is sent there.
+    #[must_use]
+    pub fn takes_udp(&self, address: IpAddr, port: u16) -> bool {
+        self.sockets.iter().any(|socket| {
+            socket.transport == Transport::Udp && socket.port == port && socket.takes(address)
+        })
+    }
+}
+
+/// Why what listens on a chosen port cannot be served.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the messages say it")]
+pub enum Problem {
+    #[error(
+        "no memcached listens on port {port}{}: start it with `memcached -U {port} -p {port}`, or \
+         give its port with --port", at(.addresses)
+    )]
+    NobodyListens { port: u16, addresses: Vec<IpAddr> },
+    #[error(
+        "what listens on port {port} is {name} (pid {pid}), not memcached: prestack serves memcached \
+         only"
+    )]
+    NotMemcached { port: u16, pid: u32, name: String },
+    #[error(
+        "cannot find the process that listens on port {port}: it may run in another pid namespace; \
+         run prestack as root in the host's pid namespace"
+    )]
+    UnknownProcess { port: u16 },
+    #[error(
+        "memcached (pid {pid}) has no UDP socket on port {port}{}: start it with `-U {port}` (UDP is \
+         off by default); there is nothing to serve without it", at(.addresses)
+    )]
+    NoUdp {
+        pid: u32,
+        port: u16,
+        addresses: Vec<IpAddr>,
+    },
+    #[error(
+        "memcached (pid {pid}) is a proxy (-o proxy_config): what it answers changes on other \
+         servers, unseen here; run prestack on those servers instead"
+    )]
+    Proxy { pid: u32 },
+    #[error(
+        "memcached (pid {pid}) speaks TLS (-Z): its writes cannot be read on the wire, so nothing \
+         may be cached; serve a memcached without TLS"
+    )]
+    Tls { pid: u32 },
+    #[error(
+        "processes {first} and {second} share port {port} (SO_REUSEPORT): which of them a packet \
+         reaches cannot be known; give each its own port or address"
+    )]
+    Shared { port: u16, first: u32, second: u32 },
+}
+
+fn at(addresses: &[IpAddr]) -> String {
+    if addresses.is_empty() {
+        return String::new();
+    }
+    let list: Vec<_> = addresses.iter().map(ToString::to_string).collect();
+    format!(" at {}", list.join(", "))
+}
+
+/// What a look at the host found.
+#[derive(Debug, Default)]
+pub struct Found {
+    /// Processes that can be served, by pid.
+    pub backends: Vec<Memcached>,
+    /// What stands in the way of others.
+    pub problems: Vec<Problem>,
+}
+
+/// Finds backends, and remembers who holds which socket: looking through every process is slow,
+/// looking again at one is not.
+#[derive(Debug, Default)]
+pub struct Scanner {
+    known: HashSet<ProcessId>,
+}
+
+impl Scanner {
+    /// Looks at the host's sockets.
+    ///
+    /// # Errors
+    /// `/proc` cannot be read.
+    pub fn scan(&mut self, selection: &Selection) -> io::Result<Found> {
+        let sockets = procnet::sockets()?;
+        let chosen: Vec<_> = sockets
+            .iter()
+            .filter(|s| selection.chooses(s))
+            .copied()
+            .collect();
+        let holders = self.holders(&chosen)?;
+        let unix = procnet::unix_sockets()?;
+        let mut host = Host {
+            processes: BTreeMap::new(),
+        };
+        for (pid, process) in holders.values().flatten().map(|p| (p.pid, *p)) {
+            host.processes.entry(pid).or_insert_with(|| {
+                let mine = process.sockets();
+                let mut list: Vec<_> = sockets
+                    .iter()
+                    .filter(|s| mine.contains(&s.inode))
+                    .copied()
+                    .collect();
+                list.sort_unstable();
+                let mut unix: Vec<_> = unix
+                    .iter()
+                    .filter(|(inode, _)| mine.contains(inode))
+                    .map(|(_, path)| path.clone())
+                    .collect();
+                unix.sort_unstable();
+                Candidate {
+                    names: process.names(),
+                    features: Features::read(&process.arguments()),
+                    memcached: Memcached {
+                        process,
+                        sockets: list,
+                        unix_sockets: unix,
+                    },
+                }
+            });
+        }
+        Ok(judge(selection, &chosen, &holders, &host))
+    }
+
+    /// Who holds the chosen sockets.
+    fn holders(&mut self, chosen: &[Socket]) -> io::Result<HashMap<u64, Vec<ProcessId>>> {
+        let inodes: HashSet<_> = chosen.iter().map(|socket| socket.inode).collect();
+        let mut holders: HashMap<u64, Vec<ProcessId>> = HashMap::new();
+        for &process in self.known.iter().filter(|process| process.is_alive()) {
+            for inode in process.sockets().intersection(&inodes) {
+                holders.entry(*inode).or_default().push(process);
+            }
+        }
+        if inodes.iter().any(|inode| !holders.contains_key(inode)) {
+            holders = process::holders(&inodes)?;
+        }
+        self.known = holders.values().flatten().copied().collect();
+        Ok(holders)
+    }
+}
+
+/// A process that holds a chosen socket.
+#[derive(Debug)]
+struct Candidate {
+    memcached: Memcached,
+    names: Vec<String>,
+    features: Features,
+}
+
+impl Candidate {
+    /// Builds have names such as `memcached-debug`.
+    fn is_memcached(&self) -> bool {
+        self.names.iter().any(|name| name.starts_with("memcached"))
+    }
+}
+
+#[derive(Debug)]
+struct Host {
+    processes: BTreeMap<u32, Candidate>,
+}
+
+/// Decides which of the processes that hold chosen sockets can be served.
+fn judge(
+    selection: &Selection,
+    chosen: &[Socket],
+    holders: &HashMap<u64, Vec<ProcessId>>,
+    host: &Host,
+) -> Found {
+    let mut problems = Vec::new();
+    let mut excluded = HashSet::new();
+    for &port in &selection.ports {
+        if !chosen.iter().any(|socket| socket.port == port) {
+            problems.push(Problem::NobodyListens {
+                port,
+                addresses: selection.addresses.clone(),
+            });
+        }
+    }
+    // A socket that several processes hold belongs to the memcached among them: the others, such
+    // as a supervisor that opened it, do not read from it.
+    let mut owners: Vec<(&Socket, u32)> = Vec::new();
+    for socket in chosen {
+        let port = socket.port;
+        let all = holders.get(&socket.inode).map_or(&[][..], Vec::as_slice);
+        let memcacheds: Vec<_> = all
+            .iter()
+            .filter(|process| host.processes[&process.pid].is_memcached())
+            .collect();
+        match (memcacheds.as_slice(), all.first()) {
+            ([], None) => problems.push(Problem::UnknownProcess { port }),
+            ([], Some(process)) => {
+                let names = &host.processes[&process.pid].names;
+                problems.push(Problem::NotMemcached {
+                    port,
+                    pid: process.pid,
+                    name: names.first().cloned().unwrap_or_default(),
+                });
+                owners.push((socket, process.pid));
+            }
+            (processes, _) => owners.extend(processes.iter().map(|p| (socket, p.pid))),
+        }
+    }
+    for (at, (one, first)) in owners.iter().enumerate() {
+        for (other, second) in &owners[at + 1..] {
+            if first != second && one.overlaps(other) {
+                excluded.extend([*first, *second]);
+                problems.push(Problem::Shared {
+                    port: one.port,
+                    first: *first.min(second),
+                    second: *first.max(second),
+                });
+            }
+        }
+    }
+    let mut backends = Vec::new();
+    for candidate in host.processes.values().filter(|c| c.is_memcached()) {
+        let pid = candidate.memcached.process.pid;
+        let mine: Vec<_> = owners
+            .iter()
+            .filter(|(_, p)| *p == pid)
+            .map(|(s, _)| *s)
+            .collect();
+        let Some(first) = mine.first() else { continue };
+        if candidate.features.proxy {
+            problems.push(Problem::Proxy { pid });
+        } else if candidate.features.tls {
+            problems.push(Problem::Tls { pid });
+        } else if !mine.iter().any(|s| s.transport == Transport::Udp) {
+            problems.push(Problem::NoUdp {
+                pid,
+                port: first.port,
+                addresses: selection.addresses.clone(),
+            });
+        } else if !excluded.contains(&pid) {
+            backends.push(candidate.memcached.clone());
+        }
+    }
+    let mut seen = HashSet::new();
+    problems.retain(|problem| seen.insert(problem.to_string()));
+    Found { backends, problems }
+}
+
+#[cfg(test)]
+mod tests;

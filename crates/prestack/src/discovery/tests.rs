@@ -1,0 +1,234 @@
+use super::*;
+
+struct Table {
+    candidates: Vec<Candidate>,
+    selection: Selection,
+}
+
+fn socket(text: &str, inode: u64) -> Socket {
+    let (transport, rest) = text.split_once(' ').expect("a transport");
+    let address: std::net::SocketAddr = rest.parse().expect("an address");
+    Socket {
+        transport: if transport == "udp" {
+            Transport::Udp
+        } else {
+            Transport::Tcp
+        },
+        address: address.ip(),
+        port: address.port(),
+        inode,
+    }
+}
+
+impl Table {
+    fn new(ports: &[u16]) -> Self {
+        Self {
+            candidates: Vec::new(),
+            selection: Selection {
+                ports: ports.to_vec(),
+                addresses: Vec::new(),
+            },
+        }
+    }
+
+    fn at(mut self, address: &str) -> Self {
+        self.selection
+            .addresses
+            .push(address.parse().expect("an address"));
+        self
+    }
+
+    fn process(mut self, pid: u32, line: &str, sockets: &[&str]) -> Self {
+        let arguments: Vec<_> = line.split(' ').collect();
+        let sockets = sockets
+            .iter()
+            .enumerate()
+            .map(|(at, text)| socket(text, u64::from(pid) * 100 + at as u64))
+            .collect();
+        self.candidates.push(Candidate {
+            names: vec![arguments[0].into()],
+            features: Features::read(&arguments),
+            memcached: Memcached {
+                process: ProcessId { pid, start: 7 },
+                sockets,
+                unix_sockets: Vec::new(),
+            },
+        });
+        self
+    }
+
+    fn judge(self) -> (Vec<u32>, Vec<Problem>) {
+        let mut chosen = Vec::new();
+        let mut holders: HashMap<u64, Vec<ProcessId>> = HashMap::new();
+        for candidate in &self.candidates {
+            for socket in &candidate.memcached.sockets {
+                if self.selection.chooses(socket) {
+                    if !holders.contains_key(&socket.inode) {
+                        chosen.push(*socket);
+                    }
+                    holders
+                        .entry(socket.inode)
+                        .or_default()
+                        .push(candidate.memcached.process);
+                }
+            }
+        }
+        let processes = self
+            .candidates
+            .into_iter()
+            .map(|candidate| (candidate.memcached.process.pid, candidate))
+            .collect();
+        let found = judge(&self.selection, &chosen, &holders, &Host { processes });
+        let pids = found.backends.iter().map(|b| b.process.pid).collect();
+        (pids, found.problems)
+    }
+}
+
+const BOTH: [&str; 2] = ["tcp 0.0.0.0:11211", "udp 0.0.0.0:11211"];
+
+#[test]
+fn a_memcached_with_udp_is_a_backend_with_all_its_sockets() {
+    let table = Table::new(&[11211]).process(
+        10,
+        "memcached",
+        &[
+            "tcp 0.0.0.0:11211",
+            "udp 0.0.0.0:11211",
+            "tcp [::]:11211",
+            "tcp 0.0.0.0:11311",
+        ],
+    );
+    assert_eq!(table.judge(), (vec![10], vec![]));
+}
+
+#[test]
+fn silence_is_a_problem() {
+    let (pids, problems) = Table::new(&[11211]).judge();
+    assert!(pids.is_empty());
+    assert!(matches!(
+        problems[..],
+        [Problem::NobodyListens { port: 11211, .. }]
+    ));
+}
+
+#[test]
+fn every_chosen_port_needs_a_listener() {
+    let (pids, problems) = Table::new(&[11211, 11212])
+        .process(10, "memcached", &BOTH)
+        .judge();
+    assert_eq!(pids, [10]);
+    assert!(matches!(
+        problems[..],
+        [Problem::NobodyListens { port: 11212, .. }]
+    ));
+}
+
+#[test]
+fn other_programs_are_named() {
+    let (pids, problems) = Table::new(&[11211]).process(10, "nginx", &BOTH).judge();
+    assert!(pids.is_empty());
+    assert_eq!(
+        problems,
+        [Problem::NotMemcached {
+            port: 11211,
+            pid: 10,
+            name: "nginx".into()
+        }]
+    );
+}
+
+#[test]
+fn builds_of_memcached_are_memcached() {
+    assert_eq!(
+        Table::new(&[11211])
+            .process(10, "memcached-debug", &BOTH)
+            .judge()
+            .0,
+        [10]
+    );
+}
+
+#[test]
+fn udp_proxy_and_tls_are_checked() {
+    let (_, problems) = Table::new(&[11211])
+        .process(10, "memcached", &["tcp 0.0.0.0:11211"])
+        .judge();
+    assert!(matches!(
+        problems[..],
+        [Problem::NoUdp {
+            pid: 10,
+            port: 11211,
+            ..
+        }]
+    ));
+    let (_, problems) = Table::new(&[11211])
+        .process(10, "memcached -Z", &BOTH)
+        .judge();
+    assert_eq!(problems, [Problem::Tls { pid: 10 }]);
+    let (_, problems) = Table::new(&[11211])
+        .process(10, "memcached -o proxy_config=x", &BOTH)
+        .judge();
+    assert_eq!(problems, [Problem::Proxy { pid: 10 }]);
+}
+
+#[test]
+fn a_shared_port_is_refused_once() {
+    let (pids, problems) = Table::new(&[11211])
+        .process(10, "memcached", &BOTH)
+        .process(11, "memcached", &BOTH)
+        .judge();
+    assert!(pids.is_empty());
+    assert_eq!(
+        problems,
+        [Problem::Shared {
+            port: 11211,
+            first: 10,
+            second: 11
+        }]
+    );
+}
+
+#[test]
+fn several_sockets_of_one_process_share_nothing() {
+    let sockets = [
+        "udp 0.0.0.0:11211",
+        "udp 0.0.0.0:11211",
+        "tcp 0.0.0.0:11211",
+    ];
+    assert_eq!(
+        Table::new(&[11211])
+            .process(10, "memcached", &sockets)
+            .judge(),
+        (vec![10], vec![])
+    );
+}
+
+#[test]
+fn processes_on_different_addresses_are_different_backends() {
+    let (pids, problems) = Table::new(&[11211])
+        .process(10, "memcached", &["udp 10.0.0.1:11211"])
+        .process(11, "memcached", &["udp 10.0.0.2:11211"])
+        .judge();
+    assert_eq!((pids, problems), (vec![10, 11], vec![]));
+}
+
+#[test]
+fn an_address_chooses_among_them() {
+    let (pids, problems) = Table::new(&[11211])
+        .at("10.0.0.2")
+        .process(10, "memcached", &["udp 10.0.0.1:11211"])
+        .process(11, "memcached", &["udp 10.0.0.2:11211"])
+        .judge();
+    assert_eq!((pids, problems), (vec![11], vec![]));
+}
+
+#[test]
+fn a_supervisor_that_holds_the_socket_does_not_matter() {
+    let mut table =
+        Table::new(&[11211])
+            .process(1, "systemd", &BOTH)
+            .process(10, "memcached", &BOTH);
+    // Both hold the same sockets.
+    table.candidates[1].memcached.sockets = table.candidates[0].memcached.sockets.clone();
+    assert_eq!(table.judge(), (vec![10], vec![]));
+}

@@ -1,0 +1,109 @@
+//! The host's own addresses and interfaces.
+
+use std::{
+    io,
+    net::{IpAddr, Ipv6Addr},
+};
+
+use ipnet::IpNet;
+use nix::{ifaddrs::getifaddrs, net::if_::if_nameindex};
+
+/// An address of this host.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct LocalAddress {
+    /// The address with the length of its subnet's prefix.
+    pub net: IpNet,
+    /// The interface that has it.
+    pub interface: String,
+    /// Whether prestack is attached to that interface.
+    pub attached: bool,
+}
+
+impl LocalAddress {
+    /// The address.
+    #[must_use]
+    pub fn address(&self) -> IpAddr {
+        self.net.addr()
+    }
+}
+
+/// Every address of the host (of the calling thread's network namespace).
+///
+/// # Errors
+/// The kernel does not say.
+pub fn addresses(attached: &[String]) -> io::Result<Vec<LocalAddress>> {
+    let mut addresses: Vec<LocalAddress> = Vec::new();
+    for entry in getifaddrs()? {
+        let Some(net) = entry
+            .address
+            .zip(entry.netmask)
+            .and_then(|(address, mask)| {
+                if let (Some(address), Some(mask)) =
+                    (address.as_sockaddr_in(), mask.as_sockaddr_in())
+                {
+                    return IpNet::with_netmask(address.ip().into(), mask.ip().into()).ok();
+                }
+                let (address, mask) = (address.as_sockaddr_in6()?, mask.as_sockaddr_in6()?);
+                IpNet::with_netmask(address.ip().into(), mask.ip().into()).ok()
+            })
+        else {
+            continue;
+        };
+        let local = LocalAddress {
+            net,
+            attached: attached.contains(&entry.interface_name),
+            interface: entry.interface_name,
+        };
+        if !addresses.contains(&local) {
+            addresses.push(local);
+        }
+    }
+    Ok(addresses)
+}
+
+/// Whether the address means something on one link only.
+#[must_use]
+pub fn is_link_local(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) => address.is_link_local(),
+        IpAddr::V6(address) => address.is_unicast_link_local(),
+    }
+}
+
+/// The address as 16 bytes: IPv4 mapped into IPv6.
+#[must_use]
+pub fn mapped(address: IpAddr) -> Ipv6Addr {
+    match address {
+        IpAddr::V4(address) => address.to_ipv6_mapped(),
+        IpAddr::V6(address) => address,
+    }
+}
+
+/// Names of the interfaces there are, for messages.
+#[must_use]
+pub fn interface_names() -> String {
+    let Ok(interfaces) = if_nameindex() else {
+        return "unknown".into();
+    };
+    let names: Vec<_> = interfaces
+        .iter()
+        .map(|interface| interface.name().to_string_lossy().into_owned())
+        .collect();
+    names.join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_loopback_interface_is_found() {
+        assert!(interface_names().contains("lo"));
+        let addresses = addresses(&["lo".into()]).expect("readable");
+        assert!(
+            addresses
+                .iter()
+                .any(|a| a.attached && a.net.to_string() == "127.0.0.1/8")
+        );
+    }
+}

@@ -1,0 +1,251 @@
+//! The datapath's maps, as user space uses them.
+
+use std::{
+    io,
+    mem::offset_of,
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
+
+use aya::{
+    Pod,
+    maps::{Array, MapData, MapError, PerCpuArray},
+};
+use prestack_abi::{
+    backend::{Backend, MAX_BACKENDS},
+    cache::{Block, Index},
+    config::{Config, Door},
+    control::Control,
+    names,
+    stats::Stats,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::{clock, mapping::Mapping};
+
+/// `BPF_F_LOCK` (include/uapi/linux/bpf.h): take the element's spin lock while copying it.
+const LOCKED: u64 = 4;
+
+/// A map cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[error("map {name}: {source}")]
+pub struct MapsError {
+    /// Name of the map.
+    pub name: &'static str,
+    /// What is wrong with it.
+    pub source: Box<dyn std::error::Error + Send + Sync>,
+}
+
+fn fails<E: std::error::Error + Send + Sync + 'static>(
+    name: &'static str,
+) -> impl FnOnce(E) -> MapsError {
+    move |source| MapsError {
+        name,
+        source: Box::new(source),
+    }
+}
+
+/// The kernel's numbers of an instance's maps: any process can get at the maps by them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Deserialize, Serialize)]
+#[allow(missing_docs, reason = "each is a map of that name")]
+pub struct MapIds {
+    pub config: u32,
+    pub backends: u32,
+    pub index: u32,
+    pub blocks: u32,
+    pub control: u32,
+    pub stats: u32,
+}
+
+/// Opens a map by its number.
+fn open(name: &'static str, id: u32) -> Result<MapData, MapsError> {
+    MapData::from_id(id).map_err(fails::<MapError>(name))
+}
+
+fn map<T: crate::mapping::Plain>(
+    name: &'static str,
+    id: u32,
+    elements: u32,
+) -> Result<Mapping<T>, MapsError> {
+    let data = open(name, id)?;
+    Mapping::new(data.fd(), elements).map_err(fails::<io::Error>(name))
+}
+
+/// The maps through which the datapath is steered.
+#[derive(Debug)]
+pub struct Controls {
+    config: Mapping<Config>,
+    backends: Mapping<Backend>,
+}
+
+/// How long it takes for sure until no program runs that had looked at the configuration before.
+const PROGRAMS_END: Duration = Duration::from_millis(10);
+
+impl Controls {
+    /// Maps `CONFIG` and `BACKENDS`.
+    ///
+    /// # Errors
+    /// They are gone, or this process may not use them.
+    pub fn open(ids: &MapIds) -> Result<Self, MapsError> {
+        Ok(Self {
+            config: map(names::CONFIG, ids.config, 1)?,
+            backends: map(names::BACKENDS, ids.backends, MAX_BACKENDS)?,
+        })
+    }
+
+    /// A copy of the configuration.
+    #[must_use]
+    pub fn config(&self) -> Config {
+        self.config.read(0)
+    }
+
+    /// Writes the configuration before the programs are attached.
+    pub fn init(&self, config: &Config) {
+        self.config.write(0, *config);
+    }
+
+    /// Replaces the doors, the ports and the allow list while packets flow.
+    ///
+    /// The datapath may see a mixture of old and new: serving stops before, and every cache has to
+    /// be emptied afterwards, before the next [heartbeat](Self::serve_for).
+    pub fn replace(&self, change: impl FnOnce(&mut Config)) {
+        self.stop_serving();
+        std::thread::sleep(PROGRAMS_END);
+        let mut config = self.config.read(0);
+        change(&mut config);
+        self.config.write(0, config);
+    }
+
+    /// Lets the datapath serve for `span` from now.
+    pub fn serve_for(&self, span: Duration) {
+        let until = clock::now_ns() + clock::nanoseconds(span);
+        self.config
+            .atomic_u64(0, offset_of!(Config, serve_until))
+            .store(until, Ordering::SeqCst);
+    }
+
+    /// Stops serving.
+    pub fn stop_serving(&self) {
+        self.config
+            .atomic_u64(0, offset_of!(Config, serve_until))
+            .store(0, Ordering::SeqCst);
+    }
+
+    /// Whether the heartbeat has not run out.
+    #[must_use]
+    pub fn is_serving(&self) -> bool {
+        self.config().serve_until > clock::now_ns()
+    }
+
+    /// Sets the longest IP packet that is sent, in bytes.
+    pub fn set_mtu(&self, mtu: u32) {
+        self.config
+            .atomic_u32(0, offset_of!(Config, mtu))
+            .store(mtu, Ordering::SeqCst);
+    }
+
+    /// Sets the flags of a door.
+    pub fn set_door_flags(&self, door: usize, flags: u8) {
+        let offset = offset_of!(Config, doors) + door * size_of::<Door>() + offset_of!(Door, flags);
+        self.config
+            .atomic_u8(0, offset)
+            .store(flags, Ordering::SeqCst);
+    }
+
+    fn epoch(&self, backend: u8) -> &AtomicU64 {
+        self.backends
+            .atomic_u64(backend.into(), offset_of!(Backend, epoch))
+    }
+
+    /// The epoch of a backend.
+    #[must_use]
+    pub fn epoch_of(&self, backend: u8) -> u64 {
+        self.epoch(backend).load(Ordering::SeqCst)
+    }
+
+    /// Empties a backend's cache.
+    pub fn empty(&self, backend: u8) {
+        self.epoch(backend).fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// Empties a backend's cache, and keeps it empty for `settle` from now: writes that were not
+    /// seen may be under way.
+    pub fn empty_and_settle(&self, backend: u8, settle: Duration) {
+        let until = clock::now_ns() + covering_ns(settle);
+        self.backends
+            .atomic_u64(backend.into(), offset_of!(Backend, quiet_until))
+            .fetch_max(until, Ordering::SeqCst);
+        // A ticket that has the new epoch was given by someone who has seen the quiet time.
+        self.empty(backend);
+    }
+}
+
+/// A duration in ns that the datapath's clock, which lags behind, does not cut short.
+#[must_use]
+pub fn covering_ns(span: Duration) -> u64 {
+    clock::nanoseconds(span) + clock::resolution_ns()
+}
+
+/// The maps that make up the cache.
+#[derive(Debug)]
+pub struct CacheMaps {
+    /// The index of each bucket.
+    pub index: Mapping<Index>,
+    /// The entries of each bucket.
+    pub blocks: Mapping<Block>,
+}
+
+impl CacheMaps {
+    /// Maps `INDEX` and `BLOCKS`.
+    ///
+    /// # Errors
+    /// They are gone, or this process may not use them.
+    pub fn open(ids: &MapIds, buckets: u32) -> Result<Self, MapsError> {
+        Ok(Self {
+            index: map(names::INDEX, ids.index, buckets)?,
+            blocks: map(names::BLOCKS, ids.blocks, buckets)?,
+        })
+    }
+}
+
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+struct Counted(Stats);
+
+// SAFETY: made of integers.
+unsafe impl Pod for Counted {}
+
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+struct Controlled(Control);
+
+// SAFETY: made of integers.
+unsafe impl Pod for Controlled {}
+
+/// The datapath's counters, added up over the CPUs.
+///
+/// # Errors
+/// The map is gone, or this process may not use it.
+pub fn counters(ids: &MapIds) -> Result<Stats, MapsError> {
+    let fails = || fails::<MapError>(names::STATS);
+    let map = aya::maps::Map::PerCpuArray(open(names::STATS, ids.stats)?);
+    let map = PerCpuArray::<_, Counted>::try_from(map).map_err(fails())?;
+    let mut sum = Stats::default();
+    for Counted(stats) in map.get(&0, 0).map_err(fails())?.iter() {
+        sum.add(stats);
+    }
+    Ok(sum)
+}
+
+/// A bucket's outstanding writes, copied under its lock.
+///
+/// # Errors
+/// The map is gone, or this process may not use it.
+pub fn control(ids: &MapIds, bucket: u32) -> Result<Control, MapsError> {
+    let fails = || fails::<MapError>(names::CONTROL);
+    let map = aya::maps::Map::Array(open(names::CONTROL, ids.control)?);
+    let map = Array::<_, Controlled>::try_from(map).map_err(fails())?;
+    map.get(&bucket, LOCKED)
+        .map(|Controlled(control)| control)
+        .map_err(fails())
+}

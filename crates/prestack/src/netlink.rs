@@ -1,0 +1,232 @@
+//! What the kernel says over rtnetlink about interfaces and their traffic control filters.
+
+use std::io;
+
+use netlink_packet_core::{
+    NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkBuffer, NetlinkHeader, NetlinkMessage,
+    NetlinkPayload,
+};
+use netlink_packet_route::{
+    RouteNetlinkMessage,
+    link::{LinkAttribute, LinkMessage, LinkXdp},
+    tc::{TcAttribute, TcFilterBpfOption, TcHandle, TcMessage, TcOption},
+};
+use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
+use nix::libc;
+
+/// `ETH_P_ALL` in network byte order, the protocol of filters that see every packet.
+const EVERY_PROTOCOL: u16 = 3_u16.to_be();
+/// The parent of filters at clsact's egress hook.
+const EGRESS: TcHandle = TcHandle {
+    major: u16::MAX,
+    minor: TcHandle::MIN_EGRESS,
+};
+/// The parent of filters at clsact's ingress hook.
+const INGRESS: TcHandle = TcHandle {
+    major: u16::MAX,
+    minor: TcHandle::MIN_INGRESS,
+};
+
+/// A network interface.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Interface {
+    /// Its name.
+    pub name: String,
+    /// Its index.
+    pub index: u32,
+    /// Longest IP packet it sends, in bytes.
+    pub mtu: u32,
+    /// Kernel's numbers of the XDP programs attached to it.
+    pub xdp: Vec<u32>,
+}
+
+/// A BPF filter of an interface.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Filter {
+    /// Its priority.
+    pub priority: u16,
+    /// Its handle within the priority.
+    pub handle: u32,
+    /// Kernel's number of its program.
+    pub program: Option<u32>,
+}
+
+/// Looks up an interface by its name; `None` if there is none.
+///
+/// # Errors
+/// The kernel refused to say.
+pub fn interface(name: &str) -> io::Result<Option<Interface>> {
+    let mut message = LinkMessage::default();
+    message.attributes.push(LinkAttribute::IfName(name.into()));
+    let replies = match request(RouteNetlinkMessage::GetLink(message), 0) {
+        Err(error) if error.raw_os_error() == Some(libc::ENODEV) => return Ok(None),
+        replies => replies?,
+    };
+    Ok(replies.into_iter().find_map(|reply| match reply {
+        RouteNetlinkMessage::NewLink(link) => Some(read_link(&link)),
+        _ => None,
+    }))
+}
+
+fn read_link(link: &LinkMessage) -> Interface {
+    let mut interface = Interface {
+        name: String::new(),
+        index: link.header.index,
+        mtu: 0,
+        xdp: Vec::new(),
+    };
+    for attribute in &link.attributes {
+        match attribute {
+            LinkAttribute::IfName(name) => interface.name.clone_from(name),
+            LinkAttribute::Mtu(mtu) => interface.mtu = *mtu,
+            LinkAttribute::Xdp(list) => {
+                for xdp in list {
+                    if let LinkXdp::ProgId(id)
+                    | LinkXdp::DrvProgId(id)
+                    | LinkXdp::SkbProgId(id)
+                    | LinkXdp::HwProgId(id) = xdp
+                        && !interface.xdp.contains(id)
+                    {
+                        interface.xdp.push(*id);
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+    interface
+}
+
+/// The BPF filters at the egress hook of an interface.
+///
+/// # Errors
+/// The kernel refused to say.
+pub fn egress_filters(index: u32) -> io::Result<Vec<Filter>> {
+    filters(index, EGRESS)
+}
+
+fn filters(index: u32, parent: TcHandle) -> io::Result<Vec<Filter>> {
+    let mut message = tc_message(index);
+    message.header.parent = parent;
+    let replies = request(RouteNetlinkMessage::GetTrafficFilter(message), NLM_F_DUMP)?;
+    Ok(replies
+        .into_iter()
+        .filter_map(|reply| match reply {
+            RouteNetlinkMessage::NewTrafficFilter(filter) => read_filter(&filter),
+            _ => None,
+        })
+        .collect())
+}
+
+/// `None` for the head of a priority, which has no options.
+fn read_filter(message: &TcMessage) -> Option<Filter> {
+    let options = message
+        .attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            TcAttribute::Options(options) => Some(options),
+            _ => None,
+        })?;
+    Some(Filter {
+        priority: (message.header.info >> 16) as u16,
+        handle: message.header.handle.into(),
+        program: options.iter().find_map(|option| match option {
+            TcOption::Bpf(TcFilterBpfOption::ProgId(id)) => Some(*id),
+            _ => None,
+        }),
+    })
+}
+
+/// Removes a filter from the egress hook of an interface.
+///
+/// # Errors
+/// The kernel refused, for example because it is gone.
+pub fn remove_egress_filter(index: u32, filter: &Filter) -> io::Result<()> {
+    let mut message = tc_message(index);
+    message.header.parent = EGRESS;
+    message.header.handle = filter.handle.into();
+    message.header.info = u32::from(filter.priority) << 16 | u32::from(EVERY_PROTOCOL);
+    request(RouteNetlinkMessage::DelTrafficFilter(message), 0).map(drop)
+}
+
+/// Removes the clsact qdisc of an interface, unless a filter is attached to it.
+///
+/// # Errors
+/// The kernel refused.
+pub fn remove_unused_clsact(index: u32) -> io::Result<()> {
+    if !filters(index, EGRESS)?.is_empty() || !filters(index, INGRESS)?.is_empty() {
+        return Ok(());
+    }
+    let mut message = tc_message(index);
+    message.header.handle = TcHandle {
+        major: u16::MAX,
+        minor: 0,
+    };
+    message.header.parent = TcHandle::CLSACT;
+    match request(RouteNetlinkMessage::DelQueueDiscipline(message), 0) {
+        // It is gone already.
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::EINVAL)) => Ok(()),
+        removed => removed.map(drop),
+    }
+}
+
+fn tc_message(index: u32) -> TcMessage {
+    // Interface numbers are positive `int`s in the kernel.
+    TcMessage::with_index(index.cast_signed())
+}
+
+/// Sends a request and collects the replies to it.
+fn request(message: RouteNetlinkMessage, flags: u16) -> io::Result<Vec<RouteNetlinkMessage>> {
+    let mut socket = Socket::new(NETLINK_ROUTE)?;
+    socket.bind_auto()?;
+    socket.connect(&SocketAddr::new(0, 0))?;
+    let mut header = NetlinkHeader::default();
+    // An acknowledgement ends the replies of everything but a dump, which ends by itself.
+    let end = if flags == NLM_F_DUMP { 0 } else { NLM_F_ACK };
+    header.flags = NLM_F_REQUEST | flags | end;
+    header.sequence_number = 1;
+    let mut message = NetlinkMessage::new(header, NetlinkPayload::InnerMessage(message));
+    message.finalize();
+    let mut bytes = vec![0; message.buffer_len()];
+    message.serialize(&mut bytes);
+    socket.send(&bytes, 0)?;
+
+    let mut replies = Vec::new();
+    loop {
+        let (datagram, _) = socket.recv_from_full()?;
+        let mut rest = &datagram[..];
+        while !rest.is_empty() {
+            let length = NetlinkBuffer::new_checked(rest)
+                .map_err(io::Error::other)?
+                .length();
+            let reply = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest)
+                .map_err(io::Error::other)?;
+            match reply.payload {
+                NetlinkPayload::Done(_) => return Ok(replies),
+                NetlinkPayload::Error(error) if error.code.is_some() => return Err(error.to_io()),
+                NetlinkPayload::Error(_) => return Ok(replies),
+                NetlinkPayload::InnerMessage(reply) => replies.push(reply),
+                _ => {}
+            }
+            let step = (length as usize).next_multiple_of(4).min(rest.len());
+            rest = &rest[step..];
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_loopback_interface_is_described() {
+        let lo = interface("lo").expect("an answer").expect("there is one");
+        assert_eq!(lo.name, "lo");
+        assert!(lo.index > 0 && lo.mtu >= 1500);
+    }
+
+    #[test]
+    fn there_is_no_such_interface() {
+        assert_eq!(interface("no-such-if").expect("an answer"), None);
+    }
+}

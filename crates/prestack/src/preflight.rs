@@ -1,0 +1,250 @@
+//! What has to be so before anything is loaded, each with its own message when it is not.
+
+use std::{fs, io, net::IpAddr};
+
+use nix::sys::utsname::uname;
+
+use crate::{
+    host::{self, LocalAddress},
+    netlink::{self, Interface},
+    settings::Options,
+    state::Instance,
+    units::InstanceName,
+};
+
+/// Oldest kernel that is supported.
+pub const OLDEST_KERNEL: (u32, u32) = (6, 1);
+
+/// Longest name of an interface (`IFNAMSIZ`, less the NUL).
+const LONGEST_NAME: usize = 15;
+
+/// A reason not to start.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the messages say it")]
+pub enum PreflightError {
+    #[error("prestack needs privileges that it does not have ({missing}): run it as root")]
+    Privileges { missing: String },
+    #[error(
+        "this kernel is {release}, and prestack needs {}.{} or newer: upgrade the kernel",
+        OLDEST_KERNEL.0, OLDEST_KERNEL.1
+    )]
+    OldKernel { release: String },
+    #[error("there is no interface {name} in this network namespace (there are: {available})")]
+    NoSuchInterface { name: String, available: String },
+    #[error(
+        "interface {interface} already has an XDP program, {program} (id {id}): remove it with `ip \
+         link set dev {interface} xdp off`, or stop what attached it"
+    )]
+    ForeignXdp {
+        interface: String,
+        program: String,
+        id: u32,
+    },
+    #[error(
+        "interface {interface} is already served by the prestack instance {other}: stop that one \
+         with `prestack detach --instance {other}`"
+    )]
+    OtherInstance {
+        interface: String,
+        other: InstanceName,
+    },
+    #[error(
+        "{address}, given with --address, is not an address of this host (there are: {available})"
+    )]
+    ForeignAddress { address: IpAddr, available: String },
+    #[error("cannot ask the kernel about {what}: {source}")]
+    Unanswered { what: String, source: io::Error },
+}
+
+/// Capabilities without which a command cannot do its work: number, name, whether `CAP_SYS_ADMIN`
+/// stands in for it.
+const CAPABILITIES: [(u32, &str, bool); 5] = [
+    (12, "CAP_NET_ADMIN", false),
+    (19, "CAP_SYS_PTRACE", false),
+    (21, "CAP_SYS_ADMIN", false),
+    (38, "CAP_PERFMON", true),
+    (39, "CAP_BPF", true),
+];
+
+/// Checks that this process may load and attach programs, use maps by number, and see other
+/// users' sockets.
+///
+/// # Errors
+/// It may not.
+pub fn privileges() -> Result<(), PreflightError> {
+    let status = fs::read_to_string("/proc/thread-self/status").map_err(|source| {
+        PreflightError::Unanswered {
+            what: "the privileges of this process".into(),
+            source,
+        }
+    })?;
+    let missing = missing_capabilities(effective_capabilities(&status));
+    if missing.is_empty() {
+        return Ok(());
+    }
+    Err(PreflightError::Privileges {
+        missing: missing.join(", "),
+    })
+}
+
+fn effective_capabilities(status: &str) -> u64 {
+    status
+        .lines()
+        .find_map(|line| line.strip_prefix("CapEff:"))
+        .and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok())
+        .unwrap_or(0)
+}
+
+fn missing_capabilities(held: u64) -> Vec<&'static str> {
+    let has = |number| held >> number & 1 == 1;
+    CAPABILITIES
+        .iter()
+        .filter(|(number, _, by_admin)| !(has(*number) || *by_admin && has(21)))
+        .map(|(_, name, _)| *name)
+        .collect()
+}
+
+/// Checks that the kernel is new enough.
+///
+/// # Errors
+/// It is older than [`OLDEST_KERNEL`].
+pub fn kernel() -> Result<(), PreflightError> {
+    let names = uname().map_err(|error| PreflightError::Unanswered {
+        what: "its version".into(),
+        source: error.into(),
+    })?;
+    let release = names.release().to_string_lossy();
+    match version(&release) {
+        Some(version) if version < OLDEST_KERNEL => Err(PreflightError::OldKernel {
+            release: release.into_owned(),
+        }),
+        // A release that cannot be read is tried: the verifier has the last word.
+        _ => Ok(()),
+    }
+}
+
+fn version(release: &str) -> Option<(u32, u32)> {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit());
+    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
+}
+
+/// Looks up the interfaces.
+///
+/// # Errors
+/// There is no such interface.
+pub fn interfaces(options: &Options) -> Result<Vec<Interface>, PreflightError> {
+    options
+        .interfaces
+        .iter()
+        .map(|name| interface(name))
+        .collect()
+}
+
+fn interface(name: &str) -> Result<Interface, PreflightError> {
+    let found = if (1..=LONGEST_NAME).contains(&name.len()) {
+        netlink::interface(name).map_err(|source| PreflightError::Unanswered {
+            what: format!("interface {name}"),
+            source,
+        })?
+    } else {
+        None
+    };
+    found.ok_or_else(|| PreflightError::NoSuchInterface {
+        name: name.into(),
+        available: host::interface_names(),
+    })
+}
+
+/// Checks that nobody else's XDP program is on the interfaces.
+///
+/// # Errors
+/// There is one.
+pub fn no_other_xdp(instance: &Instance, interfaces: &[Interface]) -> Result<(), PreflightError> {
+    for Interface { name, xdp, .. } in interfaces {
+        let Some(&id) = xdp.first() else { continue };
+        if let Some(other) = instance.other_with_program(id) {
+            return Err(PreflightError::OtherInstance {
+                interface: name.clone(),
+                other,
+            });
+        }
+        return Err(PreflightError::ForeignXdp {
+            interface: name.clone(),
+            program: program_name(id),
+            id,
+        });
+    }
+    Ok(())
+}
+
+/// The name of a loaded program.
+fn program_name(id: u32) -> String {
+    aya::programs::loaded_programs()
+        .filter_map(Result::ok)
+        .find(|program| program.id() == id)
+        .and_then(|program| program.name_as_str().map(str::to_owned))
+        .filter(|name| !name.is_empty())
+        .unwrap_or_else(|| "without a name".into())
+}
+
+/// The host's addresses, after checking that the chosen ones are among them.
+///
+/// # Errors
+/// One is not.
+pub fn addresses(options: &Options) -> Result<Vec<LocalAddress>, PreflightError> {
+    let local =
+        host::addresses(&options.interfaces).map_err(|source| PreflightError::Unanswered {
+            what: "the addresses of this host".into(),
+            source,
+        })?;
+    for &address in &options.addresses {
+        if !local.iter().any(|here| here.address() == address) {
+            let available: Vec<_> = local
+                .iter()
+                .map(|here| here.address().to_string())
+                .collect();
+            return Err(PreflightError::ForeignAddress {
+                address,
+                available: available.join(", "),
+            });
+        }
+    }
+    Ok(local)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn releases_are_read() {
+        assert_eq!(version("6.1.0-45-cloud-amd64"), Some((6, 1)));
+        assert_eq!(version("5.10.0"), Some((5, 10)));
+        assert_eq!(version("7.2-rc1"), Some((7, 2)));
+        assert_eq!(version("next"), None);
+        assert!(version("6.0.19") < Some(OLDEST_KERNEL) && version("7.0") > Some(OLDEST_KERNEL));
+    }
+
+    #[test]
+    fn missing_capabilities_are_named() {
+        assert_eq!(
+            effective_capabilities("Name:\tx\nCapEff:\t000001ffffffffff\n"),
+            (1 << 41) - 1
+        );
+        assert!(missing_capabilities(u64::MAX).is_empty());
+        assert_eq!(missing_capabilities(0).len(), 5);
+        // CAP_SYS_ADMIN includes what was split off from it.
+        assert!(missing_capabilities(1 << 12 | 1 << 19 | 1 << 21).is_empty());
+        assert_eq!(missing_capabilities(!(1 << 12)), ["CAP_NET_ADMIN"]);
+    }
+
+    #[test]
+    fn names_that_no_interface_can_have_are_missing_interfaces() {
+        for name in ["", "a-name-that-is-too-long", "no-such-if"] {
+            assert!(
+                matches!(interface(name), Err(PreflightError::NoSuchInterface { .. })),
+                "{name}"
+            );
+        }
+    }
+}

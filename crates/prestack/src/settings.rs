@@ -1,0 +1,428 @@
+//! What the operator asks for: flags and the configuration file, merged and checked.
+
+use std::{
+    fs, io,
+    net::IpAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use bytesize::ByteSize;
+use clap::{Args, ValueEnum};
+use ipnet::IpNet;
+use prestack_abi::cache::BUCKET_BYTES;
+use serde::Deserialize;
+
+use crate::{
+    one_or_many::one_or_many,
+    units::{InstanceName, Network, Span},
+};
+
+/// memcached's port, served when none is given.
+pub const DEFAULT_PORT: u16 = 11211;
+/// Memory of the cache when none is given.
+pub const DEFAULT_MEMORY: ByteSize = ByteSize::mib(256);
+/// Greatest age of an entry when none is given.
+pub const DEFAULT_MAX_AGE: Duration = Duration::from_secs(1);
+/// Fewest buckets that make a cache.
+pub const MIN_BUCKETS: u64 = 16;
+/// Shortest `max-age`: the clock advances in steps of up to 10 ms.
+pub const MIN_AGE: Duration = Duration::from_millis(50);
+/// Longest `max-age` and `settle`: the datapath's ticks wrap around after 26 days.
+pub const MAX_AGE: Duration = Duration::from_secs(24 * 3600);
+
+/// A setting that cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the messages say it")]
+pub enum SettingsError {
+    #[error("cannot read the configuration file {path}: {source}")]
+    Unreadable { path: PathBuf, source: io::Error },
+    #[error("configuration file {path}: {source}")]
+    Malformed {
+        path: PathBuf,
+        source: Box<toml::de::Error>,
+    },
+    #[error(
+        "no interface was given: say where clients come in with --interface IF (there are: {available})"
+    )]
+    NoInterface { available: String },
+    #[error("interface {name} is given twice")]
+    RepeatedInterface { name: String },
+    #[error("--memory {given} is too small: the least is {least}")]
+    TooLittleMemory { given: ByteSize, least: ByteSize },
+    #[error("--memory {given} is more than the cache can use: the most is {most}")]
+    TooMuchMemory { given: ByteSize, most: ByteSize },
+    #[error("--{name} {given} is out of range: it must lie between {least} and {most}")]
+    DurationOutOfRange {
+        name: &'static str,
+        given: Span,
+        least: Span,
+        most: Span,
+    },
+    #[error("port 0 cannot be served: give the port on which memcached listens")]
+    PortZero,
+}
+
+/// How the XDP program is attached.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ModeSetting {
+    /// Native where the driver can, else generic.
+    #[default]
+    Auto,
+    /// In the driver, or not at all.
+    Native,
+    /// In the network stack, after the kernel has made a socket buffer: works everywhere, slower.
+    Generic,
+}
+
+/// Where replies are seen leaving.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum EgressSetting {
+    /// TCX where the kernel has it (6.6), else clsact.
+    #[default]
+    Auto,
+    /// TCX, or not at all.
+    Tcx,
+    /// A filter of the clsact qdisc.
+    Clsact,
+}
+
+/// The flags of `run`, each of which may stand in the configuration file as well.
+#[derive(Args, Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+pub struct Settings {
+    /// Interface on which clients come in; repeat it for several
+    #[arg(long, short, value_name = "IF", value_delimiter = ',')]
+    #[serde(deserialize_with = "one_or_many")]
+    pub interface: Vec<String>,
+
+    /// Port on which memcached listens; repeat it for several [default: 11211]
+    #[arg(long, short, value_delimiter = ',')]
+    #[serde(deserialize_with = "one_or_many")]
+    pub port: Vec<u16>,
+
+    /// Serve only at this address of the host; repeat it for several [default: every address]
+    #[arg(long, short, value_name = "A", value_delimiter = ',')]
+    #[serde(deserialize_with = "one_or_many")]
+    pub address: Vec<IpAddr>,
+
+    /// How the XDP program is attached [default: auto]
+    #[arg(long)]
+    pub mode: Option<ModeSetting>,
+
+    /// Memory of the cache, allocated at start [default: 256MiB]
+    #[arg(long, short, value_name = "SIZE")]
+    pub memory: Option<ByteSize>,
+
+    /// Greatest age of what is served, counted from when memcached was asked [default: 1s]
+    #[arg(long, value_name = "TIME")]
+    pub max_age: Option<Span>,
+
+    /// Network whose clients may be served; repeat it for several [default: the interfaces' own
+    /// subnets]
+    #[arg(long, value_name = "CIDR", value_delimiter = ',')]
+    #[serde(deserialize_with = "one_or_many")]
+    pub allow: Vec<Network>,
+
+    /// Name of this instance: several on one host need different ones [default: default]
+    #[arg(long, value_name = "NAME")]
+    pub instance: Option<InstanceName>,
+
+    /// Leave the programs in place when this process ends: they go on to watch writes, and serve
+    /// nothing until the next `prestack run` replaces them
+    #[arg(long)]
+    pub pin: bool,
+
+    /// How long a write whose end cannot be seen is waited for [default: max-age]
+    #[arg(long, value_name = "TIME", hide = true)]
+    pub settle: Option<Span>,
+
+    /// How replies are watched
+    #[arg(long, hide = true)]
+    pub egress: Option<EgressSetting>,
+}
+
+impl Settings {
+    /// Reads a configuration file.
+    ///
+    /// # Errors
+    /// The file cannot be read, or holds something that is not a setting.
+    pub fn read(path: &Path) -> Result<Self, SettingsError> {
+        let text = fs::read_to_string(path).map_err(|source| SettingsError::Unreadable {
+            path: path.into(),
+            source,
+        })?;
+        toml::from_str(&text).map_err(|source| SettingsError::Malformed {
+            path: path.into(),
+            source: Box::new(source),
+        })
+    }
+
+    /// These settings, and `file`'s where these say nothing.
+    #[must_use]
+    pub fn over(self, file: Self) -> Self {
+        fn first<T>(one: Vec<T>, other: Vec<T>) -> Vec<T> {
+            if one.is_empty() { other } else { one }
+        }
+        Self {
+            interface: first(self.interface, file.interface),
+            port: first(self.port, file.port),
+            address: first(self.address, file.address),
+            mode: self.mode.or(file.mode),
+            memory: self.memory.or(file.memory),
+            max_age: self.max_age.or(file.max_age),
+            allow: first(self.allow, file.allow),
+            instance: self.instance.or(file.instance),
+            pin: self.pin || file.pin,
+            settle: self.settle.or(file.settle),
+            egress: self.egress.or(file.egress),
+        }
+    }
+
+    /// Fills in the defaults and checks what can be checked without looking at the host.
+    ///
+    /// # Errors
+    /// A value is out of range. `available` names the interfaces there are, for the message.
+    pub fn resolve(self, available: &str) -> Result<Options, SettingsError> {
+        if self.interface.is_empty() {
+            return Err(SettingsError::NoInterface {
+                available: available.into(),
+            });
+        }
+        for (at, name) in self.interface.iter().enumerate() {
+            if self.interface[..at].contains(name) {
+                return Err(SettingsError::RepeatedInterface { name: name.clone() });
+            }
+        }
+        let mut ports = self.port;
+        if ports.is_empty() {
+            ports.push(DEFAULT_PORT);
+        }
+        ports.sort_unstable();
+        ports.dedup();
+        if ports[0] == 0 {
+            return Err(SettingsError::PortZero);
+        }
+        let memory = self.memory.unwrap_or(DEFAULT_MEMORY);
+        let max_age = self.max_age.map_or(DEFAULT_MAX_AGE, |span| span.0);
+        let settle = self.settle.map_or(max_age, |span| span.0);
+        in_range("max-age", max_age, MIN_AGE)?;
+        in_range("settle", settle, Duration::ZERO)?;
+        Ok(Options {
+            instance: self.instance.unwrap_or_default(),
+            interfaces: self.interface,
+            ports,
+            addresses: self.address,
+            mode: self.mode.unwrap_or_default(),
+            buckets: buckets(memory)?,
+            memory,
+            max_age,
+            settle,
+            allow: self.allow.into_iter().map(|net| net.0).collect(),
+            pin: self.pin,
+            egress: self.egress.unwrap_or_default(),
+        })
+    }
+}
+
+fn in_range(name: &'static str, given: Duration, least: Duration) -> Result<(), SettingsError> {
+    if (least..=MAX_AGE).contains(&given) {
+        return Ok(());
+    }
+    Err(SettingsError::DurationOutOfRange {
+        name,
+        given: Span(given),
+        least: Span(least),
+        most: Span(MAX_AGE),
+    })
+}
+
+/// How many buckets fit in `memory`.
+fn buckets(memory: ByteSize) -> Result<u32, SettingsError> {
+    let size = BUCKET_BYTES as u64;
+    let buckets = memory.as_u64() / size;
+    if buckets < MIN_BUCKETS {
+        return Err(SettingsError::TooLittleMemory {
+            given: memory,
+            least: ByteSize::b((MIN_BUCKETS * size).next_multiple_of(1024)),
+        });
+    }
+    // Array maps are indexed by 32 bits, and mapped into this process as a whole.
+    u32::try_from(buckets).map_err(|_| SettingsError::TooMuchMemory {
+        given: memory,
+        most: ByteSize::b(u64::from(u32::MAX) * size),
+    })
+}
+
+/// Settings with every default filled in.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Options {
+    /// Name of the instance.
+    pub instance: InstanceName,
+    /// Interfaces to attach to, at least one.
+    pub interfaces: Vec<String>,
+    /// Ports to serve, sorted, at least one.
+    pub ports: Vec<u16>,
+    /// Addresses to serve at; every one if empty.
+    pub addresses: Vec<IpAddr>,
+    /// How to attach at XDP.
+    pub mode: ModeSetting,
+    /// Memory of the cache.
+    pub memory: ByteSize,
+    /// Buckets that fit in `memory`.
+    pub buckets: u32,
+    /// Greatest age of an entry.
+    pub max_age: Duration,
+    /// How long a write without a visible end stays outstanding.
+    pub settle: Duration,
+    /// Who may be served; the interfaces' own subnets if empty.
+    pub allow: Vec<IpNet>,
+    /// Whether the programs outlive the process.
+    pub pin: bool,
+    /// How to attach at egress.
+    pub egress: EgressSetting,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(text: &str) -> Result<Settings, toml::de::Error> {
+        toml::from_str(text)
+    }
+
+    fn resolve(text: &str) -> Result<Options, SettingsError> {
+        file(text).expect("well-formed").resolve("lo")
+    }
+
+    #[test]
+    fn the_file_knows_every_flag_by_its_name() {
+        let settings = file(
+            r#"
+            interface = ["vs", "vt"]
+            port = 11212
+            address = "10.0.0.1"
+            mode = "generic"
+            memory = "64MiB"
+            max-age = "500ms"
+            allow = ["10.0.0.0/8", "fd00::1"]
+            instance = "two"
+            pin = true
+            settle = "2s"
+            egress = "clsact"
+            "#,
+        )
+        .expect("well-formed");
+        let options = settings.resolve("").expect("in range");
+        assert_eq!(options.interfaces, ["vs", "vt"]);
+        assert_eq!(options.ports, [11212]);
+        assert_eq!(options.addresses, ["10.0.0.1".parse::<IpAddr>().unwrap()]);
+        assert_eq!(options.mode, ModeSetting::Generic);
+        assert_eq!(options.memory, ByteSize::mib(64));
+        assert_eq!(options.max_age, Duration::from_millis(500));
+        assert_eq!(options.settle, Duration::from_secs(2));
+        assert_eq!(options.allow[1], "fd00::1/128".parse().unwrap());
+        assert_eq!(options.instance.as_str(), "two");
+        assert!(options.pin);
+        assert_eq!(options.egress, EgressSetting::Clsact);
+    }
+
+    #[test]
+    fn defaults_are_those_of_the_manual() {
+        let options = resolve("interface = 'vs'").expect("in range");
+        assert_eq!(options.ports, [11211]);
+        assert_eq!(options.max_age, Duration::from_secs(1));
+        assert_eq!(options.settle, options.max_age);
+        assert_eq!(options.memory, ByteSize::mib(256));
+        assert_eq!(options.instance.as_str(), "default");
+        assert_eq!(
+            u64::from(options.buckets),
+            (256 << 20) / BUCKET_BYTES as u64
+        );
+    }
+
+    #[test]
+    fn unknown_keys_are_named() {
+        let error = file("interfaces = ['vs']").unwrap_err().to_string();
+        assert!(error.contains("interfaces"), "{error}");
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("prestack.toml");
+        fs::write(&path, "maxage = '1s'").expect("written");
+        let error = Settings::read(&path).unwrap_err().to_string();
+        assert!(
+            error.contains("maxage") && error.contains("prestack.toml"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn flags_win_over_the_file() {
+        let flags = Settings {
+            port: vec![1],
+            max_age: Some(Span(Duration::from_secs(2))),
+            ..Settings::default()
+        };
+        let merged = flags.over(file("port = [2, 3]\nmax-age = '9s'\ninterface = 'vs'").unwrap());
+        assert_eq!(merged.port, [1]);
+        assert_eq!(merged.max_age, Some(Span(Duration::from_secs(2))));
+        assert_eq!(merged.interface, ["vs"]);
+    }
+
+    #[test]
+    fn values_out_of_range_are_refused() {
+        use SettingsError::*;
+        let error = |text: &str| resolve(text).unwrap_err();
+        assert!(matches!(error(""), NoInterface { .. }));
+        assert!(matches!(
+            error("interface=['a','a']"),
+            RepeatedInterface { .. }
+        ));
+        assert!(matches!(error("interface='a'\nport=0"), PortZero));
+        assert!(matches!(
+            error("interface='a'\nmemory='64KiB'"),
+            TooLittleMemory { .. }
+        ));
+        assert!(matches!(
+            error("interface='a'\nmemory='1EiB'"),
+            TooMuchMemory { .. }
+        ));
+        assert!(matches!(
+            error("interface='a'\nmax-age='1ms'"),
+            DurationOutOfRange {
+                name: "max-age",
+                ..
+            }
+        ));
+        assert!(matches!(
+            error("interface='a'\nsettle='2days'"),
+            DurationOutOfRange { name: "settle", .. }
+        ));
+    }
+
+    #[test]
+    fn malformed_values_are_refused() {
+        for text in [
+            "max-age = '1'",
+            "max-age = 'soon'",
+            "memory = 'much'",
+            "allow = '10.0.0.0/33'",
+            "port = 70000",
+            "instance = 'a.b'",
+            "instance = ''",
+            "mode = 'fast'",
+        ] {
+            assert!(file(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn the_least_memory_is_enough() {
+        let least = (MIN_BUCKETS * BUCKET_BYTES as u64).next_multiple_of(1024);
+        assert_eq!(
+            u64::from(buckets(ByteSize::b(least)).expect("enough")),
+            MIN_BUCKETS
+        );
+    }
+}

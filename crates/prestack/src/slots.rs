@@ -1,0 +1,233 @@
+//! Backend numbers: which process has which, over restarts.
+
+use std::collections::HashSet;
+
+use prestack_abi::backend::MAX_BACKENDS;
+
+use crate::discovery::Memcached;
+
+/// A backend number and the process that has it, or had it last.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Slot {
+    /// The process.
+    pub memcached: Memcached,
+    /// Whether it runs.
+    pub alive: bool,
+}
+
+/// What a look at the host changed.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Changes {
+    /// Numbers whose process is gone.
+    pub died: Vec<u8>,
+    /// Numbers that a process got anew: their caches have to be emptied before they are served.
+    pub renewed: Vec<u8>,
+    /// Processes that got no number, because there are too many.
+    pub refused: Vec<u32>,
+}
+
+impl Changes {
+    /// Whether nothing changed.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.died.is_empty() && self.renewed.is_empty()
+    }
+}
+
+/// The backends by number.
+#[derive(Clone, Debug, Default)]
+pub struct Slots {
+    slots: Vec<Slot>,
+}
+
+impl Slots {
+    /// Every number with its slot.
+    pub fn iter(&self) -> impl Iterator<Item = (u8, &Slot)> {
+        // There are at most `MAX_BACKENDS` slots.
+        (0u8..).zip(&self.slots)
+    }
+
+    /// How many numbers have been given.
+    #[must_use]
+    pub fn len(&self) -> u8 {
+        self.slots.len() as u8
+    }
+
+    /// Whether no number has been given.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.slots.is_empty()
+    }
+
+    /// Notes that a process has ended.
+    pub fn bury(&mut self, number: u8) {
+        self.slots[usize::from(number)].alive = false;
+    }
+
+    /// Gives numbers to the processes that were found.
+    ///
+    /// A process keeps its number as long as it has the same sockets: with others, it may have
+    /// missed writes. A new process gets the number of the one whose place it took.
+    pub fn update(&mut self, found: Vec<Memcached>) -> Changes {
+        let mut changes = Changes::default();
+        let mut new = Vec::new();
+        let mut seen = HashSet::new();
+        for memcached in found {
+            let same = |slot: &Slot| slot.alive && slot.memcached.process == memcached.process;
+            match self
+                .slots
+                .iter_mut()
+                .zip(0u8..)
+                .find(|(slot, _)| same(slot))
+            {
+                Some((slot, number)) => {
+                    seen.insert(number);
+                    if slot.memcached.sockets != memcached.sockets {
+                        changes.renewed.push(number);
+                    }
+                    slot.memcached = memcached;
+                }
+                None => new.push(memcached),
+            }
+        }
+        for (slot, number) in self.slots.iter_mut().zip(0u8..) {
+            if slot.alive && !seen.contains(&number) {
+                slot.alive = false;
+                changes.died.push(number);
+            }
+        }
+        for memcached in new {
+            let pid = memcached.process.pid;
+            let slot = Slot {
+                memcached,
+                alive: true,
+            };
+            match self.place(&slot.memcached) {
+                Some(number) if usize::from(number) < self.slots.len() => {
+                    self.slots[usize::from(number)] = slot;
+                    changes.renewed.push(number);
+                }
+                Some(number) => {
+                    self.slots.push(slot);
+                    changes.renewed.push(number);
+                }
+                None => changes.refused.push(pid),
+            }
+        }
+        changes
+    }
+
+    /// The number for a new process: of the dead one where it listens, else an unused one, else
+    /// any dead one's.
+    fn place(&self, memcached: &Memcached) -> Option<u8> {
+        let dead = || self.iter().filter(|(_, slot)| !slot.alive);
+        let overlaps = |slot: &Slot| {
+            let theirs = &slot.memcached.sockets;
+            memcached
+                .sockets
+                .iter()
+                .any(|mine| theirs.iter().any(|other| mine.overlaps(other)))
+        };
+        let successor = dead()
+            .find(|(_, slot)| overlaps(slot))
+            .map(|(number, _)| number);
+        let unused = (u32::from(self.len()) < MAX_BACKENDS).then(|| self.len());
+        successor
+            .or(unused)
+            .or_else(|| dead().next().map(|(number, _)| number))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::discovery::{
+        process::ProcessId,
+        procnet::{Socket, Transport},
+    };
+
+    fn memcached(pid: u32, start: u64, ports: &[u16]) -> Memcached {
+        Memcached {
+            process: ProcessId { pid, start },
+            sockets: ports
+                .iter()
+                .map(|&port| Socket {
+                    transport: Transport::Udp,
+                    address: "0.0.0.0".parse().expect("an address"),
+                    port,
+                    inode: u64::from(pid) * 1000 + start,
+                })
+                .collect(),
+            unix_sockets: Vec::new(),
+        }
+    }
+
+    fn changes(died: &[u8], renewed: &[u8]) -> Changes {
+        Changes {
+            died: died.to_vec(),
+            renewed: renewed.to_vec(),
+            refused: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn numbers_are_given_in_order_and_kept() {
+        let mut slots = Slots::default();
+        let found = || vec![memcached(1, 1, &[11211]), memcached(2, 1, &[11212])];
+        assert_eq!(slots.update(found()), changes(&[], &[0, 1]));
+        assert_eq!(slots.update(found()), changes(&[], &[]));
+        assert_eq!(slots.len(), 2);
+    }
+
+    #[test]
+    fn a_successor_gets_the_number_of_its_port() {
+        let mut slots = Slots::default();
+        slots.update(vec![memcached(1, 1, &[11211]), memcached(2, 1, &[11212])]);
+        slots.bury(1);
+        slots.bury(0);
+        assert_eq!(
+            slots.update(vec![memcached(3, 1, &[11212])]),
+            changes(&[], &[1])
+        );
+        assert_eq!(
+            slots.update(vec![memcached(3, 1, &[11212]), memcached(4, 1, &[11211])]),
+            changes(&[], &[0])
+        );
+    }
+
+    #[test]
+    fn a_restart_between_two_looks_is_noticed() {
+        let mut slots = Slots::default();
+        slots.update(vec![memcached(1, 1, &[11211])]);
+        // The pid is the same, the process is not.
+        assert_eq!(
+            slots.update(vec![memcached(1, 2, &[11211])]),
+            changes(&[0], &[0])
+        );
+        assert_eq!(slots.len(), 1);
+    }
+
+    #[test]
+    fn other_sockets_renew() {
+        let mut slots = Slots::default();
+        slots.update(vec![memcached(1, 1, &[11211])]);
+        assert_eq!(
+            slots.update(vec![memcached(1, 1, &[11211, 11212])]),
+            changes(&[], &[0])
+        );
+    }
+
+    #[test]
+    fn the_number_of_a_dead_one_is_the_last_resort() {
+        let mut slots = Slots::default();
+        let all: Vec<_> = (0..MAX_BACKENDS)
+            .map(|n| memcached(n + 1, 1, &[11211 + n as u16]))
+            .collect();
+        slots.update(all.clone());
+        let mut more = all.clone();
+        more.push(memcached(100, 1, &[9999]));
+        assert_eq!(slots.update(more.clone()).refused, [100]);
+        more.remove(3);
+        assert_eq!(slots.update(more), changes(&[3], &[3]));
+    }
+}

@@ -1,0 +1,448 @@
+//! What a running instance leaves for other commands to find: a state file and a lock.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io,
+    net::IpAddr,
+    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
+    path::{Path, PathBuf},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use ipnet::IpNet;
+use nix::{
+    errno::Errno,
+    fcntl::{FcntlArg, fcntl},
+    libc,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::{doors::DoorSpec, maps::MapIds, units::InstanceName};
+
+/// Where the state of all instances is.
+pub const RUN_FOLDER: &str = "/run/prestack";
+/// Where pinned instances hold on to their programs.
+pub const PIN_FOLDER: &str = "/sys/fs/bpf/prestack";
+
+/// What is known about an instance, kept up to date while it runs.
+#[derive(Clone, PartialEq, Debug, Deserialize, Serialize)]
+pub struct State {
+    /// Layout of the maps, see `prestack_abi::LAYOUT`.
+    pub layout: u32,
+    /// Version of prestack that runs it.
+    pub version: String,
+    /// Pid of the daemon.
+    pub pid: u32,
+    /// When it started, in seconds since 1970.
+    pub started: u64,
+    /// Inode of the network namespace it is in.
+    pub netns: u64,
+    /// Where it is attached.
+    pub interfaces: Vec<AttachedState>,
+    /// Kernel's numbers of its programs.
+    pub programs: Vec<u32>,
+    /// Its maps.
+    pub maps: MapIds,
+    /// Memory of the cache in bytes.
+    pub memory: u64,
+    /// Buckets of the cache.
+    pub buckets: u32,
+    /// Greatest age of an entry in ms.
+    pub max_age_ms: u64,
+    /// Ports that are served.
+    pub ports: Vec<u16>,
+    /// Whether the programs outlive the daemon.
+    pub pinned: bool,
+    /// Who may be served.
+    pub allow: Vec<IpNet>,
+    /// The backends by number, past ones included.
+    pub backends: Vec<BackendState>,
+    /// Why something on a chosen port is not served.
+    pub problems: Vec<String>,
+    /// Addresses of interfaces that are not attached, through which memcached can be reached.
+    pub unseen: Vec<IpAddr>,
+}
+
+/// An interface of an instance.
+#[derive(Clone, PartialEq, Eq, Debug, Deserialize, Serialize)]
+pub struct AttachedState {
+    /// Its name.
+    pub name: String,
+    /// Its index.
+    pub index: u32,
+    /// `native` or `generic`, once attached.
+    pub mode: String,
+    /// `tcx` or `clsact`, once attached.
+    pub egress: String,
+    /// Whether the clsact qdisc was added for this.
+    pub added_clsact: bool,
+}
+
+/// A backend of an instance.
+#[derive(Clone, PartialEq, Eq, Debug, Deserialize, Serialize)]
+pub struct BackendState {
+    /// Its number.
+    pub number: u8,
+    /// Pid of the memcached.
+    pub pid: u32,
+    /// Whether that memcached runs.
+    pub alive: bool,
+    /// Where it listens.
+    pub doors: Vec<DoorSpec>,
+    /// Unix sockets it listens on, which are not seen.
+    pub unix_sockets: Vec<String>,
+}
+
+/// The files of an instance.
+#[derive(Clone, Debug)]
+pub struct Instance {
+    name: InstanceName,
+    folder: PathBuf,
+}
+
+/// The state of an instance cannot be read or written.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the messages say it")]
+pub enum StateError {
+    #[error("cannot use {path}: {source}")]
+    Io { path: PathBuf, source: io::Error },
+    #[error(
+        "{path} is not the state of this version of prestack ({source}): remove it if no such instance runs"
+    )]
+    Malformed {
+        path: PathBuf,
+        source: serde_json::Error,
+    },
+    #[error(
+        "an instance named {name} is already running: stop it with `prestack detach --instance \
+         {name}`, or give this one another name with --instance"
+    )]
+    Running { name: InstanceName },
+}
+
+/// Held by the daemon while it runs; released by the kernel however it ends.
+#[derive(Debug)]
+pub struct Lock {
+    _file: File,
+}
+
+impl Instance {
+    /// The instance of this name, running or not.
+    #[must_use]
+    pub fn new(name: InstanceName) -> Self {
+        Self::in_folder(name, Path::new(RUN_FOLDER))
+    }
+
+    fn in_folder(name: InstanceName, folder: &Path) -> Self {
+        Self {
+            name,
+            folder: folder.into(),
+        }
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &InstanceName {
+        &self.name
+    }
+
+    fn state_path(&self) -> PathBuf {
+        self.folder.join(format!("{}.json", self.name))
+    }
+
+    fn lock_path(&self) -> PathBuf {
+        self.folder.join(format!("{}.lock", self.name))
+    }
+
+    /// Where it pins its links.
+    #[must_use]
+    pub fn pin_folder(&self) -> PathBuf {
+        Path::new(PIN_FOLDER).join(self.name.as_str())
+    }
+
+    /// Makes sure that no other process runs this instance.
+    ///
+    /// # Errors
+    /// One does, or the lock file cannot be made.
+    pub fn lock(&self) -> Result<Lock, StateError> {
+        let path = self.lock_path();
+        let failed = |source: io::Error| StateError::Io {
+            path: path.clone(),
+            source,
+        };
+        fs::create_dir_all(&self.folder).map_err(failed)?;
+        let mut options = OpenOptions::new();
+        options.write(true).create(true).truncate(false).mode(0o600);
+        let file = options.open(&path).map_err(failed)?;
+        match fcntl(&file, FcntlArg::F_OFD_SETLK(&whole_file())) {
+            Ok(_) => Ok(Lock { _file: file }),
+            Err(Errno::EAGAIN | Errno::EACCES) => Err(StateError::Running {
+                name: self.name.clone(),
+            }),
+            Err(error) => Err(failed(error.into())),
+        }
+    }
+
+    /// Whether a process runs this instance.
+    ///
+    /// # Errors
+    /// The lock file cannot be read.
+    pub fn is_running(&self) -> Result<bool, StateError> {
+        let path = self.lock_path();
+        let file = match OpenOptions::new().write(true).open(&path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+            Err(source) => return Err(StateError::Io { path, source }),
+        };
+        let mut lock = whole_file();
+        fcntl(&file, FcntlArg::F_OFD_GETLK(&mut lock)).map_err(|error| StateError::Io {
+            path,
+            source: error.into(),
+        })?;
+        Ok(i32::from(lock.l_type) != libc::F_UNLCK)
+    }
+
+    /// The state last written; `None` if there is none.
+    ///
+    /// # Errors
+    /// It cannot be read, or another version wrote it.
+    pub fn state(&self) -> Result<Option<State>, StateError> {
+        let path = self.state_path();
+        let text = match fs::read(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(source) => return Err(StateError::Io { path, source }),
+        };
+        match serde_json::from_slice(&text) {
+            Ok(state) => Ok(Some(state)),
+            Err(source) => Err(StateError::Malformed { path, source }),
+        }
+    }
+
+    /// Replaces the state: whoever reads it sees the old or the new one.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn write(&self, state: &State) -> Result<(), StateError> {
+        let path = self.state_path();
+        let new = path.with_extension("json.new");
+        let text = serde_json::to_vec_pretty(state).map_err(io::Error::other);
+        text.and_then(|text| fs::write(&new, text))
+            .and_then(|()| fs::rename(&new, &path))
+            .map_err(|source| StateError::Io { path, source })
+    }
+
+    /// Forgets the state.
+    ///
+    /// # Errors
+    /// It cannot be removed.
+    pub fn clear(&self) -> Result<(), StateError> {
+        let path = self.state_path();
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(StateError::Io {
+                path,
+                source: error,
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    /// The instance, other than this one, that has the program of this number.
+    #[must_use]
+    pub fn other_with_program(&self, program: u32) -> Option<InstanceName> {
+        let entries = fs::read_dir(&self.folder).ok()?;
+        entries.filter_map(Result::ok).find_map(|entry| {
+            let path = entry.path();
+            let name: InstanceName = path.file_stem()?.to_str()?.parse().ok()?;
+            if path.extension()? != "json" || name == self.name {
+                return None;
+            }
+            let state = Self::in_folder(name.clone(), &self.folder).state().ok()??;
+            state.programs.contains(&program).then_some(name)
+        })
+    }
+}
+
+/// A write lock on all of a file.
+fn whole_file() -> libc::flock {
+    libc::flock {
+        l_type: libc::F_WRLCK as libc::c_short,
+        l_whence: libc::SEEK_SET as libc::c_short,
+        l_start: 0,
+        l_len: 0,
+        l_pid: 0,
+    }
+}
+
+impl State {
+    /// How long the daemon has been running.
+    #[must_use]
+    pub fn uptime(&self) -> Duration {
+        unix_time().saturating_sub(Duration::from_secs(self.started))
+    }
+
+    /// `vs,vt (native)`, or `vs (native), vt (generic)`.
+    #[must_use]
+    pub fn interface_list(&self) -> String {
+        let mut groups: Vec<(&str, Vec<&str>)> = Vec::new();
+        for interface in &self.interfaces {
+            match groups.last_mut() {
+                Some((mode, names)) if *mode == interface.mode => names.push(&interface.name),
+                _ => groups.push((&interface.mode, vec![&interface.name])),
+            }
+        }
+        let groups: Vec<_> = groups
+            .into_iter()
+            .map(|(mode, names)| format!("{} ({mode})", names.join(",")))
+            .collect();
+        groups.join(", ")
+    }
+
+    /// `11211,11212`.
+    #[must_use]
+    pub fn port_list(&self) -> String {
+        let ports: Vec<_> = self.ports.iter().map(ToString::to_string).collect();
+        ports.join(",")
+    }
+}
+
+impl BackendState {
+    /// Where it is served and where its writes are watched, in words.
+    #[must_use]
+    pub fn describe_doors(&self) -> String {
+        let list = |serve| {
+            let doors = self.doors.iter().filter(|door| door.serve_udp == serve);
+            let names: Vec<_> = doors.map(ToString::to_string).collect();
+            names.join(", ")
+        };
+        match (list(true), list(false)) {
+            (served, watched) if watched.is_empty() => format!("served at {served}"),
+            (served, watched) if served.is_empty() => format!("watched at {watched}"),
+            (served, watched) => format!("served at {served}; watched at {watched}"),
+        }
+    }
+}
+
+/// Seconds since 1970.
+#[must_use]
+pub fn unix_time() -> Duration {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
+}
+
+/// Inode of the network namespace of the calling thread.
+///
+/// # Errors
+/// `/proc` is not mounted.
+pub fn current_netns() -> io::Result<u64> {
+    fs::metadata("/proc/thread-self/ns/net").map(|namespace| namespace.ino())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn state() -> State {
+        State {
+            layout: 1,
+            version: "0".into(),
+            pid: 1,
+            started: 0,
+            netns: 2,
+            interfaces: ["vs", "vt"]
+                .map(|name| AttachedState {
+                    name: name.into(),
+                    index: 3,
+                    mode: "native".into(),
+                    egress: "tcx".into(),
+                    added_clsact: false,
+                })
+                .to_vec(),
+            programs: vec![17],
+            maps: MapIds::default(),
+            memory: 1,
+            buckets: 1,
+            max_age_ms: 1000,
+            ports: vec![11211, 11212],
+            pinned: false,
+            allow: vec!["10.0.0.0/8".parse().expect("a net")],
+            backends: vec![BackendState {
+                number: 0,
+                pid: 4,
+                alive: true,
+                doors: vec![DoorSpec {
+                    address: Some("fd00::1".parse().expect("an address")),
+                    port: 11211,
+                    backend: 0,
+                    serve_udp: true,
+                }],
+                unix_sockets: vec!["/run/m".into()],
+            }],
+            problems: Vec::new(),
+            unseen: Vec::new(),
+        }
+    }
+
+    fn instance(name: &str, folder: &Path) -> Instance {
+        Instance::in_folder(name.parse().expect("a name"), folder)
+    }
+
+    #[test]
+    fn state_is_read_back() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let instance = instance("one", folder.path());
+        assert_eq!(instance.state().expect("readable"), None);
+        instance.write(&state()).expect("written");
+        assert_eq!(instance.state().expect("readable"), Some(state()));
+        instance.clear().expect("removed");
+        instance.clear().expect("already removed");
+        assert_eq!(instance.state().expect("readable"), None);
+    }
+
+    #[test]
+    fn malformed_state_is_an_error() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let instance = instance("one", folder.path());
+        fs::write(folder.path().join("one.json"), "{}").expect("written");
+        assert!(matches!(
+            instance.state(),
+            Err(StateError::Malformed { .. })
+        ));
+    }
+
+    #[test]
+    fn an_instance_runs_while_its_lock_is_held() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let instance = instance("one", folder.path());
+        assert!(!instance.is_running().expect("readable"));
+        let lock = instance.lock().expect("free");
+        assert!(instance.is_running().expect("readable"));
+        assert!(matches!(instance.lock(), Err(StateError::Running { .. })));
+        drop(lock);
+        assert!(!instance.is_running().expect("readable"));
+        instance.lock().expect("free again");
+    }
+
+    #[test]
+    fn programs_are_traced_to_other_instances() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (one, two) = (
+            instance("one", folder.path()),
+            instance("two", folder.path()),
+        );
+        one.write(&state()).expect("written");
+        assert_eq!(two.other_with_program(17).as_ref(), Some(one.name()));
+        assert_eq!(two.other_with_program(18), None);
+        assert_eq!(one.other_with_program(17), None);
+    }
+
+    #[test]
+    fn interfaces_are_listed_by_mode() {
+        let mut state = state();
+        assert_eq!(state.interface_list(), "vs,vt (native)");
+        assert_eq!(state.port_list(), "11211,11212");
+        state.interfaces[1].mode = "generic".into();
+        assert_eq!(state.interface_list(), "vs (native), vt (generic)");
+    }
+}

@@ -1,0 +1,442 @@
+//! Watches the backends while the datapath runs: what it may serve, and what has to be forgotten.
+
+use std::{
+    collections::{BTreeMap, HashSet},
+    io,
+    net::IpAddr,
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
+    time::Duration,
+};
+
+use ipnet::IpNet;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use prestack_abi::config::Config;
+use tracing::{info, warn};
+
+use crate::{
+    allow::{AllowList, TooManyNetworks},
+    discovery::{Found, Problem, Scanner, Selection},
+    doors::{DoorSpec, Tenant, TooManyDoors, doors},
+    host::{self, LocalAddress},
+    maps::Controls,
+    settings::Options,
+    slots::{Changes, Slots},
+    state::BackendState,
+};
+
+/// What the datapath serves, and whom.
+#[derive(Clone, PartialEq, Debug, Default)]
+struct Layout {
+    doors: Vec<DoorSpec>,
+    allow: AllowList,
+}
+
+/// There is nothing to serve, or more than can be handled.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the messages say it")]
+pub enum WatchError {
+    #[error("{}", list(.0))]
+    Problems(Vec<Problem>),
+    #[error(
+        "memcached (pid {pid}) listens only at {addresses}, where nothing arrives from {interfaces}: \
+         start it with `-l` and the address of an interface"
+    )]
+    Unreachable {
+        pid: u32,
+        addresses: String,
+        interfaces: String,
+    },
+    #[error(
+        "there are more than {} memcached processes: run several instances",
+        prestack_abi::backend::MAX_BACKENDS
+    )]
+    TooManyBackends,
+    #[error(transparent)]
+    TooManyDoors(#[from] TooManyDoors),
+    #[error(transparent)]
+    TooManyNetworks(#[from] TooManyNetworks),
+    #[error("cannot look for memcached: {0}")]
+    Io(#[from] io::Error),
+}
+
+fn list(problems: &[Problem]) -> String {
+    let lines: Vec<_> = problems.iter().map(ToString::to_string).collect();
+    lines.join("\n")
+}
+
+/// The backends, and what the datapath has been told about them.
+#[derive(Debug)]
+pub struct Watch {
+    selection: Selection,
+    interfaces: Vec<String>,
+    allow: Vec<IpNet>,
+    settle: Duration,
+    scanner: Scanner,
+    slots: Slots,
+    layout: Layout,
+    /// Readable when the process of a backend ends.
+    ends: BTreeMap<u8, OwnedFd>,
+    /// Said already.
+    problems: Vec<String>,
+    unseen: Vec<IpAddr>,
+}
+
+impl Watch {
+    /// Finds the backends.
+    ///
+    /// # Errors
+    /// There are none, or one that may not be served.
+    pub fn new(options: &Options, local: &[LocalAddress]) -> Result<Self, WatchError> {
+        let mut watch = Self {
+            selection: Selection {
+                ports: options.ports.clone(),
+                addresses: options.addresses.clone(),
+            },
+            interfaces: options.interfaces.clone(),
+            allow: options.allow.clone(),
+            settle: options.settle,
+            scanner: Scanner::default(),
+            slots: Slots::default(),
+            layout: Layout::default(),
+            ends: BTreeMap::new(),
+            problems: Vec::new(),
+            unseen: Vec::new(),
+        };
+        let Found { backends, problems } = watch.scanner.scan(&watch.selection)?;
+        if !problems.is_empty() {
+            return Err(WatchError::Problems(problems));
+        }
+        let changes = watch.slots.update(backends);
+        if !changes.refused.is_empty() {
+            return Err(WatchError::TooManyBackends);
+        }
+        watch.watch_ends(changes)?;
+        watch.layout = watch.lay_out(local)?;
+        watch.unseen = watch.unseen_addresses(local);
+        if let Some(error) = watch.unreachable().into_iter().next() {
+            return Err(error);
+        }
+        Ok(watch)
+    }
+
+    /// Writes doors and allow list into a configuration.
+    pub fn configure(&self, config: &mut Config) {
+        self.layout.write(config);
+    }
+
+    /// Empties the cache of every backend.
+    pub fn forget_all(&self, controls: &Controls) {
+        for (number, _) in self.slots.iter() {
+            controls.empty_and_settle(number, self.settle);
+        }
+    }
+
+    /// Descriptors that become readable when a backend's process ends.
+    pub fn ends(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.ends.values().map(|end| end.as_fd())
+    }
+
+    /// Whether a backend is missing: it is worth looking for it often.
+    #[must_use]
+    pub fn is_waiting(&self) -> bool {
+        self.slots.iter().any(|(_, slot)| !slot.alive)
+    }
+
+    /// Looks for processes that have ended, and stops serving what was theirs. Returns whether
+    /// there were any.
+    pub fn notice_ends(&mut self, controls: &Controls) -> bool {
+        let ended: Vec<u8> = self
+            .ends
+            .iter()
+            .filter(|(_, end)| has_ended(end.as_fd()))
+            .map(|(number, _)| *number)
+            .collect();
+        if ended.is_empty() {
+            return false;
+        }
+        for &number in &ended {
+            self.bury(number);
+        }
+        let mut layout = self.layout.clone();
+        for door in &mut layout.doors {
+            door.serve_udp &= !ended.contains(&door.backend);
+        }
+        let changes = Changes {
+            died: ended,
+            ..Changes::default()
+        };
+        self.apply(layout, &changes, controls)
+    }
+
+    /// Looks at the host's sockets and addresses, and tells the datapath what has changed. Returns
+    /// whether anything has.
+    ///
+    /// # Errors
+    /// The host cannot be looked at, or has more than can be handled; the datapath goes on with
+    /// what it has.
+    pub fn rescan(&mut self, controls: &Controls) -> Result<bool, WatchError> {
+        let local = host::addresses(&self.interfaces)?;
+        let Found { backends, problems } = self.scanner.scan(&self.selection)?;
+        let changes = self.slots.update(backends);
+        for number in &changes.died {
+            self.ends.remove(number);
+            self.say_end(*number);
+        }
+        let changes = self.watch_ends(changes)?;
+        let layout = self.lay_out(&local)?;
+        for &number in &changes.renewed {
+            if let Some((_, slot)) = self
+                .slots
+                .iter()
+                .find(|(n, slot)| *n == number && slot.alive)
+            {
+                info!(
+                    "memcached (pid {}) is served from now on",
+                    slot.memcached.process.pid
+                );
+            }
+        }
+        let changed = self.apply(layout, &changes, controls);
+        let unseen = self.unseen_addresses(&local);
+        let said = self.say_problems(&problems, &changes);
+        Ok(changed | said | (std::mem::replace(&mut self.unseen, unseen) != self.unseen))
+    }
+
+    /// Notes which processes to watch; those that have ended since they were found are dead.
+    fn watch_ends(&mut self, mut changes: Changes) -> io::Result<Changes> {
+        for &number in &changes.renewed {
+            let Some((_, slot)) = self.slots.iter().find(|(n, _)| *n == number) else {
+                continue;
+            };
+            match slot.memcached.process.watch()? {
+                Some(end) => {
+                    self.ends.insert(number, end);
+                }
+                None => {
+                    self.bury(number);
+                    changes.died.push(number);
+                }
+            }
+        }
+        Ok(changes)
+    }
+
+    fn bury(&mut self, number: u8) {
+        self.ends.remove(&number);
+        self.slots.bury(number);
+        self.say_end(number);
+    }
+
+    fn say_end(&self, number: u8) {
+        if let Some((_, slot)) = self.slots.iter().find(|(n, _)| *n == number) {
+            let pid = slot.memcached.process.pid;
+            info!("memcached (pid {pid}) is gone: its cache is empty, and every packet passes");
+        }
+    }
+
+    /// The doors of the backends at the addresses the host has now.
+    fn lay_out(&self, local: &[LocalAddress]) -> Result<Layout, WatchError> {
+        let tenants: Vec<_> = self
+            .slots
+            .iter()
+            .map(|(number, slot)| Tenant {
+                number,
+                memcached: &slot.memcached,
+                alive: slot.alive,
+            })
+            .collect();
+        Ok(Layout {
+            doors: doors(&tenants, local, &self.selection)?,
+            allow: AllowList::new(&self.allow, local)?,
+        })
+    }
+
+    /// Tells the datapath. What is not served any more stops first, then caches are emptied, and
+    /// only then anything new is served. Returns whether there was a change.
+    fn apply(&mut self, layout: Layout, changes: &Changes, controls: &Controls) -> bool {
+        let old = std::mem::replace(&mut self.layout, layout);
+        let new = &self.layout;
+        if old == *new && changes.is_empty() {
+            return false;
+        }
+        let same_places = old.doors.len() == new.doors.len()
+            && old
+                .doors
+                .iter()
+                .zip(&new.doors)
+                .all(|(a, b)| a.is_same_place(b));
+        if !same_places || old.allow != new.allow {
+            controls.replace(|config| new.write(config));
+            self.forget_all(controls);
+            return true;
+        }
+        let set_flags = |serve: bool| {
+            let pairs = old.doors.iter().zip(&new.doors).enumerate();
+            for (at, (_, door)) in pairs.filter(|(_, (a, b))| a.serve_udp != b.serve_udp) {
+                if door.serve_udp == serve {
+                    controls.set_door_flags(at, door.to_abi().flags);
+                }
+            }
+        };
+        set_flags(false);
+        let forget: HashSet<_> = changes.died.iter().chain(&changes.renewed).collect();
+        for &number in forget {
+            controls.empty_and_settle(number, self.settle);
+        }
+        set_flags(true);
+        true
+    }
+
+    /// Backends at which nothing can be served, though they have UDP.
+    fn unreachable(&self) -> Vec<WatchError> {
+        let serves = |number| {
+            self.layout
+                .doors
+                .iter()
+                .any(|d| d.backend == number && d.serve_udp)
+        };
+        self.slots
+            .iter()
+            .filter(|(number, slot)| slot.alive && !serves(*number))
+            .map(|(_, slot)| {
+                let sockets = &slot.memcached.sockets;
+                let addresses: Vec<_> = sockets.iter().map(|s| s.address.to_string()).collect();
+                let mut unique = addresses;
+                unique.dedup();
+                WatchError::Unreachable {
+                    pid: slot.memcached.process.pid,
+                    addresses: unique.join(", "),
+                    interfaces: self.interfaces.join(", "),
+                }
+            })
+            .collect()
+    }
+
+    /// Addresses of the host through which memcached is written to unseen.
+    fn unseen_addresses(&self, local: &[LocalAddress]) -> Vec<IpAddr> {
+        let live: Vec<_> = self.slots.iter().filter(|(_, slot)| slot.alive).collect();
+        let takes = |address| {
+            let mut sockets = live.iter().flat_map(|(_, slot)| &slot.memcached.sockets);
+            sockets.any(|socket| socket.takes(address))
+        };
+        let mut unseen: Vec<_> = local
+            .iter()
+            .filter(|here| !here.attached && takes(here.address()))
+            .map(LocalAddress::address)
+            .collect();
+        unseen.sort_unstable();
+        unseen.dedup();
+        unseen
+    }
+
+    /// Logs what is new among the problems. Returns whether they changed.
+    fn say_problems(&mut self, problems: &[Problem], changes: &Changes) -> bool {
+        let mut all: Vec<_> = problems.iter().map(ToString::to_string).collect();
+        all.extend(self.unreachable().iter().map(ToString::to_string));
+        if !changes.refused.is_empty() {
+            all.push(WatchError::TooManyBackends.to_string());
+        }
+        for problem in all
+            .iter()
+            .filter(|problem| !self.problems.contains(problem))
+        {
+            warn!("{problem}");
+        }
+        std::mem::replace(&mut self.problems, all) != self.problems
+    }
+
+    /// Why something on a chosen port is not served.
+    #[must_use]
+    pub fn problems(&self) -> &[String] {
+        &self.problems
+    }
+
+    /// Who may be served.
+    #[must_use]
+    pub fn allowed(&self) -> &[IpNet] {
+        &self.layout.allow.networks
+    }
+
+    /// Addresses of interfaces that are not attached, through which memcached can be reached.
+    #[must_use]
+    pub fn unseen(&self) -> &[IpAddr] {
+        &self.unseen
+    }
+
+    /// What other commands need to know about the backends.
+    #[must_use]
+    pub fn backends(&self) -> Vec<BackendState> {
+        let doors = |number| {
+            self.layout
+                .doors
+                .iter()
+                .filter(move |door| door.backend == number)
+        };
+        self.slots
+            .iter()
+            .map(|(number, slot)| BackendState {
+                number,
+                pid: slot.memcached.process.pid,
+                alive: slot.alive,
+                doors: doors(number).copied().collect(),
+                unix_sockets: slot.memcached.unix_sockets.clone(),
+            })
+            .collect()
+    }
+}
+
+/// Whether the process behind a pidfd has ended.
+fn has_ended(process: BorrowedFd<'_>) -> bool {
+    let mut fds = [PollFd::new(process, PollFlags::POLLIN)];
+    matches!(poll(&mut fds, PollTimeout::ZERO), Ok(ready) if ready > 0)
+}
+
+impl Layout {
+    fn write(&self, config: &mut Config) {
+        config.ports = [0; 1024];
+        for (to, door) in config.doors.iter_mut().zip(&self.doors) {
+            *to = door.to_abi();
+        }
+        for door in &self.doors {
+            config.add_port(door.port);
+        }
+        for (to, net) in config.allow4.iter_mut().zip(self.allow.to_abi4()) {
+            *to = net;
+        }
+        for (to, net) in config.allow6.iter_mut().zip(self.allow.to_abi6()) {
+            *to = net;
+        }
+        // The limits of the lists are far below those of the counts.
+        config.doors_len = self.doors.len() as u32;
+        config.allow4_len = self.allow.to_abi4().count() as u32;
+        config.allow6_len = self.allow.to_abi6().count() as u32;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_layout_is_written_whole() {
+        let layout = Layout {
+            doors: vec![DoorSpec {
+                address: None,
+                port: 11211,
+                backend: 2,
+                serve_udp: false,
+            }],
+            allow: AllowList::new(&["10.0.0.0/8".parse().expect("a net")], &[]).expect("few"),
+        };
+        let mut config = Config::empty();
+        config.add_port(80);
+        layout.write(&mut config);
+        assert_eq!(
+            (config.doors_len, config.allow4_len, config.allow6_len),
+            (1, 1, 0)
+        );
+        assert_eq!(config.doors[0], layout.doors[0].to_abi());
+        assert_eq!(config.ports[11211 / 64], 1 << (11211 % 64));
+        assert_eq!(config.ports[80 / 64], 0);
+    }
+}
