@@ -109,7 +109,12 @@ fn download(cargo: fn() -> Command) -> Result<()> {
         process::run(cargo().args(["install", "--locked", "cargo-binstall"]))?;
     }
     println!("installing with cargo-binstall: bpf-linker {VERSION}");
-    process::run(cargo().args(["binstall", "--no-confirm", "--force", &package()]))
+    process::run(
+        cargo()
+            .args(["binstall", "--no-confirm", "--force"])
+            // It would else compile it, which is what has failed already.
+            .args(["--strategies", "crate-meta-data", &package()]),
+    )
 }
 
 fn package() -> String {
