@@ -266,15 +266,9 @@ impl Daemon {
         self.controls.stop_serving();
         drop(self.attachments);
         if pinned {
-            info!(
-                "left in place: nothing is served until the next `prestack run`; `prestack detach \
-                 --instance {}` removes it",
-                self.instance.name()
-            );
             return Ok(());
         }
         leftovers::remove(&self.instance)?;
-        info!("detached");
         Ok(())
     }
 }

@@ -48,7 +48,8 @@ pub fn remove(instance: &Instance) -> Result<Vec<String>, LeftoverError> {
     let mut removed = Vec::new();
     let pins = bpffs::remove_folder(&instance.pin_folder())?;
     if pins > 0 {
-        removed.push(format!("{pins} pinned links"));
+        let links = if pins == 1 { "link" } else { "links" };
+        removed.push(format!("{pins} pinned {links}"));
     }
     let Some(state) = instance.state()? else {
         return Ok(removed);

@@ -74,6 +74,10 @@ impl Running {
                 AskError::NotRunning(name.clone())
             });
         };
+        if !has_daemon && !state.pinned {
+            // The daemon was killed, and its programs went with it.
+            return Err(AskError::NotRunning(name.clone()));
+        }
         if state.layout != prestack_abi::LAYOUT {
             return Err(AskError::OtherVersion {
                 name: name.clone(),
@@ -86,7 +90,7 @@ impl Running {
                 has_daemon,
                 controls,
             }),
-            // The state of a daemon that was killed, whose maps went with it.
+            // Someone has removed the pins.
             Err(_) if !has_daemon => Err(AskError::NotRunning(name.clone())),
             Err(error) => Err(error.into()),
         }

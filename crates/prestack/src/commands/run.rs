@@ -2,6 +2,8 @@
 
 use std::{io::Write as _, process::ExitCode};
 
+use tracing::info;
+
 use crate::{
     cli::RunArgs,
     daemon::{Daemon, Signals},
@@ -32,6 +34,16 @@ pub fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     writeln!(out, "{}", daemon.banner())?;
     out.flush()?;
     let served = daemon.serve(&signals);
-    daemon.stop(options.pin && served.is_ok())?;
+    let pinned = options.pin && served.is_ok();
+    daemon.stop(pinned)?;
+    if pinned {
+        info!(
+            "left in place, serving nothing until the next `prestack run`: `prestack detach \
+             --instance {}` removes it",
+            options.instance
+        );
+    } else {
+        info!("detached");
+    }
     served.map(|()| ExitCode::SUCCESS)
 }

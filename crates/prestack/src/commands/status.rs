@@ -72,7 +72,7 @@ fn backend_line(running: &Running, backend: &BackendState) -> String {
     let doors = backend.describe_doors();
     let serving = if !alive {
         format!("memcached {pid} is gone; waiting for it to come back")
-    } else if !running.controls.is_serving() {
+    } else if !(running.has_daemon && running.controls.is_serving()) {
         format!("memcached {pid} is not served: no daemon watches it")
     } else {
         format!("memcached {pid} {doors}")

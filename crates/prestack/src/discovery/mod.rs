@@ -50,6 +50,15 @@ pub struct Memcached {
 }
 
 impl Memcached {
+    /// Ports on which it has a UDP socket.
+    fn udp_ports(&self) -> impl Iterator<Item = u16> {
+        let udp = self
+            .sockets
+            .iter()
+            .filter(|s| s.transport == Transport::Udp);
+        udp.map(|socket| socket.port)
+    }
+
     /// Whether the process has a UDP socket that receives what is sent there.
     #[must_use]
     pub fn takes_udp(&self, address: IpAddr, port: u16) -> bool {
@@ -80,12 +89,14 @@ pub enum Problem {
     UnknownProcess { port: u16 },
     #[error(
         "memcached (pid {pid}) has no UDP socket on port {port}{}: start it with `-U {port}` (UDP is \
-         off by default); there is nothing to serve without it", at(.addresses)
+         off by default){}; there is nothing to serve without it", at(.addresses), instead(.other)
     )]
     NoUdp {
         pid: u32,
         port: u16,
         addresses: Vec<IpAddr>,
+        /// A port that was not chosen and has UDP.
+        other: Option<u16>,
     },
     #[error(
         "memcached (pid {pid}) is a proxy (-o proxy_config): what it answers changes on other \
@@ -110,6 +121,12 @@ fn at(addresses: &[IpAddr]) -> String {
     }
     let list: Vec<_> = addresses.iter().map(ToString::to_string).collect();
     format!(" at {}", list.join(", "))
+}
+
+fn instead(port: &Option<u16>) -> String {
+    port.map_or(String::new(), |port| {
+        format!(", or serve its UDP port {port} as well with `--port {port}`")
+    })
 }
 
 /// What a look at the host found.
@@ -282,6 +299,7 @@ fn judge(
                 pid,
                 port: first.port,
                 addresses: selection.addresses.clone(),
+                other: candidate.memcached.udp_ports().next(),
             });
         } else if !excluded.contains(&pid) {
             backends.push(candidate.memcached.clone());

@@ -172,6 +172,22 @@ fn udp_proxy_and_tls_are_checked() {
 }
 
 #[test]
+fn another_port_with_udp_is_pointed_out() {
+    let sockets = ["tcp 0.0.0.0:11211", "udp 0.0.0.0:11212"];
+    let (_, problems) = Table::new(&[11211])
+        .process(10, "memcached", &sockets)
+        .judge();
+    assert!(matches!(
+        problems[..],
+        [Problem::NoUdp {
+            other: Some(11212),
+            ..
+        }]
+    ));
+    assert!(problems[0].to_string().contains("--port 11212"));
+}
+
+#[test]
 fn a_shared_port_is_refused_once() {
     let (pids, problems) = Table::new(&[11211])
         .process(10, "memcached", &BOTH)
