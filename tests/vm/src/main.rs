@@ -122,7 +122,6 @@ fn succeeds(command: &mut Command) -> Result<bool> {
         .env_clear()
         .env("PATH", PROGRAMS)
         .env("HOME", "/")
-        .env("RUST_BACKTRACE", "1")
         .env("PRESTACK_VM", "1")
         .env("PRESTACK_BIN", Path::new(PROGRAMS).join("prestack"))
         .stdin(Stdio::null())
