@@ -1,3 +1,15 @@
-//! Stock memcached in network namespaces, driven over real sockets. These tests need root.
+//! Stock memcached in network namespaces, driven over real sockets through `prestack run`. These
+//! tests need root.
 
+mod allow;
+mod backends;
+mod coherence;
+mod daemon;
+mod flush;
+mod max_age;
+mod overtaking;
+mod refusals;
+mod restart;
 mod testbed;
+mod values;
+mod writes;

@@ -1,1 +1,6 @@
 //! What the tests share.
+
+pub mod attached;
+pub mod binary;
+pub mod history;
+pub mod stage;

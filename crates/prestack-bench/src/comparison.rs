@@ -121,7 +121,7 @@ impl Comparison {
     }
 
     /// Asks for all keys in turn until the hit ratio rises no more.
-    fn fill(&self, prestack: &Prestack<'_>) -> Result<()> {
+    fn fill(&self, prestack: &Prestack) -> Result<()> {
         let keys = (0..self.load.dataset.keys()).collect();
         let sweep = Load {
             keys,

@@ -65,7 +65,8 @@ impl Load {
         cpus: &[usize],
     ) -> Self {
         let keys = popularity.sequence(dataset.keys());
-        let clients = (2 * cpus.len()).min(16);
+        // Together no more than half of the 256 packets that a veth ring holds.
+        let clients = (2 * cpus.len()).min(4);
         Self {
             dataset: Arc::new(dataset),
             keys,

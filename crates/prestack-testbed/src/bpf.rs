@@ -41,7 +41,10 @@ struct LinkCreate {
 }
 
 /// Attaches the program to `dev` in `namespace`, natively; it stays until the link is dropped.
-pub(crate) fn attach_pass(namespace: &Namespace, dev: &str) -> Result<OwnedFd> {
+///
+/// # Errors
+/// When there is an XDP program already, or the device takes none.
+pub fn attach_pass(namespace: &Namespace, dev: &str) -> Result<OwnedFd> {
     let license = CString::from(c"Dual MIT/GPL");
     let load = ProgLoad {
         prog_type: BPF_PROG_TYPE_XDP,

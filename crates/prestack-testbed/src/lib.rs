@@ -19,7 +19,7 @@
 //! # }
 //! ```
 
-mod bpf;
+pub mod bpf;
 mod client;
 pub mod cpu;
 mod ethtool;
@@ -38,7 +38,7 @@ pub use client::udp::UdpClient;
 pub use link::Link;
 pub use memcached::{Memcached, MemcachedOptions};
 pub use namespace::Namespace;
-pub use prestack::{Counters, Prestack};
+pub use prestack::{Counters, Instance, Prestack, binary};
 pub use process::{Process, Signal};
 pub use reply::Item;
 pub use testbed::Testbed;

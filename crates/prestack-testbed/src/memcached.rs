@@ -1,5 +1,6 @@
 //! Stock memcached.
 
+use std::fs;
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::process::ExitStatus;
@@ -96,18 +97,44 @@ impl Memcached {
         Ok(Self { process })
     }
 
+    /// Waits until somebody accepts connections to `port` of the namespace's loopback address,
+    /// for a memcached that does not answer in clear text.
+    ///
+    /// # Errors
+    /// When nobody does.
+    pub fn wait_until_accepting(namespace: &Namespace, port: u16) -> Result<()> {
+        wait_for("memcached to listen", Duration::from_secs(5), || {
+            Ok(namespace.run(|| TcpStream::connect((Ipv4Addr::LOCALHOST, port)).ok()))
+        })?;
+        Ok(())
+    }
+
     /// The process's id.
     #[must_use]
     pub fn pid(&self) -> i32 {
         self.process.pid()
     }
 
-    /// Stops the process in its tracks (SIGSTOP) until [`resume`](Self::resume).
+    /// Stops the process in its tracks (SIGSTOP) until [`resume`](Self::resume): when this
+    /// returns, all its threads stand still.
     ///
     /// # Errors
     /// When it has ended.
     pub fn pause(&self) -> Result<()> {
-        self.process.signal(Signal::SIGSTOP)
+        self.process.signal(Signal::SIGSTOP)?;
+        wait_for("memcached to stop", Duration::from_secs(5), || {
+            Ok(self.is_paused()?.then_some(()))
+        })
+    }
+
+    fn is_paused(&self) -> Result<bool> {
+        for task in fs::read_dir(format!("/proc/{}/task", self.pid()))? {
+            let status = fs::read_to_string(task?.path().join("status"))?;
+            if !status.contains("\nState:\tT") {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// Lets a paused process go on.
@@ -116,6 +143,16 @@ impl Memcached {
     /// When it has ended.
     pub fn resume(&self) -> Result<()> {
         self.process.signal(Signal::SIGCONT)
+    }
+
+    /// Ends the process with SIGTERM and waits for its end.
+    ///
+    /// # Errors
+    /// When it does not end by itself.
+    pub fn stop(mut self) -> Result<()> {
+        self.process.signal(Signal::SIGTERM)?;
+        self.process.wait(Duration::from_secs(5))?;
+        Ok(())
     }
 
     /// Kills the process with SIGKILL and waits for its end.

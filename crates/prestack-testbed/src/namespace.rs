@@ -13,8 +13,9 @@ use nix::libc;
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::signal::Signal;
 
-/// A network namespace. It has no name: it lives as long as this value, the processes and the
-/// sockets in it.
+/// A network namespace. It has no name: it lives as long as this value and its clones, the
+/// processes and the sockets in it.
+#[derive(Clone)]
 pub struct Namespace {
     fd: Arc<OwnedFd>,
 }

@@ -18,84 +18,45 @@ const LIMIT: Duration = Duration::from_secs(15);
 /// Numbers the instances of this process.
 static INSTANCES: AtomicU32 = AtomicU32::new(0);
 
-/// A running `prestack run`; killed when dropped.
-pub struct Prestack<'a> {
-    namespace: &'a Namespace,
+/// An instance's name, and where to reach it: it may outlive its daemon.
+#[derive(Clone)]
+pub struct Instance {
+    namespace: Namespace,
     binary: PathBuf,
-    instance: String,
+    name: String,
+}
+
+/// A running `prestack run`; killed when dropped.
+pub struct Prestack {
+    instance: Instance,
     process: Process,
     serving: String,
 }
 
-impl<'a> Prestack<'a> {
-    /// Starts `prestack run` in `namespace` with `args` and an instance name of its own, and waits
-    /// until it serves. The binary is the one that the environment names as `PRESTACK_BIN`, or
-    /// else the workspace's own, release before debug.
-    ///
-    /// # Errors
-    /// When it does not come to serve; the message has its words.
-    pub fn start(namespace: &'a Namespace, args: &[&str]) -> Result<Self> {
-        Self::start_binary(binary()?, namespace, args)
-    }
-
-    /// The same, of another binary.
-    ///
-    /// # Errors
-    /// When it does not come to serve; the message has its words.
-    pub fn start_binary(binary: PathBuf, namespace: &'a Namespace, args: &[&str]) -> Result<Self> {
-        let instance = new_instance();
-        let mut process = spawn(&binary, namespace, &instance, args)?;
-        let serving = process.wait_for_line(LIMIT, |line| line.starts_with("serving "))?;
-        Ok(Self {
-            namespace,
+impl Instance {
+    fn new(namespace: &Namespace, binary: PathBuf) -> Self {
+        let number = INSTANCES.fetch_add(1, Ordering::Relaxed);
+        let name = format!("ps-{}-{number}", std::process::id());
+        Self {
+            namespace: namespace.clone(),
             binary,
-            instance,
-            process,
-            serving,
-        })
-    }
-
-    /// Runs `prestack run` with `args`, which must fail; returns what it says on standard error.
-    ///
-    /// # Errors
-    /// When it does not end, or ends well.
-    pub fn refusal(namespace: &Namespace, args: &[&str]) -> Result<String> {
-        let mut process = spawn(&binary()?, namespace, &new_instance(), args)?;
-        let (status, stderr) = process.wait(LIMIT)?;
-        if status.success() || status.code().is_none() {
-            bail!(
-                "`prestack run {}` ended with {status}: {stderr}",
-                args.join(" ")
-            );
+            name,
         }
-        Ok(stderr)
-    }
-
-    /// The line with which it said that it serves.
-    #[must_use]
-    pub fn serving(&self) -> &str {
-        &self.serving
     }
 
     /// The instance's name.
     #[must_use]
-    pub fn instance(&self) -> &str {
-        &self.instance
+    pub fn name(&self) -> &str {
+        &self.name
     }
 
-    /// The daemon's process id.
-    #[must_use]
-    pub fn pid(&self) -> i32 {
-        self.process.pid()
-    }
-
-    /// Runs another of prestack's commands on this instance; returns its standard output.
+    /// Runs one of prestack's commands on this instance; returns its standard output.
     ///
     /// # Errors
     /// When it fails; the message has its words.
     pub fn command(&self, args: &[&str]) -> Result<String> {
         let mut command = self.namespace.command(&self.binary);
-        command.args(args).args(["--instance", &self.instance]);
+        command.args(args).args(["--instance", &self.name]);
         let output = command
             .output()
             .with_context(|| format!("running {command:?}"))?;
@@ -112,6 +73,81 @@ impl<'a> Prestack<'a> {
     /// When the command fails or its output is not as expected.
     pub fn stats(&self) -> Result<Counters> {
         Counters::parse(&self.command(&["stats", "--json"])?)
+    }
+
+    fn run(&self, args: &[&str]) -> Result<Process> {
+        let mut command = self.namespace.command(&self.binary);
+        command.args(["run", "--instance", &self.name]).args(args);
+        Process::spawn(command)
+    }
+}
+
+impl Prestack {
+    /// Starts `prestack run` in `namespace` with `args` and an instance name of its own, and waits
+    /// until it serves. The binary is the one that the environment names as `PRESTACK_BIN`, or
+    /// else the workspace's own, release before debug.
+    ///
+    /// # Errors
+    /// When it does not come to serve; the message has its words.
+    pub fn start(namespace: &Namespace, args: &[&str]) -> Result<Self> {
+        Self::start_binary(binary()?, namespace, args)
+    }
+
+    /// The same, of another binary.
+    ///
+    /// # Errors
+    /// When it does not come to serve; the message has its words.
+    pub fn start_binary(binary: PathBuf, namespace: &Namespace, args: &[&str]) -> Result<Self> {
+        let instance = Instance::new(namespace, binary);
+        let mut process = instance.run(args)?;
+        let serving = process.wait_for_line(LIMIT, |line| line.starts_with("serving "))?;
+        Ok(Self {
+            instance,
+            process,
+            serving,
+        })
+    }
+
+    /// Runs `prestack run` with `args`, which must fail; returns what it says on standard error.
+    ///
+    /// # Errors
+    /// When it does not end, or ends well.
+    pub fn refusal(namespace: &Namespace, args: &[&str]) -> Result<String> {
+        let mut process = Instance::new(namespace, binary()?).run(args)?;
+        let (status, stderr) = process.wait(LIMIT)?;
+        if status.success() || status.code().is_none() {
+            bail!(
+                "`prestack run {}` ended with {status}: {stderr}",
+                args.join(" ")
+            );
+        }
+        Ok(stderr)
+    }
+
+    /// The line with which it said that it serves.
+    #[must_use]
+    pub fn serving(&self) -> &str {
+        &self.serving
+    }
+
+    /// The instance that this daemon runs.
+    #[must_use]
+    pub fn instance(&self) -> &Instance {
+        &self.instance
+    }
+
+    /// The daemon's process id.
+    #[must_use]
+    pub fn pid(&self) -> i32 {
+        self.process.pid()
+    }
+
+    /// [`Instance::stats`].
+    ///
+    /// # Errors
+    /// When the command fails or its output is not as expected.
+    pub fn stats(&self) -> Result<Counters> {
+        self.instance.stats()
     }
 
     /// Ends the daemon with SIGTERM, and waits until it has.
@@ -136,22 +172,11 @@ impl<'a> Prestack<'a> {
     }
 }
 
-fn spawn(binary: &Path, namespace: &Namespace, instance: &str, args: &[&str]) -> Result<Process> {
-    let mut command = namespace.command(binary);
-    command.args(["run", "--instance", instance]).args(args);
-    Process::spawn(command)
-}
-
-fn new_instance() -> String {
-    format!(
-        "ps-{}-{}",
-        std::process::id(),
-        INSTANCES.fetch_add(1, Ordering::Relaxed)
-    )
-}
-
 /// The binary under test.
-fn binary() -> Result<PathBuf> {
+///
+/// # Errors
+/// When there is none.
+pub fn binary() -> Result<PathBuf> {
     if let Some(path) = std::env::var_os("PRESTACK_BIN") {
         return Ok(path.into());
     }

@@ -3,6 +3,7 @@
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -18,7 +19,8 @@ pub struct Process {
     name: String,
     child: Child,
     lines: Receiver<String>,
-    stderr: Option<JoinHandle<String>>,
+    stderr: Arc<Mutex<Vec<u8>>>,
+    stderr_reader: JoinHandle<()>,
 }
 
 impl Process {
@@ -42,18 +44,22 @@ impl Process {
                 let _ = sender.send(line);
             }
         });
-        let mut stderr = child.stderr.take().expect("stderr is piped");
-        let stderr = thread::spawn(move || {
-            let mut text = Vec::new();
+        let mut pipe = child.stderr.take().expect("stderr is piped");
+        let stderr = Arc::new(Mutex::new(Vec::new()));
+        let sink = Arc::clone(&stderr);
+        let stderr_reader = thread::spawn(move || {
+            let mut piece = [0; 4096];
             // An error ends the text like the end of the file.
-            let _ = stderr.read_to_end(&mut text);
-            String::from_utf8_lossy(&text).into_owned()
+            while let Ok(len @ 1..) = pipe.read(&mut piece) {
+                sink.lock().expect("no panic").extend(&piece[..len]);
+            }
         });
         Ok(Self {
             name,
             child,
             lines,
-            stderr: Some(stderr),
+            stderr,
+            stderr_reader,
         })
     }
 
@@ -121,7 +127,7 @@ impl Process {
             Ok(self.child.try_wait()?)
         });
         match waited {
-            Ok(status) => Ok((status, self.take_stderr())),
+            Ok(status) => Ok((status, self.said())),
             Err(error) => {
                 let (_, stderr) = self.kill()?;
                 Err(error.context(stderr))
@@ -136,12 +142,19 @@ impl Process {
     pub fn kill(&mut self) -> Result<(ExitStatus, String)> {
         self.child.kill()?;
         let status = self.child.wait()?;
-        Ok((status, self.take_stderr()))
+        Ok((status, self.said()))
     }
 
-    fn take_stderr(&mut self) -> String {
-        let stderr = self.stderr.take().and_then(|reader| reader.join().ok());
-        stderr.unwrap_or_default()
+    /// What the process, which has ended, said on standard error.
+    fn said(&self) -> String {
+        // The text ends soon, unless a child of the process still has the pipe.
+        let finished = || Ok(self.stderr_reader.is_finished().then_some(()));
+        let _ = wait_for(
+            "the end of standard error",
+            Duration::from_secs(1),
+            finished,
+        );
+        String::from_utf8_lossy(&self.stderr.lock().expect("no panic")).into_owned()
     }
 }
 

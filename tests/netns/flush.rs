@@ -1,0 +1,59 @@
+//! `flush_all` empties the cache at once, whoever's keys are in it. (That it also does so with
+//! arguments, silently and in binary is among the tests of all writes.)
+
+use anyhow::Result;
+use prestack_testbed::MemcachedOptions;
+use prestack_tests::stage::{Stage, store, until_all_hit, until_hit};
+
+fn items() -> Vec<(Vec<u8>, Vec<u8>)> {
+    (0..50)
+        .map(|i| {
+            (
+                format!("key{i}").into_bytes(),
+                format!("value{i}").into_bytes(),
+            )
+        })
+        .collect()
+}
+
+/// Caches many items, calls `flush`, and reads nothing any more.
+fn flushed_by(flush: impl FnOnce(&Stage) -> Result<Vec<u8>>) -> Result<()> {
+    let stage = Stage::new()?;
+    let (mut udp, mut behind) = (stage.udp()?, stage.behind()?);
+    for (key, value) in items() {
+        store(&mut behind, &key, &value)?;
+    }
+    until_all_hit(&stage.prestack, &mut udp, &items())?;
+    assert_eq!(flush(&stage)?, b"OK\r\n");
+    for (key, _) in items() {
+        assert_eq!(udp.get(&key)?, None);
+    }
+    store(&mut behind, b"key0", b"new")?;
+    until_hit(&stage.prestack, &mut udp, b"key0", b"new")
+}
+
+#[test]
+fn flush_all_over_tcp() -> Result<()> {
+    flushed_by(|stage| stage.tcp()?.command(b"flush_all\r\n"))
+}
+
+#[test]
+fn flush_all_over_udp() -> Result<()> {
+    flushed_by(|stage| stage.udp()?.request(b"flush_all\r\n"))
+}
+
+#[test]
+fn prestack_flush_forgets_what_changed_unseen() -> Result<()> {
+    let stage = Stage::with(MemcachedOptions::default(), &prestack_tests::stage::LASTING)?;
+    let (mut udp, mut behind) = (stage.udp()?, stage.behind()?);
+    store(&mut behind, b"key", b"old")?;
+    until_hit(&stage.prestack, &mut udp, b"key", b"old")?;
+    store(&mut behind, b"key", b"new")?;
+    assert_eq!(
+        udp.get(b"key")?.as_deref(),
+        Some(&b"old"[..]),
+        "the write was not seen"
+    );
+    stage.prestack.instance().command(&["flush"])?;
+    until_hit(&stage.prestack, &mut udp, b"key", b"new")
+}

@@ -1,0 +1,173 @@
+//! Start-up errors: each says what is wrong, and leaves nothing attached.
+
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use nix::unistd::Uid;
+use prestack_testbed::{Memcached, MemcachedOptions, Prestack, Process, Testbed, binary, bpf};
+use prestack_tests::attached::nothing_attached;
+use prestack_tests::stage::{LASTING, PORT, start_prestack, until_hit};
+
+/// Runs prestack on the only interface with `args`; it must refuse, with all of `words` in its
+/// message, and leave nothing attached.
+fn refused(bed: &Testbed, args: &[&str], words: &[&str]) -> Result<()> {
+    let dev = &bed.links[0].server_dev;
+    let said = Prestack::refusal(&bed.server, &[&["--interface", dev], args].concat())?;
+    says(&said, words)?;
+    nothing_attached(&bed.server, dev)
+}
+
+fn says(said: &str, words: &[&str]) -> Result<()> {
+    for word in words {
+        let found = said.to_lowercase().contains(&word.to_lowercase());
+        ensure!(found, "the message does not name {word:?}: {said}");
+    }
+    ensure!(!said.contains("panicked"), "{said}");
+    Ok(())
+}
+
+#[test]
+fn no_such_interface() -> Result<()> {
+    let bed = Testbed::new()?;
+    let _memcached = Memcached::start(&bed.server, MemcachedOptions::default())?;
+    let said = Prestack::refusal(&bed.server, &["--interface", "nosuch0"])?;
+    says(&said, &["nosuch0", &bed.links[0].server_dev])
+}
+
+#[test]
+fn no_interface_given() -> Result<()> {
+    let bed = Testbed::new()?;
+    says(
+        &Prestack::refusal(&bed.server, &[])?,
+        &["--interface", &bed.links[0].server_dev],
+    )
+}
+
+#[test]
+fn one_of_two_interfaces_is_missing() -> Result<()> {
+    let bed = Testbed::new()?;
+    let _memcached = Memcached::start(&bed.server, MemcachedOptions::default())?;
+    refused(&bed, &["--interface", "nosuch0"], &["nosuch0"])
+}
+
+#[test]
+fn nobody_listens() -> Result<()> {
+    let bed = Testbed::new()?;
+    refused(&bed, &[], &["memcached", "11211"])?;
+    let _memcached = Memcached::start(&bed.server, MemcachedOptions::default())?;
+    refused(&bed, &["--port", "11999"], &["11999"])
+}
+
+#[test]
+fn memcached_without_udp() -> Result<()> {
+    let bed = Testbed::new()?;
+    let options = MemcachedOptions {
+        udp_port: 0,
+        ..MemcachedOptions::default()
+    };
+    let _memcached = Memcached::start(&bed.server, options)?;
+    refused(&bed, &[], &["UDP", "-U"])
+}
+
+#[test]
+fn two_memcacheds_on_one_udp_port() -> Result<()> {
+    let bed = Testbed::new()?;
+    let _one = Memcached::start(&bed.server, MemcachedOptions::default())?;
+    // Nothing stops a second one from taking the same UDP port.
+    let options = MemcachedOptions {
+        port: 11300,
+        ..MemcachedOptions::default()
+    };
+    let _two = Memcached::start(&bed.server, options)?;
+    refused(&bed, &[], &["11211", "share"])
+}
+
+#[test]
+fn memcached_with_tls() -> Result<()> {
+    let bed = Testbed::new()?;
+    let directory = tempfile::tempdir()?;
+    let (cert, key) = (
+        directory.path().join("cert.pem"),
+        directory.path().join("key.pem"),
+    );
+    std::fs::write(&cert, include_str!("tls/cert.pem"))?;
+    std::fs::write(&key, include_str!("tls/key.pem"))?;
+    let ssl = format!(
+        "ssl_chain_cert={},ssl_key={}",
+        cert.display(),
+        key.display()
+    );
+    let options = MemcachedOptions {
+        args: vec!["-Z".into(), "-o".into(), ssl],
+        ..MemcachedOptions::default()
+    };
+    let _memcached = Memcached::spawn(&bed.server, &options)?;
+    Memcached::wait_until_accepting(&bed.server, PORT)?;
+    refused(&bed, &[], &["TLS"])
+}
+
+#[test]
+fn another_xdp_program() -> Result<()> {
+    let bed = Testbed::new()?;
+    let _memcached = Memcached::start(&bed.server, MemcachedOptions::default())?;
+    let dev = &bed.links[0].server_dev;
+    let other = bpf::attach_pass(&bed.server, dev)?;
+    let said = Prestack::refusal(&bed.server, &["--interface", dev])?;
+    says(&said, &["XDP", dev])?;
+    let link = bed.server.ip(["-details", "link", "show", "dev", dev])?;
+    assert!(link.contains("xdp"), "the other program is gone: {link}");
+    drop(other);
+    nothing_attached(&bed.server, dev)
+}
+
+#[test]
+fn another_instance_on_the_interface() -> Result<()> {
+    let bed = Testbed::new()?;
+    let _memcached = Memcached::start(&bed.server, MemcachedOptions::default())?;
+    let first = start_prestack(&bed, 0, &LASTING)?;
+    let dev = &bed.links[0].server_dev;
+    says(
+        &Prestack::refusal(&bed.server, &["--interface", dev])?,
+        &["XDP", dev],
+    )?;
+    // The first one goes on.
+    let server = (bed.links[0].server4, PORT).into();
+    let mut udp = prestack_testbed::UdpClient::connect(&bed.client, server)?;
+    udp.request(b"set key 0 0 5\r\nvalue\r\n")?;
+    until_hit(&first, &mut udp, b"key", b"value")
+}
+
+#[test]
+fn values_out_of_range() -> Result<()> {
+    let bed = Testbed::new()?;
+    let _memcached = Memcached::start(&bed.server, MemcachedOptions::default())?;
+    refused(&bed, &["--memory", "1KiB"], &["--memory"])?;
+    refused(&bed, &["--max-age", "1ms"], &["max-age"])?;
+    refused(&bed, &["--port", "0"], &["port"])?;
+    refused(&bed, &["--allow", "10.0.0.0/33"], &["--allow"])?;
+    refused(&bed, &["--address", "192.0.2.1"], &["192.0.2.1"])?;
+    refused(&bed, &["--config", "/nosuch.toml"], &["/nosuch.toml"])
+}
+
+#[test]
+fn without_root() -> Result<()> {
+    let bed = Testbed::new()?;
+    let _memcached = Memcached::start(&bed.server, MemcachedOptions::default())?;
+    let dev = &bed.links[0].server_dev;
+    let directory = tempfile::tempdir()?;
+    // Where nobody may run it.
+    let copy = directory.path().join("prestack");
+    std::fs::set_permissions(directory.path(), Permissions::from_mode(0o755))?;
+    std::fs::copy(binary()?, &copy).context("copying the binary")?;
+    let mut command = bed.server.command(&copy);
+    command.args(["run", "--interface", dev]);
+    // SAFETY: between fork and exec the closure only makes a system call.
+    unsafe { command.pre_exec(|| Ok(nix::unistd::setuid(Uid::from_raw(65_534))?)) };
+    let (status, said) = Process::spawn(command)?.wait(Duration::from_secs(15))?;
+    ensure!(!status.success());
+    says(&said, &["root"])?;
+    nothing_attached(&bed.server, dev)
+}

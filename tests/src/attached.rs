@@ -1,0 +1,48 @@
+//! What is attached to a device.
+
+use anyhow::{Context, Result, ensure};
+use aya::programs::tc::{SchedClassifier, TcAttachType};
+use nix::sys::utsname::uname;
+use prestack_testbed::Namespace;
+
+/// Fails when an XDP program, or a program at TC egress, is attached to `dev` in `namespace`.
+///
+/// # Errors
+/// Then, and when the kernel does not tell.
+pub fn nothing_attached(namespace: &Namespace, dev: &str) -> Result<()> {
+    let link = namespace.ip(["-details", "link", "show", "dev", dev])?;
+    ensure!(
+        !link.contains("xdp"),
+        "an XDP program is still there: {link}"
+    );
+
+    let output = namespace
+        .command("tc")
+        .args(["filter", "show", "dev", dev, "egress"])
+        .output();
+    let output = output.context("running `tc` (package iproute2)")?;
+    let filters = String::from_utf8_lossy(&output.stdout);
+    ensure!(
+        filters.trim().is_empty(),
+        "a TC filter is still there: {filters}"
+    );
+
+    if has_tcx()? {
+        let query = || SchedClassifier::query_tcx(dev, TcAttachType::Egress);
+        let (_, programs) = namespace.run(query).context("asking for TCX programs")?;
+        ensure!(
+            programs.is_empty(),
+            "a TCX program is still there: {programs:?}"
+        );
+    }
+    Ok(())
+}
+
+/// Whether the kernel knows TCX (6.6).
+fn has_tcx() -> Result<bool> {
+    let release = uname()?.release().to_string_lossy().into_owned();
+    let mut numbers = release
+        .split(['.', '-'])
+        .map_while(|n| n.parse::<u32>().ok());
+    Ok((numbers.next(), numbers.next()) >= (Some(6), Some(6)))
+}
