@@ -3,6 +3,7 @@
 use std::{ffi::OsString, path::PathBuf};
 
 use clap::{Args, Parser, Subcommand};
+use prestack_bench::{bench::BenchOptions, demo::DemoOptions};
 
 use crate::{settings::Settings, units::InstanceName};
 
@@ -42,6 +43,12 @@ pub enum Command {
     Flush(InstanceArgs),
     /// Stop the running instance and remove everything that is attached or pinned
     Detach(InstanceArgs),
+    /// Compare stock memcached without and with prestack, in a testbed of network namespaces
+    ///
+    /// Needs root and memcached, takes about half a minute and leaves nothing behind.
+    Demo(DemoOptions),
+    /// Measure what docs/benchmarks.md tells, in a testbed of network namespaces
+    Bench(BenchOptions),
 }
 
 /// Which instance is meant.

@@ -29,9 +29,19 @@ fn main() -> ExitCode {
         Command::Inspect(args) => commands::inspect::inspect(args),
         Command::Flush(args) => commands::flush::flush(args),
         Command::Detach(args) => commands::detach::detach(args),
+        Command::Demo(options) => finish(prestack_bench::demo::run(options)),
+        Command::Bench(options) => finish(prestack_bench::bench::run(options)),
     };
     result.unwrap_or_else(|error| {
         eprintln!("error: {error}");
         commands::exit_code(&error)
     })
+}
+
+/// The exit status of a measurement; an error is told with all its causes.
+fn finish(result: anyhow::Result<()>) -> anyhow::Result<ExitCode> {
+    match result {
+        Ok(()) => Ok(ExitCode::SUCCESS),
+        Err(error) => Err(anyhow::anyhow!("{error:#}")),
+    }
 }
