@@ -7,11 +7,9 @@ pub const MAX_BACKENDS: u32 = 16;
 #[repr(C, align(64))]
 #[derive(Clone, Copy, Default)]
 pub struct Backend {
-    /// Generation of the backend's entries: entries of another epoch are dead. Adding one empties
-    /// the cache.
-    pub epoch: u32,
-    /// Explicit padding.
-    pub padding: u32,
+    /// Generation of the backend's entries: entries of another epoch (of which they hold the low 32
+    /// bits) are dead. Adding one, atomically, empties the cache.
+    pub epoch: u64,
     /// Coarse monotonic time in ns before which no tickets are given: a write whose key is unknown
     /// may be under way. Set before `epoch` is raised, so that a ticket with the new epoch implies
     /// that it was seen.

@@ -75,7 +75,11 @@ pub struct EntryHeader {
     /// Which backend the entry belongs to.
     pub backend: u8,
     /// Explicit padding.
-    pub reserved: [u8; 13],
+    pub reserved: u8,
+    /// Explicit padding.
+    pub reserved_word: u32,
+    /// Explicit padding.
+    pub reserved_words: u64,
 }
 
 /// Bytes of an [`EntryHeader`]; the reply follows.

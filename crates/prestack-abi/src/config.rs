@@ -36,6 +36,9 @@ pub struct Config {
     pub allow6_len: u32,
     /// Explicit padding.
     pub reserved: u32,
+    /// Always 0, which the verifier does not know: added to a number, it makes the verifier forget
+    /// what it has learnt of it (which takes all 64 bits).
+    pub zero: u64,
     /// Who may be served over IPv4.
     pub allow4: [Net4; MAX_ALLOWED],
     /// Who may be served over IPv6.
@@ -109,6 +112,7 @@ impl Config {
             allow4_len: 0,
             allow6_len: 0,
             reserved: 0,
+            zero: 0,
             allow4: [Net4 {
                 address: 0,
                 mask: 0,

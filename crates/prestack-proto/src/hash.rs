@@ -37,6 +37,7 @@ pub const fn backend_seed(seed: u64, backend: u8) -> u64 {
 /// least eight bytes precede the key in the source.
 #[inline(always)]
 pub fn scan_key<S: Source>(source: &S, at: u64, len: u64, seed: u64) -> Option<u64> {
+    let len = source.forgotten(len);
     let mut hash = seed;
     let mut done = 0;
     for _ in 0..crate::MAX_KEY / 8 {
@@ -51,6 +52,9 @@ pub fn scan_key<S: Source>(source: &S, at: u64, len: u64, seed: u64) -> Option<u
         done += 8;
     }
     let rest = len - done;
+    if rest >= 8 {
+        return None;
+    }
     if rest > 0 {
         // Read backwards from the key's end: what follows the key may lie outside the source.
         let word = source.word(at + len - 8)? >> (8 * (8 - rest));

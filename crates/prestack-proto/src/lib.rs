@@ -4,6 +4,7 @@
 //! host: the parsers that run under the kernel's verifier are the ones that the tests exercise.
 //! Text is read eight bytes at a time.
 #![cfg_attr(not(test), no_std)]
+#![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 
 pub mod checksum;
 pub mod hash;
@@ -11,6 +12,7 @@ pub mod net;
 pub mod swar;
 pub mod text;
 pub mod udp;
+pub mod verifier;
 pub mod window;
 
 /// Longest key that memcached accepts, in bytes (`KEY_MAX_LENGTH` in memcached.h).

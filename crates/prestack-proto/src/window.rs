@@ -1,9 +1,17 @@
 //! Where parsers read from.
 
+use crate::verifier::opaque;
+
 /// Bytes that can be read eight at a time.
 pub trait Source {
     /// The eight bytes at `at`, little-endian, or `None` if one of them lies outside.
     fn word(&self, at: u64) -> Option<u64>;
+
+    /// See [`verifier::forgotten`](crate::verifier::forgotten).
+    #[inline(always)]
+    fn forgotten(&self, value: u64) -> u64 {
+        value
+    }
 }
 
 impl Source for &[u8] {
@@ -22,18 +30,27 @@ pub const SLACK: usize = 64;
 
 /// A buffer of fixed size that packet bytes are copied to. Positions wrap around, so that every
 /// read is within bounds whatever the position, which the verifier sees without following it.
-#[repr(C, align(64))]
+#[repr(C, align(8))]
 pub struct Window {
     /// The bytes.
     pub bytes: [u8; WINDOW + SLACK],
+    /// Always 0, which the verifier does not know.
+    pub zero: u64,
 }
 
 impl Window {
+    /// A position within bounds. Opaque: where the compiler knows the bounds it would leave out the
+    /// mask, which the verifier of Linux 6.1 needs.
+    #[inline(always)]
+    fn place(at: u64) -> usize {
+        (opaque(at) & (WINDOW as u64 - 1)) as usize
+    }
+
     /// The eight bytes at `at` (modulo [`WINDOW`]), little-endian.
     #[inline(always)]
     #[must_use]
     pub fn word(&self, at: u64) -> u64 {
-        let at = (at & (WINDOW as u64 - 1)) as usize;
+        let at = Self::place(at);
         // SAFETY: `at` is below WINDOW, and SLACK is at least 8. BPF reads unaligned words, but
         // compiles `read_unaligned` to eight byte loads.
         unsafe {
@@ -45,18 +62,37 @@ impl Window {
         }
     }
 
+    /// Writes eight bytes at `at` (modulo [`WINDOW`]), little-endian.
+    #[inline(always)]
+    pub fn set_word(&mut self, at: u64, word: u64) {
+        let at = Self::place(at);
+        // SAFETY: as in `word`.
+        unsafe {
+            let place = self.bytes.as_mut_ptr().add(at).cast::<u64>();
+            #[cfg(target_arch = "bpf")]
+            place.write(word);
+            #[cfg(not(target_arch = "bpf"))]
+            place.write_unaligned(word);
+        }
+    }
+
     /// The byte at `at` (modulo [`WINDOW`]).
     #[inline(always)]
     #[must_use]
     pub fn byte(&self, at: u64) -> u8 {
-        self.bytes[(at & (WINDOW as u64 - 1)) as usize]
+        self.bytes[Self::place(at)]
     }
 }
 
-impl Source for &Window {
+impl Source for Window {
     #[inline(always)]
     fn word(&self, at: u64) -> Option<u64> {
         Some(Window::word(self, at))
+    }
+
+    #[inline(always)]
+    fn forgotten(&self, value: u64) -> u64 {
+        crate::verifier::forgotten(value, self.zero)
     }
 }
 
@@ -66,6 +102,7 @@ impl Window {
     pub(crate) fn showing(bytes: &[u8]) -> Box<Self> {
         let mut window = Box::new(Self {
             bytes: [0xa5; WINDOW + SLACK],
+            zero: 0,
         });
         window.bytes[..bytes.len()].copy_from_slice(bytes);
         window

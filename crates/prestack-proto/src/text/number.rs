@@ -1,5 +1,6 @@
 //! Decimal numbers.
 
+use crate::swar;
 use crate::window::Window;
 
 /// The number written in `len` digits at `at`; `None` unless there are 1 to 8 digits and nothing
@@ -9,19 +10,22 @@ pub fn decimal(window: &Window, at: u64, len: u64) -> Option<u64> {
     if len == 0 || len > 8 {
         return None;
     }
-    let word = window.word(at);
-    let mut value = 0;
-    for i in 0..8 {
-        if i >= len {
-            break;
-        }
-        let digit = ((word >> (8 * i)) & 0xff).wrapping_sub(u64::from(b'0'));
-        if digit > 9 {
-            return None;
-        }
-        value = value * 10 + digit;
+    // Leading zeros take the place of bytes behind the number; all eight are digits then.
+    let word = if len < 8 {
+        window.word(at) << (8 * (8 - len)) | swar::repeat(b'0') >> (8 * len)
+    } else {
+        window.word(at)
+    };
+    // '0' to '9' are 0x30 to 0x39: the upper half is 3, also after adding 6.
+    const UPPER: u64 = swar::repeat(0xf0);
+    if word & UPPER != swar::repeat(0x30) || (word + swar::repeat(6)) & UPPER != swar::repeat(0x30) {
+        return None;
     }
-    Some(value)
+    // Pairs of digits, then of pairs, then of fours (the least significant byte comes first).
+    let digits = word & swar::repeat(0x0f);
+    let pairs = (digits * 10 + (digits >> 8)) & 0x00ff_00ff_00ff_00ff;
+    let fours = (pairs * 100 + (pairs >> 16)) & 0x0000_ffff_0000_ffff;
+    Some((fours * 10_000 + (fours >> 32)) & 0xffff_ffff)
 }
 
 #[cfg(test)]

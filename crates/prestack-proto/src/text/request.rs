@@ -30,6 +30,7 @@ pub enum Effect {
 }
 
 /// A command of the text protocol. Positions are those of the window.
+#[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Command {
     /// What it does.
@@ -113,11 +114,11 @@ const META_READS: u64 = letters(b"vfksctOqhlb");
 const META_QUIET: u64 = letters(b"q");
 const META_BASE64: u64 = letters(b"b");
 /// More arguments than are looked at.
-const MAX_ARGUMENTS: usize = 16;
+const MAX_ARGUMENTS: usize = 12;
 /// Words that a key and the space behind it span at most.
 const KEY_WORDS: usize = (MAX_KEY + 1).div_ceil(8) + 1;
 /// Words that any other argument that is understood spans at most.
-const ARGUMENT_WORDS: usize = 4;
+const ARGUMENT_WORDS: usize = 5;
 
 /// The arguments of a line, one after the other.
 struct Arguments<'a> {
@@ -128,7 +129,7 @@ struct Arguments<'a> {
 
 impl Arguments<'_> {
     /// Start and length of the next argument, of length 0 at the end of the line. An argument
-    /// that is longer than `max_words` reaches to the end of the line.
+    /// that is longer than `max_words` words counts as several.
     #[inline(always)]
     fn next(&mut self, max_words: usize) -> (u64, u64) {
         let start = skip_spaces(self.window, self.at, self.end);
@@ -147,7 +148,7 @@ impl Arguments<'_> {
     fn flags(&mut self) -> u64 {
         let mut set = 0;
         for _ in 0..MAX_ARGUMENTS {
-            let (start, len) = self.next(KEY_WORDS);
+            let (start, len) = self.next(ARGUMENT_WORDS);
             if len == 0 {
                 return set;
             }
@@ -252,33 +253,23 @@ pub fn parse(window: &Window, at: u64, limit: u64) -> Command {
                 command.quiet = true;
             }
         }
-        META_GET => {
+        META_GET | META_SET | META_DELETE | META_ARITHMETIC => {
+            let mut data = 0;
+            if verb == META_SET {
+                let (start, len) = arguments.next(ARGUMENT_WORDS);
+                let Some(bytes) = decimal(window, start, len) else {
+                    return command;
+                };
+                data = bytes + 2;
+            }
             let flags = arguments.flags();
-            if flags & !META_READS == 0 {
+            command.quiet = flags & META_QUIET != 0;
+            if verb == META_GET && flags & !META_READS == 0 {
                 command.effect = Effect::Read;
             } else if flags & META_BASE64 == 0 {
                 command.effect = Effect::Write;
+                command.data = data;
             }
-            command.quiet = flags & META_QUIET != 0;
-        }
-        META_SET => {
-            let (start, len) = arguments.next(ARGUMENT_WORDS);
-            let Some(bytes) = decimal(window, start, len) else {
-                return command;
-            };
-            let flags = arguments.flags();
-            if flags & META_BASE64 == 0 {
-                command.effect = Effect::Write;
-                command.data = bytes + 2;
-            }
-            command.quiet = flags & META_QUIET != 0;
-        }
-        META_DELETE | META_ARITHMETIC => {
-            let flags = arguments.flags();
-            if flags & META_BASE64 == 0 {
-                command.effect = Effect::Write;
-            }
-            command.quiet = flags & META_QUIET != 0;
         }
         _ => {}
     }

@@ -1,10 +1,10 @@
 //! Finding the ends of lines and tokens.
 
 use crate::swar;
-use crate::window::{WINDOW, Window};
+use crate::window::{Source, WINDOW, Window};
 
 /// Most spaces in a row that are understood.
-const MAX_SPACES: usize = 64;
+const MAX_SPACES: usize = 32;
 
 /// Where a line ends.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -25,14 +25,14 @@ pub enum LineEnd {
 /// Finds the end of the line that starts at `at`, in bytes before `limit` (at most [`WINDOW`]).
 #[inline(always)]
 pub fn line_end(window: &Window, at: u64, limit: u64) -> LineEnd {
-    let mut at = at;
+    let mut at = window.forgotten(at);
     for _ in 0..WINDOW / 8 {
         if at >= limit {
             break;
         }
         let control = swar::below(window.word(at), 0x20);
         if control != 0 {
-            at += swar::first(control);
+            at = window.forgotten(at + swar::first(control));
             // A `\r` may be the last byte that is there.
             if at >= limit {
                 return LineEnd::Missing;
@@ -50,7 +50,7 @@ pub fn line_end(window: &Window, at: u64, limit: u64) -> LineEnd {
                 _ => LineEnd::Odd,
             };
         }
-        at += 8;
+        at = window.forgotten(at + 8);
     }
     LineEnd::Missing
 }
@@ -58,22 +58,22 @@ pub fn line_end(window: &Window, at: u64, limit: u64) -> LineEnd {
 /// The first position at or after `at` that holds no space, at most `end`.
 #[inline(always)]
 pub fn skip_spaces(window: &Window, at: u64, end: u64) -> u64 {
-    let mut at = at;
+    let mut at = window.forgotten(at);
     for _ in 0..MAX_SPACES / 8 {
         let others = !swar::equal_all(window.word(at), b' ') & swar::repeat(0x80);
         if others != 0 {
             at += swar::first(others);
             break;
         }
-        at += 8;
+        at = window.forgotten(at + 8);
     }
-    if at < end { at } else { end }
+    window.forgotten(if at < end { at } else { end })
 }
 
 /// The position of the first space at or after `at` among `max_words` words, else `end`.
 #[inline(always)]
 pub fn token_end(window: &Window, at: u64, end: u64, max_words: usize) -> u64 {
-    let mut at = at;
+    let mut at = window.forgotten(at);
     for _ in 0..max_words {
         if at >= end {
             break;
@@ -83,9 +83,9 @@ pub fn token_end(window: &Window, at: u64, end: u64, max_words: usize) -> u64 {
             at += swar::first(spaces);
             break;
         }
-        at += 8;
+        at = window.forgotten(at + 8);
     }
-    if at < end { at } else { end }
+    window.forgotten(if at < end { at } else { end })
 }
 
 #[cfg(test)]

@@ -1,0 +1,228 @@
+//! Storing an entry.
+
+use prestack_abi::cache::{
+    BLOCK_BYTES, Block, EntryHeader, GRANULE, GRANULES, GROUPS, Group, HEADER_BYTES, Index, MAX_REPLY, Place, WAYS,
+};
+use prestack_abi::config::Config;
+use prestack_proto::swar;
+use prestack_proto::window::{Source, Window};
+
+use super::entry::Entry;
+use super::kill::kill;
+use super::{fence, group_of};
+use crate::ledger::writes::{lock, unlock};
+use crate::maps::{BLOCKS, CONTROL, INDEX, count};
+use crate::scratch::sum_of_window;
+use prestack_proto::verifier::opaque;
+
+/// What a reply needs to fill the cache.
+pub struct Ticket {
+    /// Hash of the key.
+    pub key: u64,
+    /// The bucket's version when the GET arrived.
+    pub version: u32,
+    /// The backend's epoch then.
+    pub epoch: u32,
+    /// Coarse monotonic time in ns then.
+    pub time: u64,
+    /// The backend.
+    pub backend: u8,
+}
+
+/// Stores the reply in the first `len` bytes of the window. False if a write has arrived since the
+/// ticket was given.
+#[inline(always)]
+pub fn fill(config: &Config, window: &Window, key_len: u64, len: u64, ticket: &Ticket) -> bool {
+    let place = Place::of(ticket.key, config.buckets);
+    let (Some(control), Some(index), Some(block)) = (
+        CONTROL.get_ptr_mut(place.bucket),
+        INDEX.get_ptr_mut(place.bucket),
+        BLOCKS.get_ptr_mut(place.bucket),
+    ) else {
+        return false;
+    };
+    if len < 16 || len > MAX_REPLY as u64 {
+        return false;
+    }
+    let granules = (HEADER_BYTES as u64 + len).div_ceil(GRANULE as u64);
+    let header = EntryHeader {
+        time: ticket.time,
+        epoch: ticket.epoch,
+        sum: sum_of_window(len),
+        reply_len: len as u16,
+        key_len: key_len as u8,
+        granules: granules as u8,
+        backend: ticket.backend,
+        reserved: 0,
+        reserved_word: 0,
+        reserved_words: 0,
+    };
+    let mut evicted = 0;
+    // SAFETY: the pointers are map elements of the same bucket; all calls between the lock and its
+    // release are inlined.
+    let is_valid = unsafe {
+        lock(control);
+        let is_valid = (*control).version == ticket.version;
+        if is_valid {
+            raise_seq(index);
+            evicted = store(index, block, place, window, &header);
+            raise_seq(index);
+        }
+        unlock(control);
+        is_valid
+    };
+    count!(evictions, evicted);
+    is_valid
+}
+
+/// Drops the entry of the key with this hash: memcached no longer has it, or not as it was.
+#[inline(always)]
+pub fn drop_key(config: &Config, hash: u64) {
+    let place = Place::of(hash, config.buckets);
+    let (Some(control), Some(index)) = (CONTROL.get_ptr_mut(place.bucket), INDEX.get_ptr_mut(place.bucket)) else {
+        return;
+    };
+    // SAFETY: as in `fill`.
+    unsafe {
+        lock(control);
+        kill(index, place);
+        unlock(control);
+    }
+}
+
+/// Makes the seqlocks odd, or even again.
+#[inline(always)]
+unsafe fn raise_seq(index: *mut Index) {
+    fence();
+    for line in 0..2 {
+        // SAFETY: `index` is an element of `INDEX`; only the lock's holder writes it.
+        unsafe {
+            let seq = &raw mut (*index).lines[line].seq;
+            seq.write_volatile(seq.read_volatile().wrapping_add(1));
+        }
+    }
+    fence();
+}
+
+/// Writes the entry and points its way at it. Returns how many other entries it displaced.
+#[inline(always)]
+unsafe fn store(index: *mut Index, block: *mut Block, place: Place, window: &Window, header: &EntryHeader) -> u64 {
+    let group = group_of(index, place.group);
+    let granules = u64::from(header.granules);
+    let mut evicted = 0;
+    // SAFETY: `index` and `block` are map elements, and only the lock's holder writes them.
+    unsafe {
+        let same = swar::equal(tags_of(group), place.tag);
+        let mut at = GRANULES as u64;
+        if same != 0 {
+            // Fetched anew: an entry that fits stays where it is.
+            let old_at = ((&raw const (*group).at).read_volatile() >> (8 * swar::first(same))) & 0xff;
+            if let Some(old) = Entry::new(block, old_at).header() {
+                if u64::from((&raw const (*old).granules).read_volatile()) == granules {
+                    at = old_at;
+                }
+            }
+        }
+        let way;
+        if at < GRANULES as u64 {
+            way = swar::first(same);
+        } else {
+            let head = &raw mut (*index).lines[0].head;
+            at = u64::from(head.read_volatile());
+            if at + granules > GRANULES as u64 {
+                at = 0;
+            }
+            evicted += clear(index, at as u8, granules as u8);
+            // The entry itself may have been in the way.
+            let same = swar::equal(tags_of(group), place.tag);
+            let free = swar::equal(tags_of(group), 0);
+            way = if same != 0 {
+                swar::first(same)
+            } else if free != 0 {
+                swar::first(free)
+            } else {
+                evicted += 1;
+                oldest(group, at)
+            };
+            head.write_volatile((at + granules) as u32);
+        }
+        write(block, at, granules, window, header);
+        let shift = 8 * (way & 7);
+        let tags = tags_of(group) & !(0xff << shift) | u64::from(place.tag) << shift;
+        let ats = (&raw const (*group).at).read_volatile() & !(0xff << shift) | (at & 0xff) << shift;
+        (&raw mut (*group).at).write_volatile(ats);
+        (&raw mut (*group).tags).write_volatile(tags);
+    }
+    evicted
+}
+
+#[inline(always)]
+unsafe fn tags_of(group: *const Group) -> u64 {
+    // SAFETY: `group` is part of an element of `INDEX`.
+    unsafe { (&raw const (*group).tags).read_volatile() }
+}
+
+/// Empties the ways whose entries start in the `len` granules from `at`; returns how many. An
+/// entry that reaches into them from before was emptied when the head passed its start.
+#[inline(always)]
+unsafe fn clear(index: *mut Index, at: u8, len: u8) -> u64 {
+    let mut cleared = 0;
+    for number in 0..GROUPS as u32 {
+        let group = group_of(index, number);
+        // SAFETY: `group` is part of an element of `INDEX`; only the lock's holder writes it.
+        unsafe {
+            let tags = tags_of(group);
+            let full = !swar::equal_all(tags, 0) & swar::repeat(0x80);
+            let hit = swar::in_range((&raw const (*group).at).read_volatile(), at, len) & full;
+            if hit != 0 {
+                (&raw mut (*group).tags).write_volatile(tags & !swar::widen(hit));
+                cleared += (hit >> 7).wrapping_mul(swar::repeat(1)) >> 56;
+            }
+        }
+    }
+    cleared
+}
+
+/// The way of a full group whose entry the head will reach next: the oldest.
+#[inline(always)]
+unsafe fn oldest(group: *const Group, head: u64) -> u64 {
+    // SAFETY: `group` is part of an element of `INDEX`.
+    let ats = unsafe { (&raw const (*group).at).read_volatile() };
+    let mut best = u64::MAX;
+    let mut way = 0;
+    for i in 0..WAYS as u64 {
+        let distance = (ats >> (8 * i)).wrapping_sub(head) & 0xff;
+        if distance < best {
+            best = distance;
+            way = i;
+        }
+    }
+    way
+}
+
+/// Writes header and reply to the block.
+#[inline(always)]
+unsafe fn write(block: *mut Block, at: u64, granules: u64, window: &Window, header: &EntryHeader) {
+    const HEADER_GRANULES: u64 = (HEADER_BYTES / GRANULE) as u64;
+    if let Some(target) = Entry::new(block, at).header() {
+        // SAFETY: `target` is inside the block.
+        unsafe { target.write_volatile(*header) };
+    }
+    let (at, granules) = (window.forgotten(at), window.forgotten(granules));
+    for i in 0..MAX_REPLY.div_ceil(GRANULE) as u64 {
+        if HEADER_GRANULES + i >= granules {
+            break;
+        }
+        let to = opaque((at + HEADER_GRANULES + i) * GRANULE as u64);
+        if to > (BLOCK_BYTES - GRANULE) as u64 {
+            break;
+        }
+        let from = i * GRANULE as u64;
+        // SAFETY: `to` is inside the block. Volatile, or the compiler makes it a call to memcpy.
+        unsafe {
+            let to = (block as u64 + to) as *mut u64;
+            to.write_volatile(window.word(from));
+            to.add(1).write_volatile(window.word(from + 8));
+        }
+    }
+}

@@ -1,0 +1,165 @@
+//! The memory of requests that memcached has not answered.
+
+use aya_ebpf::helpers::{bpf_spin_lock, bpf_spin_unlock};
+use prestack_abi::config::Config;
+use prestack_abi::requests::{Kind, LOST_SHIFT, LOST_STAMPS, REQUEST_SETS, Request, SET_WAYS};
+use prestack_proto::hash;
+
+use crate::maps::{REQUESTS, count};
+use crate::packet::Addresses;
+
+/// The name of a request: flow and id. `client` and `server` are as seen from here, the ports in
+/// network byte order.
+#[inline(always)]
+pub fn name(config: &Config, client: &[u32; 4], server: &[u32; 4], ports: [u16; 2], id: u16) -> u64 {
+    let word = |a: u32, b: u32| u64::from(a) << 32 | u64::from(b);
+    let mut name = hash::mix(config.seed, word(client[0], client[1]));
+    name = hash::mix(name, word(client[2], client[3]));
+    name = hash::mix(name, word(server[0], server[1]));
+    name = hash::mix(name, word(server[2], server[3]));
+    let tail = u64::from(ports[0]) << 32 | u64::from(ports[1]) << 16 | u64::from(id);
+    hash::finish(name, tail) | 1
+}
+
+/// The name of a request in a packet from a client.
+#[inline(always)]
+pub fn name_of_request(config: &Config, addresses: &Addresses, ports: u32, id: u16) -> u64 {
+    let ports = [ports as u16, (ports >> 16) as u16];
+    name(config, &addresses.source, &addresses.destination, ports, id)
+}
+
+/// The name of the request to which a packet replies.
+#[inline(always)]
+pub fn name_of_reply(config: &Config, addresses: &Addresses, ports: u32, id: u16) -> u64 {
+    let ports = [(ports >> 16) as u16, ports as u16];
+    name(config, &addresses.destination, &addresses.source, ports, id)
+}
+
+#[inline(always)]
+fn set_of(name: u64) -> u32 {
+    (name >> 32) as u32 & (REQUEST_SETS as u32 - 1)
+}
+
+/// Place of a request in `REQUESTS`, also its index in `KEY_TICKETS`.
+pub type Slot = u32;
+
+/// Remembers a request that is let through. Returns its place if its name is free of doubt: only
+/// then may its tickets stand.
+#[inline(always)]
+pub fn remember(config: &Config, name: u64, request: &Request) -> Option<Slot> {
+    let set = set_of(name);
+    let requests = REQUESTS.get_ptr_mut(set)?;
+    let now = request.time;
+    let stamp = ((now >> LOST_SHIFT) as u8).wrapping_add(1);
+    let horizon = (config.remember_ns >> LOST_SHIFT) as u8 + 2;
+    let own_stamp = (name >> 1) as usize & (LOST_STAMPS - 1);
+    let mut way = SET_WAYS;
+    let mut is_known = false;
+    let mut has_lost = false;
+    let is_certain;
+    // SAFETY: `requests` is a map element; nothing is called under its lock.
+    unsafe {
+        bpf_spin_lock((&raw mut (*requests).lock).cast());
+        let mut oldest = u64::MAX;
+        for i in 0..SET_WAYS {
+            let held = (*requests).names[i];
+            let born = (*requests).requests[i].time;
+            let is_over = held == 0 || now.wrapping_sub(born) > config.remember_ns;
+            // The name itself is found even when its time is over: it is then taken anew.
+            if held == name {
+                way = i;
+                is_known = !is_over;
+                has_lost = false;
+                break;
+            }
+            let rank = if is_over { 0 } else { born };
+            if rank < oldest {
+                oldest = rank;
+                way = i;
+                has_lost = !is_over;
+            }
+        }
+        for i in 0..SET_WAYS {
+            if i != way {
+                continue;
+            }
+            let held = &raw mut (*requests).requests[i];
+            if is_known {
+                // Replies under this name can no longer be told apart. The first GET's ticket
+                // stands: nothing has been written since, or its version tells.
+                let gets = (*held).kind <= Kind::MultiGet as u8 && request.kind <= Kind::MultiGet as u8;
+                if gets && (*held).unanswered < u8::MAX {
+                    (*held).unanswered += 1;
+                } else {
+                    (*held).kind = Kind::Endless as u8;
+                    (*held).tickets = 0;
+                    (*held).time = now;
+                }
+            } else {
+                if has_lost {
+                    let lost = ((*requests).names[i] >> 1) as usize & (LOST_STAMPS - 1);
+                    (*requests).lost[lost] = if stamp == 0 { 1 } else { stamp };
+                }
+                (*requests).names[i] = name;
+                *held = *request;
+            }
+        }
+        let lost = (*requests).lost[own_stamp];
+        is_certain = !is_known && (lost == 0 || stamp.wrapping_sub(lost) > horizon);
+        if !is_certain && !is_known {
+            for i in 0..SET_WAYS {
+                if i == way {
+                    (*requests).requests[i].tickets = 0;
+                }
+            }
+        }
+        bpf_spin_unlock((&raw mut (*requests).lock).cast());
+    }
+    if has_lost {
+        count!(requests_lost);
+    }
+    is_certain.then_some(set * SET_WAYS as u32 + way as u32)
+}
+
+/// What a reply shows of its end.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Reply {
+    /// The last datagram of the answer to a GET.
+    Last,
+    /// One of several.
+    Part,
+}
+
+/// A reply has left: takes the request it answers out of the memory if it is its last. Returns the
+/// request as it was, and its place.
+#[inline(always)]
+pub fn answered(name: u64, reply: Reply) -> Option<(Request, Slot)> {
+    let set = set_of(name);
+    let requests = REQUESTS.get_ptr_mut(set)?;
+    let mut request = Request::default();
+    let mut way = SET_WAYS;
+    // SAFETY: `requests` is a map element; nothing is called under its lock.
+    unsafe {
+        bpf_spin_lock((&raw mut (*requests).lock).cast());
+        for i in 0..SET_WAYS {
+            if (*requests).names[i] != name {
+                continue;
+            }
+            way = i;
+            let held = &raw mut (*requests).requests[i];
+            request = *held;
+            let is_get = request.kind <= Kind::MultiGet as u8;
+            if request.kind != Kind::Endless as u8 && (reply == Reply::Last || !is_get) {
+                if request.unanswered <= 1 {
+                    (*requests).names[i] = 0;
+                } else {
+                    (*held).unanswered = request.unanswered - 1;
+                    (*held).tickets = 0;
+                }
+            }
+            break;
+        }
+        bpf_spin_unlock((&raw mut (*requests).lock).cast());
+    }
+    (way < SET_WAYS).then_some((request, set * SET_WAYS as u32 + way as u32))
+}

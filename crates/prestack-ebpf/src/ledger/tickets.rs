@@ -1,0 +1,68 @@
+//! Tickets: the licence of a GET's reply to fill the cache.
+
+use prestack_abi::backend::Backend;
+use prestack_abi::cache::Place;
+use prestack_abi::config::Config;
+use prestack_abi::control::{CLAIMS, fingerprint};
+use prestack_abi::time::{CLAIM_SHIFT, CLAIM_UNITS};
+
+use super::writes::is_outstanding;
+use crate::cache::fence;
+use crate::maps::CONTROL;
+
+/// Claims the key for one GET: false while another one is fetching it.
+#[inline(always)]
+pub fn claim(config: &Config, hash: u64, now: u64) -> bool {
+    let Some(control) = CONTROL.get_ptr_mut(Place::of(hash, config.buckets).bucket) else {
+        return false;
+    };
+    let key = fingerprint(hash);
+    let time = (now >> CLAIM_SHIFT) as u16;
+    let slot = usize::from(key >> 8) % CLAIMS;
+    // SAFETY: `control` is a map element. Two CPUs may both claim a key: two tickets do no harm.
+    unsafe {
+        let claim = &raw mut (*control).claims[slot];
+        let old = claim.read_volatile();
+        if old != 0 && old >> 16 == u32::from(key) && time.wrapping_sub(old as u16) < CLAIM_UNITS {
+            return false;
+        }
+        claim.write_volatile(u32::from(key) << 16 | u32::from(time));
+    }
+    true
+}
+
+/// Gives up the claim on a key: the next GET may fetch it.
+#[inline(always)]
+pub fn release(config: &Config, hash: u64) {
+    let Some(control) = CONTROL.get_ptr_mut(Place::of(hash, config.buckets).bucket) else { return };
+    let key = fingerprint(hash);
+    let slot = usize::from(key >> 8) % CLAIMS;
+    // SAFETY: as in `claim`.
+    unsafe {
+        let claim = &raw mut (*control).claims[slot];
+        if claim.read_volatile() >> 16 == u32::from(key) {
+            claim.write_volatile(0);
+        }
+    }
+}
+
+/// The version for a ticket for this key, or `None` if a write to it may be under way.
+///
+/// The version and the epoch (read by the caller before) are read before the marks of writes, and
+/// writes are marked before they raise the version: if a mark was missed, the version is the old
+/// one, and the ticket void.
+#[inline(always)]
+pub fn version(config: &Config, backend: *const Backend, hash: u64, now: u64) -> Option<u32> {
+    let control = CONTROL.get_ptr_mut(Place::of(hash, config.buckets).bucket)?;
+    // SAFETY: both are map elements.
+    unsafe {
+        let version = (&raw const (*control).version).read_volatile();
+        fence();
+        if (&raw const (*backend).quiet_until).read_volatile() > now
+            || is_outstanding(control, fingerprint(hash), now)
+        {
+            return None;
+        }
+        Some(version)
+    }
+}

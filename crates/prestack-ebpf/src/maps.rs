@@ -1,0 +1,61 @@
+//! The maps. User space sets the number of elements of `INDEX`, `BLOCKS` and `CONTROL`.
+
+use aya_ebpf::bindings::BPF_F_MMAPABLE;
+use aya_ebpf::btf_maps::{Array, LruHashMap, PerCpuArray};
+use aya_ebpf::macros::btf_map;
+use prestack_abi::backend::{Backend, MAX_BACKENDS};
+use prestack_abi::cache::{Block, Index};
+use prestack_abi::config::Config;
+use prestack_abi::control::Control;
+use prestack_abi::flow::{FlowKey, MAX_FLOWS, TcpFlow};
+use prestack_abi::requests::{KeyTickets, REQUEST_SETS, RequestSet, SET_WAYS};
+use prestack_abi::stats::Stats;
+
+use crate::scratch::Scratch;
+
+/// User space maps it to memory; the values then also start on a page.
+const SHARED: usize = BPF_F_MMAPABLE as usize;
+
+#[btf_map]
+pub static CONFIG: Array<Config, 1, SHARED> = Array::new();
+
+#[btf_map]
+pub static BACKENDS: Array<Backend, { MAX_BACKENDS as usize }, SHARED> = Array::new();
+
+#[btf_map]
+pub static INDEX: Array<Index, 1, SHARED> = Array::new();
+
+#[btf_map]
+pub static BLOCKS: Array<Block, 1, SHARED> = Array::new();
+
+#[btf_map]
+pub static CONTROL: Array<Control, 1> = Array::new();
+
+#[btf_map]
+pub static REQUESTS: Array<RequestSet, REQUEST_SETS> = Array::new();
+
+#[btf_map]
+pub static KEY_TICKETS: Array<KeyTickets, { REQUEST_SETS * SET_WAYS }> = Array::new();
+
+#[btf_map]
+pub static FLOWS: LruHashMap<FlowKey, TcpFlow, MAX_FLOWS> = LruHashMap::new();
+
+#[btf_map]
+pub static STATS: PerCpuArray<Stats, 1> = PerCpuArray::new();
+
+#[btf_map]
+pub static SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
+
+/// Adds one to a counter of this CPU.
+macro_rules! count {
+    ($counter:ident) => {
+        $crate::maps::count!($counter, 1)
+    };
+    ($counter:ident, $n:expr) => {
+        if let Some(stats) = $crate::maps::STATS.get_ptr_mut(0) {
+            // SAFETY: this CPU's element; programs do not interrupt one another.
+            unsafe { (*stats).$counter += $n }
+        }
+    };
+}
+pub(crate) use count;

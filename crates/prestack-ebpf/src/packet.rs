@@ -1,0 +1,242 @@
+//! Where things are in a packet: Ethernet, VLAN tags, IPv4 and IPv6, ports. Lengths are read, not
+//! assumed.
+
+use aya_ebpf::programs::XdpContext;
+use prestack_abi::config::{Config, MAPPED_V4};
+use prestack_proto::net::{
+    ETHERNET_LEN, ETHERTYPE_IPV4, ETHERTYPE_IPV6, ETHERTYPE_QINQ, ETHERTYPE_VLAN, IPV4_FRAGMENT,
+    IPV4_LEN, IPV6_LEN, PROTO_ICMP, PROTO_ICMPV6, PROTO_TCP, PROTO_UDP, VLAN_LEN,
+};
+
+use prestack_proto::verifier::{self, opaque};
+
+/// The bytes of a packet that can be read in place.
+#[derive(Clone, Copy)]
+pub struct Packet {
+    /// Address of the first byte.
+    pub start: u64,
+    /// Address behind the last byte.
+    pub end: u64,
+    /// 0, which the verifier does not know.
+    pub zero: u64,
+}
+
+impl Packet {
+    /// The packet of an XDP program, as it is now.
+    #[inline(always)]
+    pub fn of(ctx: &XdpContext, config: &Config) -> Self {
+        Self::between(ctx.data(), ctx.data_end(), config)
+    }
+
+    /// The packet between two addresses.
+    #[inline(always)]
+    pub fn between(start: usize, end: usize, config: &Config) -> Self {
+        // SAFETY: `config` is a reference. Volatile: the compiler must not conclude anything.
+        let zero = unsafe { (&raw const config.zero).read_volatile() };
+        Self { start: start as u64, end: end as u64, zero }
+    }
+
+    /// A pointer to a `T` at `at` bytes (below 2¹⁶) from the start, if all of it is there.
+    #[inline(always)]
+    pub fn at<T>(self, at: u64) -> Option<*mut T> {
+        // Both opaque: the verifier accepts no constant that is subtracted from a packet pointer.
+        let pointer = opaque(self.start + opaque(at));
+        if pointer + size_of::<T>() as u64 > self.end {
+            return None;
+        }
+        Some(pointer as *mut T)
+    }
+
+    /// A copy of the `T` at `at`.
+    #[inline(always)]
+    pub fn read<T: Copy>(self, at: u64) -> Option<T> {
+        // SAFETY: `at` checked that all bytes are there. BPF reads words at any address, and
+        // compiles `read_unaligned` to byte loads.
+        self.at::<T>(at).map(|pointer| unsafe { *pointer })
+    }
+
+    /// Writes a `T` at `at`.
+    #[inline(always)]
+    pub fn write<T>(self, at: u64, value: T) -> Option<()> {
+        // SAFETY: as in `read`.
+        self.at::<T>(at).map(|pointer| unsafe { *pointer = value })
+    }
+}
+
+impl prestack_proto::window::Source for Packet {
+    #[inline(always)]
+    fn word(&self, at: u64) -> Option<u64> {
+        self.read(at)
+    }
+
+    #[inline(always)]
+    fn forgotten(&self, value: u64) -> u64 {
+        verifier::forgotten(value, self.zero)
+    }
+}
+
+/// Source and destination of a packet; addresses in network byte order, IPv4 mapped.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Addresses {
+    pub source: [u32; 4],
+    pub destination: [u32; 4],
+}
+
+/// What a packet carries.
+#[derive(Clone, Copy)]
+pub struct Headers {
+    /// Position of the IP header.
+    pub l3: u64,
+    /// Position of the UDP or TCP header.
+    pub l4: u64,
+    /// Bytes from there to the end of the IP packet.
+    pub l4_len: u64,
+    /// Whether the packet is IPv6.
+    pub v6: bool,
+    /// UDP or TCP.
+    pub udp: bool,
+    /// The first word of the UDP or TCP header: source port in the lower, destination port in the
+    /// upper half, each in network byte order.
+    pub ports: u32,
+    /// Source and destination.
+    pub addresses: Addresses,
+}
+
+impl Headers {
+    /// The destination port in network byte order.
+    #[inline(always)]
+    pub fn destination_port(&self) -> u16 {
+        (self.ports >> 16) as u16
+    }
+
+    /// The source port in network byte order.
+    #[inline(always)]
+    pub fn source_port(&self) -> u16 {
+        self.ports as u16
+    }
+}
+
+/// What a packet is.
+#[derive(Clone, Copy)]
+pub enum Sort {
+    /// Nothing that can reach memcached.
+    Foreign,
+    /// UDP or TCP in an IP packet without options.
+    Plain(Headers),
+    /// UDP or TCP behind IP options: the ports are known.
+    Options(Headers),
+    /// May carry anything to any port of the destination: a fragment, an IPv6 extension header.
+    Veiled(Addresses),
+}
+
+/// Locates the headers of a packet.
+#[inline(always)]
+pub fn locate(packet: Packet) -> Sort {
+    let mut l3 = ETHERNET_LEN as u64;
+    let Some(mut ethertype) = packet.read::<u16>(12) else { return Sort::Foreign };
+    for _ in 0..2 {
+        if ethertype != ETHERTYPE_VLAN.to_be() && ethertype != ETHERTYPE_QINQ.to_be() {
+            break;
+        }
+        let Some(inner) = packet.read(l3 + 2) else { return Sort::Foreign };
+        ethertype = inner;
+        l3 += VLAN_LEN as u64;
+    }
+    if ethertype == ETHERTYPE_IPV4.to_be() {
+        locate_v4(packet, l3)
+    } else if ethertype == ETHERTYPE_IPV6.to_be() {
+        locate_v6(packet, l3)
+    } else {
+        Sort::Foreign
+    }
+}
+
+/// IPv4 header (RFC 791), fields in network byte order.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Ipv4 {
+    pub version_and_length: u8,
+    pub tos: u8,
+    pub total_length: u16,
+    pub id: u16,
+    pub fragment: u16,
+    pub hop_limit: u8,
+    pub protocol: u8,
+    pub checksum: u16,
+    pub source: u32,
+    pub destination: u32,
+}
+
+/// IPv6 header (RFC 8200), fields in network byte order.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Ipv6 {
+    pub version_class_flow: u32,
+    pub payload_length: u16,
+    pub next_header: u8,
+    pub hop_limit: u8,
+    pub source: [u32; 4],
+    pub destination: [u32; 4],
+}
+
+const _: () = assert!(size_of::<Ipv4>() == IPV4_LEN && size_of::<Ipv6>() == IPV6_LEN);
+
+#[inline(always)]
+fn locate_v4(packet: Packet, l3: u64) -> Sort {
+    let Some(ip) = packet.at::<Ipv4>(l3) else { return Sort::Foreign };
+    // SAFETY: `at` checked the length.
+    let ip = unsafe { &*ip };
+    let protocol = ip.protocol;
+    if protocol != PROTO_UDP && protocol != PROTO_TCP {
+        return Sort::Foreign;
+    }
+    let addresses = Addresses {
+        source: [0, 0, MAPPED_V4, ip.source],
+        destination: [0, 0, MAPPED_V4, ip.destination],
+    };
+    if ip.fragment & IPV4_FRAGMENT.to_be() != 0 {
+        return Sort::Veiled(addresses);
+    }
+    let header_len = u64::from(ip.version_and_length & 0x0f) * 4;
+    let total = u64::from(u16::from_be(ip.total_length));
+    if header_len < IPV4_LEN as u64 || ip.version_and_length >> 4 != 4 || total < header_len {
+        return Sort::Foreign;
+    }
+    let l4 = l3 + header_len;
+    let Some(ports) = packet.read(l4) else { return Sort::Veiled(addresses) };
+    let headers = Headers {
+        l3,
+        l4,
+        l4_len: total - header_len,
+        v6: false,
+        udp: protocol == PROTO_UDP,
+        ports,
+        addresses,
+    };
+    if header_len == IPV4_LEN as u64 { Sort::Plain(headers) } else { Sort::Options(headers) }
+}
+
+#[inline(always)]
+fn locate_v6(packet: Packet, l3: u64) -> Sort {
+    let Some(ip) = packet.at::<Ipv6>(l3) else { return Sort::Foreign };
+    // SAFETY: `at` checked the length.
+    let ip = unsafe { &*ip };
+    let addresses = Addresses { source: ip.source, destination: ip.destination };
+    match ip.next_header {
+        PROTO_UDP | PROTO_TCP => {}
+        PROTO_ICMP | PROTO_ICMPV6 => return Sort::Foreign,
+        _ => return Sort::Veiled(addresses),
+    }
+    let l4 = l3 + IPV6_LEN as u64;
+    let Some(ports) = packet.read(l4) else { return Sort::Veiled(addresses) };
+    Sort::Plain(Headers {
+        l3,
+        l4,
+        l4_len: u64::from(u16::from_be(ip.payload_length)),
+        v6: true,
+        udp: ip.next_header == PROTO_UDP,
+        ports,
+        addresses,
+    })
+}

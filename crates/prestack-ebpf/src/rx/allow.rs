@@ -1,0 +1,55 @@
+//! Who may be served.
+
+use prestack_abi::config::{Config, MAX_ALLOWED};
+
+use crate::ledger::backend;
+
+/// Whether a source may be served from the cache.
+#[inline(always)]
+pub fn is_allowed(v6: bool, source: &[u32; 4]) -> bool {
+    let high = u64::from(source[1]) << 32 | u64::from(source[0]);
+    let low = u64::from(source[3]) << 32 | u64::from(source[2]);
+    prestack_is_allowed(u64::from(v6), high, low) != 0
+}
+
+/// A global function (by its unmangled name): the verifier checks it once, for all arguments, and
+/// not again on every path to it.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn prestack_is_allowed(v6: u64, high: u64, low: u64) -> u64 {
+    let Some(config) = backend::config() else { return 0 };
+    let source = [high as u32, (high >> 32) as u32, low as u32, (low >> 32) as u32];
+    u64::from(if v6 != 0 { is_allowed_v6(config, &source) } else { is_allowed_v4(config, source[3]) })
+}
+
+#[inline(always)]
+fn is_allowed_v4(config: &Config, source: u32) -> bool {
+    for i in 0..MAX_ALLOWED {
+        if i as u32 >= config.allow4_len {
+            break;
+        }
+        let network = &config.allow4[i];
+        if source & network.mask == network.address {
+            return true;
+        }
+    }
+    false
+}
+
+#[inline(always)]
+fn is_allowed_v6(config: &Config, source: &[u32; 4]) -> bool {
+    for i in 0..MAX_ALLOWED {
+        if i as u32 >= config.allow6_len {
+            break;
+        }
+        let network = &config.allow6[i];
+        if source[0] & network.mask[0] == network.address[0]
+            && source[1] & network.mask[1] == network.address[1]
+            && source[2] & network.mask[2] == network.address[2]
+            && source[3] & network.mask[3] == network.address[3]
+        {
+            return true;
+        }
+    }
+    false
+}

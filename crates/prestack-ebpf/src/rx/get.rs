@@ -1,0 +1,207 @@
+//! The hit path: a UDP GET of one key.
+
+use aya_ebpf::bindings::xdp_action::{XDP_PASS, XDP_TX};
+use aya_ebpf::programs::XdpContext;
+use prestack_abi::cache::MAX_REPLY;
+use prestack_abi::config::{Config, Door};
+use prestack_abi::requests::{Kind, Request};
+use prestack_proto::window::Source;
+
+use super::udp::Datagram;
+use super::{allow, checksum, reply};
+use crate::cache::entry::Entry;
+use crate::cache::find::{Found, Query, find};
+use crate::clock;
+use crate::ledger::backend::{self, Arrival};
+use crate::ledger::{requests, tickets};
+use crate::maps::count;
+use crate::packet::Packet;
+use crate::scratch::{SAVED_WORDS, Scratch, scratch};
+
+/// Greatest position of a payload: behind two VLAN tags and an IPv6 header.
+const MAX_AT: u64 = 22 + 40 + reply::PAYLOAD_AT;
+
+/// Answers the GET of the key of `key_len` bytes with this `hash`, or lets it through with a ticket.
+/// A function on its own, so that its stack is not part of everything else's.
+#[inline(never)]
+pub fn get(ctx: &XdpContext, datagram: &Datagram<'_>, key_len: u64, hash: u64) -> u32 {
+    let (config, door) = (datagram.config, datagram.door);
+    let packet = Packet::of(ctx, config);
+    let Some(state) = backend::backend(door.backend) else { return XDP_PASS };
+    let epoch = backend::epoch(state);
+    let now = clock::now();
+    let key = datagram.payload + 4;
+    let mut is_claimed = false;
+    let query = Query { config, backend: door.backend, epoch, now, hash };
+    if let Some(found) = find(query, &packet, key, key_len) {
+        is_claimed = found.is_ageing && tickets::claim(config, hash, now);
+        if is_claimed {
+            count!(refreshes);
+        } else if is_servable(config, door, now, ctx, datagram, found.reply_len) {
+            if let Some(action) = serve(ctx, packet, datagram, &found) {
+                return action;
+            }
+        }
+    }
+    let version = if is_claimed || tickets::claim(config, hash, now) {
+        tickets::version(config, state, hash, now)
+    } else {
+        None
+    };
+    let request = Request {
+        key: hash,
+        time: now,
+        version: version.unwrap_or(0),
+        epoch,
+        reserved: 0,
+        kind: Kind::Get as u8,
+        unanswered: 1,
+        tickets: u8::from(version.is_some()),
+        backend: door.backend,
+    };
+    requests::remember(config, datagram.name(), &request);
+    count!(udp_misses);
+    XDP_PASS
+}
+
+/// Whether a reply of this length may be sent to where the request claims to be from.
+#[inline(always)]
+pub fn is_servable(
+    config: &Config,
+    door: Arrival,
+    now: u64,
+    ctx: &XdpContext,
+    datagram: &Datagram<'_>,
+    reply_len: u64,
+) -> bool {
+    let headers = datagram.headers;
+    if door.flags & Door::SERVE_UDP == 0 || now >= config.serve_until || !reply::fits(config.mtu, headers, reply_len) {
+        return false;
+    }
+    if !allow::is_allowed(headers.v6, &headers.addresses.source) {
+        count!(not_allowed);
+        return false;
+    }
+    if !checksum::hold(ctx, headers, headers.l4_len) {
+        count!(bad_checksums);
+        return false;
+    }
+    true
+}
+
+/// Turns the packet into the reply. `None` if that did not work out: the packet is then as it was.
+#[inline(always)]
+fn serve(ctx: &XdpContext, packet: Packet, datagram: &Datagram<'_>, found: &Found) -> Option<u32> {
+    let scratch = scratch()?;
+    let headers = datagram.headers;
+    let at = datagram.payload;
+    let old_len = packet.end - packet.start;
+    let new_len = at + found.reply_len;
+    let below = old_len - at;
+    if below > SAVED_WORDS as u64 * 8 {
+        return None;
+    }
+    save(packet, scratch, at, old_len)?;
+    let old_len = packet.forgotten(old_len);
+    let mut packet = packet;
+    if new_len > old_len {
+        packet = reply::resize(ctx, datagram.config, (new_len - old_len) as i32)?;
+    }
+    let copied = copy(packet, at, found.entry, found.reply_len);
+    let reply_len = packet.forgotten(found.reply_len);
+    if copied.is_none() || !found.is_unchanged() {
+        count!(races);
+        restore(packet, scratch, at, old_len)?;
+        if new_len > old_len {
+            reply::resize(ctx, datagram.config, -((new_len - old_len) as i32));
+        }
+        return None;
+    }
+    reply::write_headers(packet, headers, reply_len, found.sum)?;
+    if new_len < old_len {
+        reply::resize(ctx, datagram.config, -((old_len - new_len) as i32));
+    }
+    count!(udp_hits);
+    Some(XDP_TX)
+}
+
+/// Keeps the packet's bytes from `at` to its end, which the reply will overwrite.
+#[inline(always)]
+fn save(packet: Packet, scratch: *mut Scratch, at: u64, len: u64) -> Option<()> {
+    let (at, len) = (packet.forgotten(at), packet.forgotten(len));
+    if at > MAX_AT || len < 8 || len > MAX_AT + SAVED_WORDS as u64 * 8 {
+        return None;
+    }
+    for i in 0..SAVED_WORDS {
+        let word = at + 8 * i as u64;
+        if word >= len {
+            break;
+        }
+        // The last word is read backwards from the packet's end; headers precede it.
+        let word = if word + 8 > len { len - 8 } else { word };
+        // SAFETY: this CPU's scratch.
+        unsafe { (*scratch).saved[i] = packet.read(word)? };
+    }
+    Some(())
+}
+
+/// Undoes what was written over the bytes that `save` kept.
+#[inline(always)]
+fn restore(packet: Packet, scratch: *mut Scratch, at: u64, len: u64) -> Option<()> {
+    let (at, len) = (packet.forgotten(at), packet.forgotten(len));
+    if at > MAX_AT || len < 8 || len > MAX_AT + SAVED_WORDS as u64 * 8 {
+        return None;
+    }
+    for i in 0..SAVED_WORDS {
+        let word = at + 8 * i as u64;
+        if word >= len {
+            break;
+        }
+        let word = if word + 8 > len { len - 8 } else { word };
+        // SAFETY: this CPU's scratch.
+        packet.write(word, unsafe { (*scratch).saved[i] })?;
+    }
+    Some(())
+}
+
+/// Copies a reply of `len` bytes (16 to `MAX_REPLY`) to `at` of the packet, in chunks of which the
+/// last overlaps the one before.
+#[inline(always)]
+fn copy(packet: Packet, at: u64, entry: Entry, len: u64) -> Option<()> {
+    const CHUNK: u64 = 64;
+    let len = packet.forgotten(len);
+    if len > MAX_REPLY as u64 {
+        return None;
+    }
+    if len >= CHUNK {
+        let mut done = 0;
+        for _ in 0..MAX_REPLY as u64 / CHUNK {
+            if done + CHUNK > len {
+                break;
+            }
+            copy_chunk::<8>(packet, at, entry, done)?;
+            done += CHUNK;
+        }
+        copy_chunk::<8>(packet, at, entry, len - CHUNK)
+    } else if len >= 32 {
+        copy_chunk::<4>(packet, at, entry, 0)?;
+        copy_chunk::<4>(packet, at, entry, len - 32)
+    } else if len >= 16 {
+        copy_chunk::<2>(packet, at, entry, 0)?;
+        copy_chunk::<2>(packet, at, entry, len - 16)
+    } else {
+        None
+    }
+}
+
+#[inline(always)]
+fn copy_chunk<const WORDS: usize>(packet: Packet, at: u64, entry: Entry, offset: u64) -> Option<()> {
+    let from = entry.at::<[u64; WORDS]>(offset)?.cast::<u64>();
+    let to = packet.at::<[u64; WORDS]>(at + offset)?.cast::<u64>();
+    for i in 0..WORDS {
+        // SAFETY: both were checked to hold all words. Volatile, or the compiler makes the loop a
+        // call to memmove.
+        unsafe { to.add(i).write_volatile(from.add(i).read_volatile()) };
+    }
+    Some(())
+}

@@ -1,0 +1,81 @@
+//! Packets on their way to memcached.
+
+mod allow;
+mod checksum;
+mod command;
+mod get;
+mod multi;
+mod reply;
+mod tcp;
+mod udp;
+
+use aya_ebpf::bindings::xdp_action::XDP_PASS;
+use aya_ebpf::programs::XdpContext;
+use prestack_abi::config::Config;
+use prestack_proto::net::{ETHERNET_LEN, VLAN_LEN};
+use prestack_proto::window::Source;
+
+use crate::ledger::backend::{self, Arrival};
+use crate::packet::{Headers, Packet, Sort, locate};
+
+/// Greatest position of an IP header: behind two VLAN tags.
+const MAX_L3: u64 = (ETHERNET_LEN + 2 * VLAN_LEN) as u64;
+/// Greatest position of a UDP or TCP header: behind IPv4 options.
+const MAX_L4: u64 = MAX_L3 + 60;
+
+/// Decides on a packet: the action for the kernel.
+#[inline(always)]
+pub fn packet(ctx: &XdpContext) -> u32 {
+    let Some(config) = backend::config() else { return XDP_PASS };
+    let packet = Packet::of(ctx, config);
+    match locate(packet) {
+        Sort::Foreign => XDP_PASS,
+        Sort::Plain(headers) => {
+            let Some((headers, door)) = arrival(config, packet, headers) else { return XDP_PASS };
+            if headers.udp {
+                udp::datagram(ctx, packet, config, door, &headers)
+            } else {
+                tcp::segment(ctx, packet, config, door, &headers)
+            }
+        }
+        Sort::Options(headers) => {
+            if let Some((_, door)) = arrival(config, packet, headers) {
+                backend::forget(config, door.backend);
+            }
+            XDP_PASS
+        }
+        Sort::Veiled(addresses) => {
+            backend::forget_address(&addresses.destination);
+            XDP_PASS
+        }
+    }
+}
+
+/// The packet of `ctx` once more, if it is a plain one for a backend: functions that the verifier
+/// checks on their own are handed the context alone.
+#[inline(always)]
+fn again(ctx: &XdpContext) -> Option<(&'static Config, Packet, Headers, Arrival)> {
+    let config = backend::config()?;
+    let packet = Packet::of(ctx, config);
+    let Sort::Plain(headers) = locate(packet) else { return None };
+    let (headers, door) = arrival(config, packet, headers)?;
+    Some((config, packet, headers, door))
+}
+
+/// The door at which a packet arrives, if it is for a backend, and its headers, all paths to
+/// which meet here for the verifier.
+#[inline(always)]
+fn arrival(config: &Config, packet: Packet, headers: Headers) -> Option<(Headers, Arrival)> {
+    let port = headers.destination_port();
+    if !backend::is_port(config, port) {
+        return None;
+    }
+    let door = backend::door(config, &headers.addresses.destination, port)?;
+    let l3 = packet.forgotten(headers.l3);
+    let l4 = packet.forgotten(headers.l4);
+    let l4_len = packet.forgotten(headers.l4_len);
+    if l3 > MAX_L3 || l4 > MAX_L4 || l4_len > 0xffff {
+        return None;
+    }
+    Some((Headers { l3, l4, l4_len, ..headers }, door))
+}

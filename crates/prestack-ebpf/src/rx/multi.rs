@@ -1,0 +1,257 @@
+//! UDP GETs of several keys, and of one key written in an unusual way: answered only if every key
+//! hits. The reply is put together in scratch memory, so the packet stays whole until it is sure.
+
+use aya_ebpf::bindings::xdp_action::{XDP_PASS, XDP_TX};
+use aya_ebpf::helpers::generated::{bpf_loop, bpf_xdp_store_bytes};
+use aya_ebpf::programs::XdpContext;
+use core::ffi::c_void;
+use prestack_abi::cache::MAX_REPLY;
+use prestack_abi::requests::{Kind, MULTI_KEYS, Request};
+use prestack_proto::MAX_KEY;
+use prestack_proto::hash::{backend_seed, scan_key};
+use prestack_proto::text::reply::{END, END_LEN};
+use prestack_proto::text::scan::{skip_spaces, token_end};
+use prestack_proto::window::Source;
+
+use super::get::is_servable;
+use super::reply;
+use super::udp::Datagram;
+use crate::cache::find::{Found, Query, find};
+use crate::clock;
+use crate::ledger::{backend, requests, tickets};
+use crate::maps::{KEY_TICKETS, count};
+use crate::packet::Packet;
+use crate::scratch::{Missed, Scratch, Walk, scratch, sum_of_reply};
+
+/// Most keys of a GET that are looked at: a request of 1,400 bytes can hold 700.
+const MAX_KEYS: u32 = 64;
+
+/// Starts the walk over the keys from `key` to `line_end` of the window.
+#[inline(always)]
+pub fn start(datagram: &Datagram<'_>, scratch: *mut Scratch, key: u64, line_end: u64) {
+    let (config, door) = (datagram.config, datagram.door);
+    let Some(state) = backend::backend(door.backend) else { return };
+    let seed = backend_seed(config.seed, door.backend);
+    // SAFETY: this CPU's scratch.
+    unsafe { Walk::start(scratch, key, line_end, seed, clock::now(), door.backend, backend::epoch(state)) };
+}
+
+/// Walks over the keys.
+#[inline(always)]
+pub fn look_up_keys() {
+    // SAFETY: the callback fits the helper.
+    unsafe { bpf_loop(MAX_KEYS, look_up as *mut c_void, core::ptr::null_mut(), 0) };
+}
+
+/// Answers the GET whose keys have been looked up, or lets it through with tickets for those that
+/// are missing.
+#[inline(always)]
+pub fn answer(ctx: &XdpContext, datagram: &Datagram<'_>) -> u32 {
+    let (config, door) = (datagram.config, datagram.door);
+    let Some(scratch) = scratch() else { return XDP_PASS };
+    // SAFETY: this CPU's scratch.
+    let walk = unsafe { &raw const (*scratch).walk };
+    // SAFETY: as above.
+    let (keys, odd, now) = unsafe {
+        (
+            (&raw const (*walk).keys).read_volatile(),
+            (&raw const (*walk).odd).read_volatile(),
+            (&raw const (*walk).now).read_volatile(),
+        )
+    };
+    // SAFETY: as above.
+    let (is_complete, out) = unsafe {
+        let is_at_end = (&raw const (*walk).at).read_volatile() >= (&raw const (*walk).end).read_volatile();
+        let is_hit = (&raw const (*walk).misses).read_volatile() == 0;
+        (is_at_end && is_hit && odd == 0 && keys > 0, (&raw const (*walk).out).read_volatile())
+    };
+    if is_complete {
+        let packet = Packet::of(ctx, config);
+        if is_servable(config, door, now, ctx, datagram, out + END_LEN) {
+            if let Some(action) = serve(ctx, packet, datagram, scratch, out) {
+                return action;
+            }
+        }
+    }
+    let is_single = keys == 1;
+    // SAFETY: as above.
+    let (key, tickets, epoch) = unsafe {
+        (
+            (&raw const (*walk).key).read_volatile(),
+            (&raw const (*walk).tickets).read_volatile(),
+            (&raw const (*walk).epoch).read_volatile(),
+        )
+    };
+    let request = Request {
+        key: if is_single { key } else { 0 },
+        time: now,
+        // SAFETY: as above.
+        version: if is_single { unsafe { (*scratch).missed[0].version } } else { 0 },
+        epoch: epoch as u32,
+        reserved: 0,
+        kind: if is_single { Kind::Get } else { Kind::MultiGet } as u8,
+        unanswered: 1,
+        tickets: if odd == 0 { tickets as u8 } else { 0 },
+        backend: door.backend,
+    };
+    if let Some(slot) = requests::remember(config, datagram.name(), &request) {
+        if keys > 1 {
+            keep_tickets(slot, scratch);
+        }
+    }
+    count!(udp_misses);
+    XDP_PASS
+}
+
+/// Looks up the next key: one step of the walk. Returns 1 at its end.
+#[inline(never)]
+extern "C" fn look_up(_: u32, _: *mut c_void) -> i64 {
+    let Some(scratch) = scratch() else { return 1 };
+    let Some(config) = backend::config() else { return 1 };
+    // SAFETY: this CPU's scratch.
+    let (window, walk) = unsafe { (&(*scratch).window, &mut (*scratch).walk) };
+    let (at, end) = (walk.at, walk.end);
+    let start = skip_spaces(window, at, end);
+    let stop = token_end(window, start, end, MAX_KEY.div_ceil(8) + 1);
+    let len = stop.wrapping_sub(start);
+    walk.at = stop;
+    if len == 0 {
+        return 1;
+    }
+    if len > MAX_KEY as u64 {
+        walk.odd = 1;
+        return 1;
+    }
+    let Some(hash) = scan_key(window, start, len, walk.seed) else {
+        walk.odd = 1;
+        return 1;
+    };
+    walk.keys += 1;
+    walk.key = hash;
+    let query = Query { config, backend: walk.backend as u8, epoch: walk.epoch as u32, now: walk.now, hash };
+    if let Some(found) = find(query, window, start, len) {
+        let is_due = found.is_ageing && tickets::claim(config, hash, walk.now);
+        if is_due {
+            count!(refreshes);
+        } else if append(scratch, &found).is_some() {
+            return 0;
+        }
+        if is_due {
+            miss(scratch, hash, true);
+            return 0;
+        }
+    }
+    miss(scratch, hash, false);
+    0
+}
+
+/// Notes a key that is not in the cache, with a ticket if one may be given.
+#[inline(always)]
+fn miss(scratch: *mut Scratch, hash: u64, is_claimed: bool) {
+    let Some(config) = backend::config() else { return };
+    // SAFETY: this CPU's scratch.
+    let walk = unsafe { &mut (*scratch).walk };
+    walk.misses += 1;
+    let Some(state) = backend::backend(walk.backend as u8) else { return };
+    if walk.tickets >= MULTI_KEYS as u64 || !(is_claimed || tickets::claim(config, hash, walk.now)) {
+        return;
+    }
+    let Some(version) = tickets::version(config, state, hash, walk.now) else { return };
+    let slot = walk.tickets as usize;
+    if slot < MULTI_KEYS {
+        // SAFETY: as above.
+        unsafe { (*scratch).missed[slot] = Missed { key: hash, version, reserved: 0 } };
+        walk.tickets += 1;
+    }
+}
+
+/// Appends an entry's `VALUE` block, without its `END`, to the reply in scratch.
+#[inline(always)]
+fn append(scratch: *mut Scratch, found: &Found) -> Option<()> {
+    const CHUNK: u64 = 32;
+    // SAFETY: this CPU's scratch.
+    let walk = unsafe { &mut (*scratch).walk };
+    let out = walk.out;
+    let len = found.reply_len - END_LEN;
+    if out + found.reply_len > MAX_REPLY as u64 {
+        return None;
+    }
+    let reply = unsafe { &mut (*scratch).reply };
+    let len = reply.forgotten(len);
+    let mut done = 0;
+    for _ in 0..(MAX_REPLY as u64).div_ceil(CHUNK) {
+        if done >= len {
+            break;
+        }
+        // A chunk may reach past the entry, into the next one: what is too much is overwritten by
+        // the next entry or cut off.
+        for i in 0..CHUNK / 8 {
+            let at = done + 8 * i;
+            match found.entry.word(at) {
+                Some(word) => reply.set_word(out + at, word),
+                // Behind the end of the block.
+                None if at >= len => break,
+                None => return None,
+            }
+        }
+        done += CHUNK;
+    }
+    if !found.is_unchanged() {
+        count!(races);
+        return None;
+    }
+    walk.out = out + len;
+    Some(())
+}
+
+/// Sends the reply of `out` bytes in scratch, `END` still to be added.
+#[inline(always)]
+fn serve(ctx: &XdpContext, packet: Packet, datagram: &Datagram<'_>, scratch: *mut Scratch, out: u64) -> Option<u32> {
+    let config = datagram.config;
+    // SAFETY: this CPU's scratch.
+    let reply = unsafe { &mut (*scratch).reply };
+    reply.set_word(out, END);
+    let len = packet.forgotten(out + END_LEN);
+    let sum = sum_of_reply(len);
+    let at = datagram.payload;
+    let old_len = packet.end - packet.start;
+    let new_len = at + len;
+    if new_len > old_len {
+        reply::resize(ctx, config, (new_len - old_len) as i32)?;
+    }
+    if len == 0 || len > MAX_REPLY as u64 {
+        return None;
+    }
+    // SAFETY: the reply buffer is longer than MAX_REPLY.
+    if unsafe { bpf_xdp_store_bytes(ctx.ctx, at as u32, (&raw mut reply.bytes).cast(), len as u32) } != 0 {
+        if new_len > old_len {
+            reply::resize(ctx, config, -((new_len - old_len) as i32));
+        }
+        return None;
+    }
+    let packet = Packet::of(ctx, config);
+    reply::write_headers(packet, datagram.headers, len, sum)?;
+    if new_len < old_len {
+        reply::resize(ctx, config, -((old_len - new_len) as i32));
+    }
+    count!(udp_hits);
+    Some(XDP_TX)
+}
+
+/// Writes down the tickets of a multi-key GET.
+#[inline(always)]
+fn keep_tickets(slot: requests::Slot, scratch: *mut Scratch) {
+    let Some(tickets) = KEY_TICKETS.get_ptr_mut(slot) else { return };
+    for i in 0..MULTI_KEYS {
+        // SAFETY: both are map elements, and the scratch is this CPU's.
+        unsafe {
+            if i as u64 >= (*scratch).walk.tickets {
+                break;
+            }
+            let missed = (&raw const (*scratch).missed[i]).read_volatile();
+            let ticket = &raw mut (*tickets).keys[i];
+            (&raw mut (*ticket).key).write_volatile(missed.key);
+            (&raw mut (*ticket).version).write_volatile(missed.version);
+        }
+    }
+}

@@ -1,0 +1,250 @@
+//! UDP datagrams.
+
+use aya_ebpf::bindings::xdp_action::XDP_PASS;
+use aya_ebpf::bindings::xdp_md;
+use aya_ebpf::helpers::generated::bpf_xdp_load_bytes;
+use aya_ebpf::programs::XdpContext;
+use prestack_abi::config::Config;
+use prestack_abi::requests::{Kind, Request};
+use prestack_proto::hash::{backend_seed, scan_key};
+use prestack_proto::text::request::Effect;
+use prestack_proto::udp::Frame;
+use prestack_proto::verifier::opaque;
+use prestack_proto::window::{Source, WINDOW};
+use prestack_proto::{BINARY_REQUEST, MAX_KEY};
+
+use super::reply::PAYLOAD_AT;
+use super::{again, command, get, multi};
+use crate::clock;
+use crate::ledger::writes::{self, End};
+use crate::ledger::backend::{self, Arrival};
+use crate::ledger::requests;
+use crate::maps::count;
+use crate::packet::{Headers, Packet};
+use crate::scratch::scratch;
+
+/// `get ` as the four bytes read little-endian.
+const GET: u32 = u32::from_le_bytes(*b"get ");
+/// `\r\n` as the two bytes read little-endian.
+const CRLF: u16 = u16::from_le_bytes(*b"\r\n");
+
+/// A datagram for a backend.
+pub struct Datagram<'a> {
+    pub config: &'static Config,
+    pub door: Arrival,
+    pub headers: &'a Headers,
+    /// The memcached frame.
+    pub frame: Frame,
+    /// Position of the payload behind the frame.
+    pub payload: u64,
+    /// Length of that payload.
+    pub len: u64,
+}
+
+/// What a UDP datagram is to memcached.
+enum Reading<'a> {
+    /// Nothing: memcached ignores a datagram without payload behind its frame.
+    Empty,
+    /// Not to be understood.
+    Odd,
+    /// A request.
+    Request(Datagram<'a>),
+}
+
+impl<'a> Datagram<'a> {
+    #[inline(always)]
+    fn read(packet: Packet, config: &'static Config, door: Arrival, headers: &'a Headers) -> Reading<'a> {
+        let Some(udp_len) = packet.read::<u16>(headers.l4 + 4) else { return Reading::Odd };
+        let udp_len = u64::from(u16::from_be(udp_len));
+        if udp_len <= PAYLOAD_AT {
+            return Reading::Empty;
+        }
+        let Some(frame) = packet.read(headers.l4 + 8).map(Frame) else { return Reading::Odd };
+        if udp_len != headers.l4_len || !frame.is_single() {
+            return Reading::Odd;
+        }
+        let (payload, len) = (headers.l4 + PAYLOAD_AT, udp_len - PAYLOAD_AT);
+        Reading::Request(Self { config, door, headers, frame, payload, len })
+    }
+
+    /// The name under which the request is remembered.
+    #[inline(always)]
+    pub fn name(&self) -> u64 {
+        let headers = self.headers;
+        requests::name_of_request(self.config, &headers.addresses, headers.ports, self.frame.id())
+    }
+}
+
+/// Decides on a UDP datagram.
+#[inline(always)]
+pub fn datagram(
+    ctx: &XdpContext,
+    packet: Packet,
+    config: &'static Config,
+    door: Arrival,
+    headers: &Headers,
+) -> u32 {
+    match Datagram::read(packet, config, door, headers) {
+        Reading::Empty => {
+            count!(udp_passed);
+            XDP_PASS
+        }
+        Reading::Odd => odd(config, door),
+        Reading::Request(datagram) => match single_get(packet, &datagram) {
+            Some((key_len, hash)) => get::get(ctx, &datagram, key_len, hash),
+            None => other(ctx),
+        },
+    }
+}
+
+/// Length and hash of the key if the datagram is `get <key>\r\n` and nothing else: the ends of the
+/// key are known without a search.
+#[inline(always)]
+fn single_get(packet: Packet, datagram: &Datagram<'_>) -> Option<(u64, u64)> {
+    const AROUND_KEY: u64 = 6;
+    let at = datagram.payload;
+    let len = packet.forgotten(datagram.len);
+    if len <= AROUND_KEY {
+        return None;
+    }
+    if len > AROUND_KEY + MAX_KEY as u64 {
+        return None;
+    }
+    if packet.read::<u32>(at)? != GET || packet.read::<u16>(at + len - 2)? != CRLF {
+        return None;
+    }
+    let key_len = len - AROUND_KEY;
+    let seed = backend_seed(datagram.config.seed, datagram.door.backend);
+    let hash = scan_key(&packet, at + 4, key_len, seed)?;
+    let key_len = packet.forgotten(key_len);
+    (key_len <= MAX_KEY as u64).then_some((key_len, hash))
+}
+
+/// A datagram that is not understood: it may change anything.
+#[inline(always)]
+fn odd(config: &Config, door: Arrival) -> u32 {
+    backend::forget(config, door.backend);
+    count!(udp_passed);
+    XDP_PASS
+}
+
+/// Every datagram but a plain single-key GET. A global function (by its unmangled name): the
+/// verifier checks it once, and not again on every path to it.
+///
+/// # Safety
+///
+/// `ctx` is the program's context.
+#[unsafe(no_mangle)]
+#[inline(never)]
+unsafe extern "C" fn prestack_other_datagram(ctx: *mut xdp_md) -> u64 {
+    let ctx = XdpContext::new(ctx);
+    u64::from(with_datagram(&ctx, |datagram| {
+        act(&ctx, datagram);
+        XDP_PASS
+    }))
+}
+
+/// Answers or lets through a GET whose keys have been looked up. A global function, like
+/// [`prestack_other_datagram`].
+///
+/// # Safety
+///
+/// `ctx` is the program's context.
+#[unsafe(no_mangle)]
+#[inline(never)]
+unsafe extern "C" fn prestack_answer_keys(ctx: *mut xdp_md) -> u64 {
+    let ctx = XdpContext::new(ctx);
+    u64::from(with_datagram(&ctx, |datagram| multi::answer(&ctx, datagram)))
+}
+
+/// What `decide` says of the datagram of `ctx`.
+#[inline(always)]
+fn with_datagram(ctx: &XdpContext, decide: impl FnOnce(&Datagram<'_>) -> u32) -> u32 {
+    let Some((config, packet, headers, door)) = again(ctx) else { return XDP_PASS };
+    match Datagram::read(packet, config, door, &headers) {
+        Reading::Request(datagram) => decide(&datagram),
+        Reading::Empty | Reading::Odd => XDP_PASS,
+    }
+}
+
+/// Decides on every datagram but a plain single-key GET. The steps are functions side by side, not
+/// one in the other: together their stacks would be too large.
+#[inline(always)]
+fn other(ctx: &XdpContext) -> u32 {
+    let Some(scratch) = scratch() else { return XDP_PASS };
+    // SAFETY: functions of ours, called with the program's context; this CPU's scratch.
+    unsafe {
+        (&raw mut (*scratch).walk.end).write_volatile(0);
+        prestack_other_datagram(ctx.ctx);
+        if (&raw const (*scratch).walk.end).read_volatile() == 0 {
+            return XDP_PASS;
+        }
+        multi::look_up_keys();
+        prestack_answer_keys(ctx.ctx) as u32
+    }
+}
+
+/// Acts on a datagram. If it is a GET, the walk over its keys is started.
+#[inline(always)]
+fn act(ctx: &XdpContext, datagram: &Datagram<'_>) -> u32 {
+    let (config, door) = (datagram.config, datagram.door);
+    let Some(scratch) = scratch() else { return odd(config, door) };
+    let len = opaque(datagram.len);
+    if len > WINDOW as u64 {
+        return odd(config, door);
+    }
+    if len < 1 {
+        return odd(config, door);
+    }
+    // SAFETY: the window holds WINDOW bytes. The load fails unless the packet has them all.
+    let loaded = unsafe {
+        let window = (&raw mut (*scratch).window).cast();
+        bpf_xdp_load_bytes(ctx.ctx, datagram.payload as u32, window, len as u32)
+    };
+    if loaded != 0 {
+        return odd(config, door);
+    }
+    // SAFETY: this CPU's scratch.
+    let window = unsafe { &(*scratch).window };
+    if window.byte(0) == BINARY_REQUEST {
+        return odd(config, door);
+    }
+    command::parse(0, len);
+    // SAFETY: this CPU's scratch.
+    let command = unsafe { (&raw const (*scratch).command).read_volatile() };
+    let is_alone = command.next + command.data == len
+        && (command.data == 0 || (window.byte(len - 2) == b'\r' && window.byte(len - 1) == b'\n'));
+    let mut request = Request { time: clock::now(), kind: Kind::Other as u8, unanswered: 1, backend: door.backend, ..Request::default() };
+    match command.effect {
+        Effect::Get if is_alone => {
+            multi::start(datagram, scratch, command.key, command.line_end);
+            return XDP_PASS;
+        }
+        Effect::Read if is_alone => {
+            // `gets` is answered like a GET; the meta commands by one datagram. A GET that is not
+            // understood as one is forgotten by time.
+            if window.byte(0) == b'g' {
+                request.kind = Kind::Get as u8;
+            }
+        }
+        Effect::Get | Effect::Read | Effect::LongRead if is_alone => request.kind = Kind::Endless as u8,
+        Effect::Write if is_alone => {
+            let seed = backend_seed(config.seed, door.backend);
+            let Some(key) = scan_key(window, command.key, command.key_len, seed) else {
+                return odd(config, door);
+            };
+            let end = if command.quiet { End::Settle } else { End::Reply };
+            let Some(generation) = writes::arrived(config, key, end) else { return odd(config, door) };
+            request.kind = if command.quiet { Kind::Endless } else { Kind::Write } as u8;
+            request.key = key;
+            request.version = generation;
+        }
+        _ => {
+            request.kind = Kind::Endless as u8;
+            backend::forget(config, door.backend);
+        }
+    }
+    requests::remember(config, datagram.name(), &request);
+    count!(udp_passed);
+    XDP_PASS
+}

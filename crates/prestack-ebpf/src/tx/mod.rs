@@ -1,0 +1,38 @@
+//! Packets on their way from memcached: replies to GETs fill the cache, replies to writes end them.
+
+mod learn;
+
+use aya_ebpf::bindings::TC_ACT_UNSPEC;
+use aya_ebpf::programs::TcContext;
+use prestack_proto::udp::Frame;
+use prestack_proto::window::Source;
+
+use crate::ledger::backend;
+use crate::packet::{Packet, Sort, locate};
+
+/// "No opinion": the next program or the stack goes on with the packet (`TCX_NEXT` has the same
+/// value).
+const NEXT: i32 = TC_ACT_UNSPEC;
+
+/// Looks at a packet; it always goes on unchanged.
+#[inline(always)]
+pub fn packet(ctx: &TcContext) -> i32 {
+    let Some(config) = backend::config() else { return NEXT };
+    let packet = Packet::between(ctx.data(), ctx.data_end(), config);
+    let Sort::Plain(mut headers) = locate(packet) else { return NEXT };
+    if !headers.udp || !backend::is_port(config, headers.source_port()) {
+        return NEXT;
+    }
+    if backend::door(config, &headers.addresses.source, headers.source_port()).is_none() {
+        return NEXT;
+    }
+    headers.l4 = packet.forgotten(headers.l4);
+    if headers.l4 > 0xff {
+        return NEXT;
+    }
+    let (Some(udp_len), Some(frame)) = (packet.read::<u16>(headers.l4 + 4), packet.read(headers.l4 + 8)) else {
+        return NEXT;
+    };
+    learn::from_reply(ctx, config, &headers, u64::from(u16::from_be(udp_len)), Frame(frame));
+    NEXT
+}
