@@ -9,6 +9,7 @@ use aya::programs::links::PinnedLink;
 use nix::{
     mount::{MsFlags, mount},
     sys::statfs::{BPF_FS_MAGIC, statfs},
+    unistd::Pid,
 };
 
 /// Where it is mounted by convention.
@@ -23,6 +24,11 @@ pub enum BpffsError {
          `mount -t bpf bpf {MOUNT_POINT}`)"
     )]
     Mount(io::Error),
+    #[error(
+        "--pin needs the host's BPF file system, which this process does not see: enter the network \
+         namespace with `nsenter --net=…` instead of `ip netns exec`"
+    )]
+    Hidden,
     #[error("cannot use {path} on the BPF file system: {source}")]
     Io { path: PathBuf, source: io::Error },
 }
@@ -34,6 +40,11 @@ pub enum BpffsError {
 pub fn make_folder(folder: &Path) -> Result<(), BpffsError> {
     let mounted = statfs(MOUNT_POINT).is_ok_and(|fs| fs.filesystem_type() == BPF_FS_MAGIC);
     if !mounted {
+        // What is pinned in a mount namespace of this process's own would go with it.
+        let namespace = |pid: Pid| fs::read_link(format!("/proc/{pid}/ns/mnt")).ok();
+        if namespace(Pid::this()) != namespace(Pid::parent()) {
+            return Err(BpffsError::Hidden);
+        }
         mount(
             Some("bpf"),
             MOUNT_POINT,

@@ -49,10 +49,12 @@ pub fn addresses(attached: &[String]) -> io::Result<Vec<LocalAddress>> {
         else {
             continue;
         };
+        // An address with a label (`eth0:1`) is listed under it.
+        let interface = entry.interface_name.split(':').next().unwrap_or_default();
         let local = LocalAddress {
             net,
-            attached: attached.contains(&entry.interface_name),
-            interface: entry.interface_name,
+            attached: attached.iter().any(|name| name == interface),
+            interface: interface.to_owned(),
         };
         if !addresses.contains(&local) {
             addresses.push(local);

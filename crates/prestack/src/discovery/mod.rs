@@ -3,16 +3,18 @@
 pub mod arguments;
 pub mod process;
 pub mod procnet;
+mod scanner;
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
-    io,
     net::IpAddr,
 };
 
 use arguments::Features;
 use process::ProcessId;
 use procnet::{Socket, Transport};
+
+pub use scanner::Scanner;
 
 /// Which sockets make a process a backend.
 #[derive(Clone, Debug)]
@@ -130,82 +132,12 @@ fn instead(port: &Option<u16>) -> String {
 }
 
 /// What a look at the host found.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Found {
     /// Processes that can be served, by pid.
     pub backends: Vec<Memcached>,
     /// What stands in the way of others.
     pub problems: Vec<Problem>,
-}
-
-/// Finds backends, and remembers who holds which socket: looking through every process is slow,
-/// looking again at one is not.
-#[derive(Debug, Default)]
-pub struct Scanner {
-    known: HashSet<ProcessId>,
-}
-
-impl Scanner {
-    /// Looks at the host's sockets.
-    ///
-    /// # Errors
-    /// `/proc` cannot be read.
-    pub fn scan(&mut self, selection: &Selection) -> io::Result<Found> {
-        let sockets = procnet::sockets()?;
-        let chosen: Vec<_> = sockets
-            .iter()
-            .filter(|s| selection.chooses(s))
-            .copied()
-            .collect();
-        let holders = self.holders(&chosen)?;
-        let unix = procnet::unix_sockets()?;
-        let mut host = Host {
-            processes: BTreeMap::new(),
-        };
-        for (pid, process) in holders.values().flatten().map(|p| (p.pid, *p)) {
-            host.processes.entry(pid).or_insert_with(|| {
-                let mine = process.sockets();
-                let mut list: Vec<_> = sockets
-                    .iter()
-                    .filter(|s| mine.contains(&s.inode))
-                    .copied()
-                    .collect();
-                list.sort_unstable();
-                let mut unix: Vec<_> = unix
-                    .iter()
-                    .filter(|(inode, _)| mine.contains(inode))
-                    .map(|(_, path)| path.clone())
-                    .collect();
-                unix.sort_unstable();
-                Candidate {
-                    names: process.names(),
-                    features: Features::read(&process.arguments()),
-                    memcached: Memcached {
-                        process,
-                        sockets: list,
-                        unix_sockets: unix,
-                    },
-                }
-            });
-        }
-        Ok(judge(selection, &chosen, &holders, &host))
-    }
-
-    /// Who holds the chosen sockets.
-    fn holders(&mut self, chosen: &[Socket]) -> io::Result<HashMap<u64, Vec<ProcessId>>> {
-        let inodes: HashSet<_> = chosen.iter().map(|socket| socket.inode).collect();
-        let mut holders: HashMap<u64, Vec<ProcessId>> = HashMap::new();
-        for &process in self.known.iter().filter(|process| process.is_alive()) {
-            for inode in process.sockets().intersection(&inodes) {
-                holders.entry(*inode).or_default().push(process);
-            }
-        }
-        if inodes.iter().any(|inode| !holders.contains_key(inode)) {
-            holders = process::holders(&inodes)?;
-        }
-        self.known = holders.values().flatten().copied().collect();
-        Ok(holders)
-    }
 }
 
 /// A process that holds a chosen socket.
@@ -223,17 +155,12 @@ impl Candidate {
     }
 }
 
-#[derive(Debug)]
-struct Host {
-    processes: BTreeMap<u32, Candidate>,
-}
-
 /// Decides which of the processes that hold chosen sockets can be served.
 fn judge(
     selection: &Selection,
     chosen: &[Socket],
     holders: &HashMap<u64, Vec<ProcessId>>,
-    host: &Host,
+    processes: &BTreeMap<u32, Candidate>,
 ) -> Found {
     let mut problems = Vec::new();
     let mut excluded = HashSet::new();
@@ -253,12 +180,12 @@ fn judge(
         let all = holders.get(&socket.inode).map_or(&[][..], Vec::as_slice);
         let memcacheds: Vec<_> = all
             .iter()
-            .filter(|process| host.processes[&process.pid].is_memcached())
+            .filter(|process| processes[&process.pid].is_memcached())
             .collect();
         match (memcacheds.as_slice(), all.first()) {
             ([], None) => problems.push(Problem::UnknownProcess { port }),
             ([], Some(process)) => {
-                let names = &host.processes[&process.pid].names;
+                let names = &processes[&process.pid].names;
                 problems.push(Problem::NotMemcached {
                     port,
                     pid: process.pid,
@@ -282,7 +209,11 @@ fn judge(
         }
     }
     let mut backends = Vec::new();
-    for candidate in host.processes.values().filter(|c| c.is_memcached()) {
+    for candidate in processes.values().filter(|c| c.is_memcached()) {
+        // It has ended while it was looked at.
+        if candidate.memcached.sockets.is_empty() {
+            continue;
+        }
         let pid = candidate.memcached.process.pid;
         let mine: Vec<_> = owners
             .iter()

@@ -78,7 +78,7 @@ impl Table {
             .into_iter()
             .map(|candidate| (candidate.memcached.process.pid, candidate))
             .collect();
-        let found = judge(&self.selection, &chosen, &holders, &Host { processes });
+        let found = judge(&self.selection, &chosen, &holders, &processes);
         let pids = found.backends.iter().map(|b| b.process.pid).collect();
         (pids, found.problems)
     }
