@@ -18,6 +18,7 @@ pub fn flush(args: &InstanceArgs) -> anyhow::Result<ExitCode> {
         running.controls.empty(backend);
     }
     let entries: u64 = usage.iter().map(|usage| usage.entries).sum();
-    println!("dropped {entries} entries");
+    let noun = if entries == 1 { "entry" } else { "entries" };
+    println!("dropped {entries} {noun}");
     Ok(ExitCode::SUCCESS)
 }
