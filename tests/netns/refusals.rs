@@ -131,7 +131,7 @@ fn another_instance_on_the_interface() -> Result<()> {
     let dev = &bed.links[0].server_dev;
     says(
         &Prestack::refusal(&bed.server, &["--interface", dev])?,
-        &["XDP", dev],
+        &["instance", first.instance().name(), dev],
     )?;
     // The first one goes on.
     let server = (bed.links[0].server4, PORT).into();

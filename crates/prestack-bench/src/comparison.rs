@@ -18,8 +18,8 @@ use crate::server_cpu::ServerCpu;
 const PORT: u16 = 11211;
 /// The longest time that prestack's cache is given to fill.
 const FILL_LIMIT: Duration = Duration::from_secs(10);
-/// Every key is asked for about once in this time, to fill the cache.
-const SWEEP: Duration = Duration::from_millis(500);
+/// How long memcached alone is warmed up.
+const WARM_UP: Duration = Duration::from_millis(500);
 
 /// What is asked of memcached, and how prestack is set.
 #[derive(Clone, Debug, Serialize)]
@@ -86,7 +86,7 @@ impl Comparison {
     /// A round against memcached alone.
     pub(crate) fn without(&self, duration: Duration) -> Result<Side> {
         self.bed.separate_cpus(&self.split)?;
-        self.measure(&self.load, SWEEP, &[])?;
+        self.measure(&self.load, WARM_UP, &[])?;
         let median = self.measure(&self.load, duration, &[])?;
         Ok(Side {
             median,
@@ -122,16 +122,12 @@ impl Comparison {
 
     /// Asks for all keys in turn until the hit ratio rises no more.
     fn fill(&self, prestack: &Prestack) -> Result<()> {
-        let keys = (0..self.load.dataset.keys()).collect();
-        let sweep = Load {
-            keys,
-            ..self.load.clone()
-        };
+        let sweep = self.load.sweep();
         let start = Instant::now();
         let mut before = 0.0;
         while start.elapsed() < FILL_LIMIT {
             let hits = prestack.stats()?.get("udp.hits")?;
-            let answered = self.measure(&sweep, SWEEP, &[])?.answered;
+            let answered = self.measure(&sweep, FILL_LIMIT, &[])?.answered;
             let hits = prestack.stats()?.get("udp.hits")? - hits;
             let ratio = hits as f64 / answered.max(1) as f64;
             if ratio > 0.0 && ratio < before + 0.02 {

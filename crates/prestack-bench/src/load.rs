@@ -25,6 +25,8 @@ pub struct Load {
     pub server: SocketAddr,
     /// Clients, each with a socket and a thread.
     pub clients: usize,
+    /// Requests that each client sends at most.
+    pub limit: u64,
     /// Requests that each client keeps outstanding, a power of two.
     pub window: u16,
     /// CPUs for the clients.
@@ -72,8 +74,21 @@ impl Load {
             keys,
             server,
             clients,
+            limit: u64::MAX,
             window: 32,
             cpus: cpus.to_vec(),
+        }
+    }
+
+    /// The same load, but every key asked for once, in order.
+    #[must_use]
+    pub fn sweep(&self) -> Self {
+        let keys: Arc<[u32]> = (0..self.dataset.keys()).collect();
+        let limit = keys.len().div_ceil(self.clients) as u64;
+        Self {
+            keys,
+            limit,
+            ..self.clone()
         }
     }
 
@@ -98,7 +113,14 @@ impl Load {
                 let first = n * self.keys.len() / self.clients;
                 let keys = Arc::clone(&self.keys);
                 let socket = self.socket(namespace)?;
-                Worker::new(Arc::clone(&self.dataset), keys, first, socket, self.window)
+                Worker::new(
+                    Arc::clone(&self.dataset),
+                    keys,
+                    first,
+                    self.limit,
+                    socket,
+                    self.window,
+                )
             })
             .collect::<Result<Vec<_>>>()?;
 

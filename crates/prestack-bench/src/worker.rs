@@ -66,6 +66,8 @@ pub(crate) struct Worker {
     dataset: Arc<Dataset>,
     keys: Arc<[u32]>,
     next_key: usize,
+    /// Requests that may still be sent.
+    left: u64,
     socket: UdpSocket,
     slots: Vec<Slot>,
     free: Vec<usize>,
@@ -76,11 +78,12 @@ pub(crate) struct Worker {
 
 impl Worker {
     /// A client with a window of `window` requests, a power of two, that asks for `keys` from
-    /// `next_key` on through a connected socket.
+    /// `next_key` on through a connected socket, at most `limit` times.
     pub(crate) fn new(
         dataset: Arc<Dataset>,
         keys: Arc<[u32]>,
         next_key: usize,
+        limit: u64,
         socket: UdpSocket,
         window: u16,
     ) -> Result<Self> {
@@ -101,6 +104,7 @@ impl Worker {
             dataset,
             keys,
             next_key,
+            left: limit,
             socket,
             slots: (0..window).map(slot).collect(),
             free: (0..window_len).collect(),
@@ -108,13 +112,13 @@ impl Worker {
         })
     }
 
-    /// Keeps the window full until `end` or until `stop` is set, then waits for what is
+    /// Keeps the window full until the limit, `end` or `stop` is reached, then waits for what is
     /// outstanding.
     pub(crate) fn run(mut self, end: Instant, stop: &AtomicBool) -> Result<Tally> {
         let mut now = Instant::now();
         let mut looked = now;
         loop {
-            let over = now >= end || stop.load(Ordering::Relaxed);
+            let over = self.left == 0 || now >= end || stop.load(Ordering::Relaxed);
             if over && self.free.len() == self.slots.len() {
                 return Ok(self.tally);
             }
@@ -132,7 +136,8 @@ impl Worker {
 
     /// Sends a request from every free slot.
     fn send(&mut self, now: Instant) -> Result<()> {
-        for (i, &s) in self.free.iter().enumerate() {
+        let count = self.free.len().min(self.left as usize);
+        for (i, s) in self.free.drain(..count).enumerate() {
             let slot = &mut self.slots[s];
             slot.key = self.keys[self.next_key];
             slot.sent = now;
@@ -141,15 +146,15 @@ impl Worker {
             self.dataset
                 .write_request(slot.key, slot.id, self.requests.buffer(i));
         }
+        self.left -= count as u64;
         let mut sent = 0;
-        while sent < self.free.len() {
-            match self.requests.send(&self.socket, sent..self.free.len()) {
+        while sent < count {
+            match self.requests.send(&self.socket, sent..count) {
                 Ok(n) => sent += n,
                 Err(Errno::EINTR) => {}
                 Err(e) => return Err(e).context("sending requests"),
             }
         }
-        self.free.clear();
         Ok(())
     }
 
