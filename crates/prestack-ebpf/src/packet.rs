@@ -4,8 +4,10 @@
 use aya_ebpf::programs::XdpContext;
 use prestack_abi::config::{Config, MAPPED_V4};
 use prestack_proto::net::{
-    ETHERNET_LEN, ETHERTYPE_IPV4, ETHERTYPE_IPV6, ETHERTYPE_QINQ, ETHERTYPE_VLAN, IPV4_FRAGMENT,
-    IPV4_LEN, IPV6_LEN, PROTO_ICMP, PROTO_ICMPV6, PROTO_TCP, PROTO_UDP, VLAN_LEN,
+    ETHERNET_LEN, ETHERTYPE_IPV4, ETHERTYPE_IPV6, ETHERTYPE_QINQ, ETHERTYPE_VLAN, EXTENSION_AUTHENTICATION,
+    EXTENSION_DESTINATION, EXTENSION_FRAGMENT, EXTENSION_HIP, EXTENSION_HOP_BY_HOP, EXTENSION_MOBILITY,
+    EXTENSION_ROUTING, EXTENSION_SHIM6, IPV4_FRAGMENT, IPV4_LEN, IPV6_LEN, PROTO_ICMPV6, PROTO_TCP, PROTO_UDP,
+    VLAN_LEN,
 };
 
 use prestack_proto::verifier::{self, opaque};
@@ -225,8 +227,17 @@ fn locate_v6(packet: Packet, l3: u64) -> Sort {
     let addresses = Addresses { source: ip.source, destination: ip.destination };
     match ip.next_header {
         PROTO_UDP | PROTO_TCP => {}
-        PROTO_ICMP | PROTO_ICMPV6 => return Sort::Foreign,
-        _ => return Sort::Veiled(addresses),
+        // Multicast listener reports come with a hop-by-hop header and from every neighbour.
+        EXTENSION_HOP_BY_HOP if packet.read(l3 + IPV6_LEN as u64) == Some(PROTO_ICMPV6) => return Sort::Foreign,
+        EXTENSION_HOP_BY_HOP
+        | EXTENSION_ROUTING
+        | EXTENSION_FRAGMENT
+        | EXTENSION_AUTHENTICATION
+        | EXTENSION_DESTINATION
+        | EXTENSION_MOBILITY
+        | EXTENSION_HIP
+        | EXTENSION_SHIM6 => return Sort::Veiled(addresses),
+        _ => return Sort::Foreign,
     }
     let l4 = l3 + IPV6_LEN as u64;
     let Some(ports) = packet.read(l4) else { return Sort::Veiled(addresses) };

@@ -11,8 +11,9 @@ use prestack_proto::window::Window;
 
 use crate::maps::SCRATCH;
 
-/// Words of a request that a reply may overwrite: the longest single-key GET is 256 bytes.
-pub const SAVED_WORDS: usize = 33;
+/// Words of a packet that a reply may overwrite: a request of 320 bytes, headers included. The
+/// longest single-key GET has 256 bytes and at most 78 before them.
+pub const SAVED_WORDS: usize = 42;
 
 /// Working memory.
 #[repr(C, align(8))]

@@ -22,14 +22,30 @@ pub const IPV4_FRAGMENT: u16 = 0x3fff;
 /// "Don't fragment" in the IPv4 header's fragment word.
 pub const IPV4_DONT_FRAGMENT: u16 = 0x4000;
 
-/// IP protocol number of ICMP.
-pub const PROTO_ICMP: u8 = 1;
 /// IP protocol number of TCP.
 pub const PROTO_TCP: u8 = 6;
 /// IP protocol number of UDP.
 pub const PROTO_UDP: u8 = 17;
 /// IP protocol number of ICMPv6.
 pub const PROTO_ICMPV6: u8 = 58;
+
+/// IPv6 hop-by-hop options (RFC 8200; the numbers of all extension headers are in IANA's registry
+/// "IPv6 Extension Header Types").
+pub const EXTENSION_HOP_BY_HOP: u8 = 0;
+/// IPv6 routing header.
+pub const EXTENSION_ROUTING: u8 = 43;
+/// IPv6 fragment header.
+pub const EXTENSION_FRAGMENT: u8 = 44;
+/// Authentication header (RFC 4302).
+pub const EXTENSION_AUTHENTICATION: u8 = 51;
+/// IPv6 destination options.
+pub const EXTENSION_DESTINATION: u8 = 60;
+/// Mobility header (RFC 6275).
+pub const EXTENSION_MOBILITY: u8 = 135;
+/// Host Identity Protocol (RFC 7401).
+pub const EXTENSION_HIP: u8 = 139;
+/// Shim6 (RFC 5533).
+pub const EXTENSION_SHIM6: u8 = 140;
 
 /// Bytes of a UDP header (RFC 768).
 pub const UDP_LEN: usize = 8;

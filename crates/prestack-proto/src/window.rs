@@ -24,7 +24,11 @@ impl Source for &[u8] {
 }
 
 /// Bytes that a [`Window`] shows: no request line that is parsed and no datagram is longer.
-pub const WINDOW: usize = 2048;
+pub const WINDOW: usize = PERIOD - LEAD;
+/// Readable bytes before the first position, so that a key can be read backwards from its end.
+pub const LEAD: usize = 8;
+/// Positions wrap around after this many bytes (a power of two).
+const PERIOD: usize = 2048;
 /// Readable bytes behind them, so that a word, or a block that is copied, may start at any byte.
 pub const SLACK: usize = 64;
 
@@ -32,8 +36,8 @@ pub const SLACK: usize = 64;
 /// read is within bounds whatever the position, which the verifier sees without following it.
 #[repr(C, align(8))]
 pub struct Window {
-    /// The bytes.
-    pub bytes: [u8; WINDOW + SLACK],
+    /// The bytes; position 0 is behind the first [`LEAD`].
+    pub bytes: [u8; LEAD + WINDOW + SLACK],
     /// Always 0, which the verifier does not know.
     pub zero: u64,
 }
@@ -43,15 +47,21 @@ impl Window {
     /// mask, which the verifier of Linux 6.1 needs.
     #[inline(always)]
     fn place(at: u64) -> usize {
-        (opaque(at) & (WINDOW as u64 - 1)) as usize
+        (opaque(at.wrapping_add(LEAD as u64)) & (PERIOD as u64 - 1)) as usize
     }
 
-    /// The eight bytes at `at` (modulo [`WINDOW`]), little-endian.
+    /// Where the bytes go: at most [`WINDOW`].
+    #[inline(always)]
+    pub fn start(&mut self) -> *mut u8 {
+        self.bytes[LEAD..].as_mut_ptr()
+    }
+
+    /// The eight bytes at `at` (modulo `PERIOD`), little-endian.
     #[inline(always)]
     #[must_use]
     pub fn word(&self, at: u64) -> u64 {
         let at = Self::place(at);
-        // SAFETY: `at` is below WINDOW, and SLACK is at least 8. BPF reads unaligned words, but
+        // SAFETY: the place is below PERIOD, and SLACK is at least 8. BPF reads unaligned words, but
         // compiles `read_unaligned` to eight byte loads.
         unsafe {
             let word = self.bytes.as_ptr().add(at).cast::<u64>();
@@ -62,7 +72,7 @@ impl Window {
         }
     }
 
-    /// Writes eight bytes at `at` (modulo [`WINDOW`]), little-endian.
+    /// Writes eight bytes at `at` (modulo `PERIOD`), little-endian.
     #[inline(always)]
     pub fn set_word(&mut self, at: u64, word: u64) {
         let at = Self::place(at);
@@ -76,7 +86,7 @@ impl Window {
         }
     }
 
-    /// The byte at `at` (modulo [`WINDOW`]).
+    /// The byte at `at` (modulo `PERIOD`).
     #[inline(always)]
     #[must_use]
     pub fn byte(&self, at: u64) -> u8 {
@@ -101,10 +111,10 @@ impl Window {
     /// A window that shows `bytes`, garbage behind them.
     pub(crate) fn showing(bytes: &[u8]) -> Box<Self> {
         let mut window = Box::new(Self {
-            bytes: [0xa5; WINDOW + SLACK],
+            bytes: [0xa5; LEAD + WINDOW + SLACK],
             zero: 0,
         });
-        window.bytes[..bytes.len()].copy_from_slice(bytes);
+        window.bytes[LEAD..LEAD + bytes.len()].copy_from_slice(bytes);
         window
     }
 }

@@ -8,6 +8,7 @@ use prestack_abi::requests::{Kind, Request};
 use prestack_proto::window::Source;
 
 use super::udp::Datagram;
+use super::room::{self, Room};
 use super::{allow, checksum, reply};
 use crate::cache::entry::Entry;
 use crate::cache::find::{Found, Query, find};
@@ -16,10 +17,7 @@ use crate::ledger::backend::{self, Arrival};
 use crate::ledger::{requests, tickets};
 use crate::maps::count;
 use crate::packet::Packet;
-use crate::scratch::{SAVED_WORDS, Scratch, scratch};
-
-/// Greatest position of a payload: behind two VLAN tags and an IPv6 header.
-const MAX_AT: u64 = 22 + 40 + reply::PAYLOAD_AT;
+use crate::scratch::scratch;
 
 /// Answers the GET of the key of `key_len` bytes with this `hash`, or lets it through with a ticket.
 /// A function on its own, so that its stack is not part of everything else's.
@@ -93,75 +91,21 @@ pub fn is_servable(
 #[inline(always)]
 fn serve(ctx: &XdpContext, packet: Packet, datagram: &Datagram<'_>, found: &Found) -> Option<u32> {
     let scratch = scratch()?;
-    let headers = datagram.headers;
     let at = datagram.payload;
-    let old_len = packet.end - packet.start;
     let new_len = at + found.reply_len;
-    let below = old_len - at;
-    if below > SAVED_WORDS as u64 * 8 {
-        return None;
-    }
-    save(packet, scratch, at, old_len)?;
-    let old_len = packet.forgotten(old_len);
-    let mut packet = packet;
-    if new_len > old_len {
-        packet = reply::resize(ctx, datagram.config, (new_len - old_len) as i32)?;
-    }
+    let room = Room::make(ctx, datagram.config, packet, scratch, at, new_len)?;
+    let packet = room.packet;
     let copied = copy(packet, at, found.entry, found.reply_len);
-    let reply_len = packet.forgotten(found.reply_len);
     if copied.is_none() || !found.is_unchanged() {
         count!(races);
-        restore(packet, scratch, at, old_len)?;
-        if new_len > old_len {
-            reply::resize(ctx, datagram.config, -((new_len - old_len) as i32));
-        }
+        room.undo(ctx, scratch);
         return None;
     }
-    reply::write_headers(packet, headers, reply_len, found.sum)?;
-    if new_len < old_len {
-        reply::resize(ctx, datagram.config, -((old_len - new_len) as i32));
-    }
+    let reply_len = packet.forgotten(found.reply_len);
+    reply::write_headers(packet, datagram.headers, reply_len, found.sum)?;
+    room::cut(ctx, packet, new_len);
     count!(udp_hits);
     Some(XDP_TX)
-}
-
-/// Keeps the packet's bytes from `at` to its end, which the reply will overwrite.
-#[inline(always)]
-fn save(packet: Packet, scratch: *mut Scratch, at: u64, len: u64) -> Option<()> {
-    let (at, len) = (packet.forgotten(at), packet.forgotten(len));
-    if at > MAX_AT || len < 8 || len > MAX_AT + SAVED_WORDS as u64 * 8 {
-        return None;
-    }
-    for i in 0..SAVED_WORDS {
-        let word = at + 8 * i as u64;
-        if word >= len {
-            break;
-        }
-        // The last word is read backwards from the packet's end; headers precede it.
-        let word = if word + 8 > len { len - 8 } else { word };
-        // SAFETY: this CPU's scratch.
-        unsafe { (*scratch).saved[i] = packet.read(word)? };
-    }
-    Some(())
-}
-
-/// Undoes what was written over the bytes that `save` kept.
-#[inline(always)]
-fn restore(packet: Packet, scratch: *mut Scratch, at: u64, len: u64) -> Option<()> {
-    let (at, len) = (packet.forgotten(at), packet.forgotten(len));
-    if at > MAX_AT || len < 8 || len > MAX_AT + SAVED_WORDS as u64 * 8 {
-        return None;
-    }
-    for i in 0..SAVED_WORDS {
-        let word = at + 8 * i as u64;
-        if word >= len {
-            break;
-        }
-        let word = if word + 8 > len { len - 8 } else { word };
-        // SAFETY: this CPU's scratch.
-        packet.write(word, unsafe { (*scratch).saved[i] })?;
-    }
-    Some(())
 }
 
 /// Copies a reply of `len` bytes (16 to `MAX_REPLY`) to `at` of the packet, in chunks of which the

@@ -1,7 +1,7 @@
 //! UDP GETs of several keys, and of one key written in an unusual way: answered only if every key
 //! hits. The reply is put together in scratch memory, so the packet stays whole until it is sure.
 
-use aya_ebpf::bindings::xdp_action::{XDP_PASS, XDP_TX};
+use aya_ebpf::bindings::xdp_action::XDP_TX;
 use aya_ebpf::helpers::generated::{bpf_loop, bpf_xdp_store_bytes};
 use aya_ebpf::programs::XdpContext;
 use core::ffi::c_void;
@@ -15,6 +15,7 @@ use prestack_proto::window::Source;
 
 use super::get::is_servable;
 use super::reply;
+use super::room::{self, Room};
 use super::udp::Datagram;
 use crate::cache::find::{Found, Query, find};
 use crate::clock;
@@ -43,64 +44,56 @@ pub fn look_up_keys() {
     unsafe { bpf_loop(MAX_KEYS, look_up as *mut c_void, core::ptr::null_mut(), 0) };
 }
 
-/// Answers the GET whose keys have been looked up, or lets it through with tickets for those that
-/// are missing.
+/// Answers the GET whose keys have been looked up. `None` if a key is missing or it may not be
+/// answered: the packet is then as it was.
 #[inline(always)]
-pub fn answer(ctx: &XdpContext, datagram: &Datagram<'_>) -> u32 {
+pub fn answer(ctx: &XdpContext, datagram: &Datagram<'_>) -> Option<u32> {
     let (config, door) = (datagram.config, datagram.door);
-    let Some(scratch) = scratch() else { return XDP_PASS };
+    let scratch = scratch()?;
     // SAFETY: this CPU's scratch.
-    let walk = unsafe { &raw const (*scratch).walk };
-    // SAFETY: as above.
-    let (keys, odd, now) = unsafe {
-        (
-            (&raw const (*walk).keys).read_volatile(),
-            (&raw const (*walk).odd).read_volatile(),
-            (&raw const (*walk).now).read_volatile(),
-        )
-    };
-    // SAFETY: as above.
-    let (is_complete, out) = unsafe {
+    let (is_complete, now, out) = unsafe {
+        let walk = &raw const (*scratch).walk;
         let is_at_end = (&raw const (*walk).at).read_volatile() >= (&raw const (*walk).end).read_volatile();
-        let is_hit = (&raw const (*walk).misses).read_volatile() == 0;
-        (is_at_end && is_hit && odd == 0 && keys > 0, (&raw const (*walk).out).read_volatile())
+        let is_hit = (&raw const (*walk).misses).read_volatile() == 0 && (&raw const (*walk).keys).read_volatile() > 0;
+        let is_plain = (&raw const (*walk).odd).read_volatile() == 0;
+        let now = (&raw const (*walk).now).read_volatile();
+        (is_at_end && is_hit && is_plain, now, (&raw const (*walk).out).read_volatile())
     };
-    if is_complete {
-        let packet = Packet::of(ctx, config);
-        if is_servable(config, door, now, ctx, datagram, out + END_LEN) {
-            if let Some(action) = serve(ctx, packet, datagram, scratch, out) {
-                return action;
-            }
-        }
+    if !is_complete || !is_servable(config, door, now, ctx, datagram, out + END_LEN) {
+        return None;
     }
-    let is_single = keys == 1;
-    // SAFETY: as above.
-    let (key, tickets, epoch) = unsafe {
-        (
-            (&raw const (*walk).key).read_volatile(),
-            (&raw const (*walk).tickets).read_volatile(),
-            (&raw const (*walk).epoch).read_volatile(),
-        )
+    serve(ctx, datagram, scratch, out)
+}
+
+/// Lets the GET through, with tickets for the keys that are missing.
+#[inline(always)]
+pub fn pass(datagram: &Datagram<'_>) {
+    let Some(scratch) = scratch() else { return };
+    // SAFETY: this CPU's scratch.
+    let (keys, request) = unsafe {
+        let walk = &raw const (*scratch).walk;
+        let keys = (&raw const (*walk).keys).read_volatile();
+        let tickets = (&raw const (*walk).tickets).read_volatile();
+        let is_single = keys == 1;
+        let request = Request {
+            key: if is_single { (&raw const (*walk).key).read_volatile() } else { 0 },
+            time: (&raw const (*walk).now).read_volatile(),
+            version: if is_single { (&raw const (*scratch).missed[0].version).read_volatile() } else { 0 },
+            epoch: (&raw const (*walk).epoch).read_volatile() as u32,
+            reserved: 0,
+            kind: if is_single { Kind::Get } else { Kind::MultiGet } as u8,
+            unanswered: 1,
+            tickets: if (&raw const (*walk).odd).read_volatile() == 0 { tickets as u8 } else { 0 },
+            backend: datagram.door.backend,
+        };
+        (keys, request)
     };
-    let request = Request {
-        key: if is_single { key } else { 0 },
-        time: now,
-        // SAFETY: as above.
-        version: if is_single { unsafe { (*scratch).missed[0].version } } else { 0 },
-        epoch: epoch as u32,
-        reserved: 0,
-        kind: if is_single { Kind::Get } else { Kind::MultiGet } as u8,
-        unanswered: 1,
-        tickets: if odd == 0 { tickets as u8 } else { 0 },
-        backend: door.backend,
-    };
-    if let Some(slot) = requests::remember(config, datagram.name(), &request) {
-        if keys > 1 {
-            keep_tickets(slot, scratch);
-        }
+    if let Some(slot) = requests::remember(datagram.config, datagram.name(), &request)
+        && keys > 1
+    {
+        keep_tickets(slot, scratch);
     }
     count!(udp_misses);
-    XDP_PASS
 }
 
 /// Looks up the next key: one step of the walk. Returns 1 at its end.
@@ -206,34 +199,27 @@ fn append(scratch: *mut Scratch, found: &Found) -> Option<()> {
 
 /// Sends the reply of `out` bytes in scratch, `END` still to be added.
 #[inline(always)]
-fn serve(ctx: &XdpContext, packet: Packet, datagram: &Datagram<'_>, scratch: *mut Scratch, out: u64) -> Option<u32> {
+fn serve(ctx: &XdpContext, datagram: &Datagram<'_>, scratch: *mut Scratch, out: u64) -> Option<u32> {
     let config = datagram.config;
+    let packet = Packet::of(ctx, config);
     // SAFETY: this CPU's scratch.
     let reply = unsafe { &mut (*scratch).reply };
     reply.set_word(out, END);
     let len = packet.forgotten(out + END_LEN);
     let sum = sum_of_reply(len);
     let at = datagram.payload;
-    let old_len = packet.end - packet.start;
-    let new_len = at + len;
-    if new_len > old_len {
-        reply::resize(ctx, config, (new_len - old_len) as i32)?;
-    }
+    let room = Room::make(ctx, config, packet, scratch, at, at + len)?;
     if len == 0 || len > MAX_REPLY as u64 {
         return None;
     }
     // SAFETY: the reply buffer is longer than MAX_REPLY.
-    if unsafe { bpf_xdp_store_bytes(ctx.ctx, at as u32, (&raw mut reply.bytes).cast(), len as u32) } != 0 {
-        if new_len > old_len {
-            reply::resize(ctx, config, -((new_len - old_len) as i32));
-        }
+    if unsafe { bpf_xdp_store_bytes(ctx.ctx, at as u32, reply.start().cast(), len as u32) } != 0 {
+        room.undo(ctx, scratch);
         return None;
     }
     let packet = Packet::of(ctx, config);
     reply::write_headers(packet, datagram.headers, len, sum)?;
-    if new_len < old_len {
-        reply::resize(ctx, config, -((old_len - new_len) as i32));
-    }
+    room::cut(ctx, packet, at + len);
     count!(udp_hits);
     Some(XDP_TX)
 }

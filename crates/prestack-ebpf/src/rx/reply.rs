@@ -1,8 +1,5 @@
 //! Turning a request's packet into its reply.
 
-use aya_ebpf::helpers::generated::bpf_xdp_adjust_tail;
-use aya_ebpf::programs::XdpContext;
-use prestack_abi::config::Config;
 use prestack_proto::checksum::fold;
 use prestack_proto::net::{HOP_LIMIT, IPV4_DONT_FRAGMENT, PROTO_UDP, UDP_LEN};
 use prestack_proto::udp::FRAME_LEN;
@@ -17,16 +14,6 @@ pub const PAYLOAD_AT: u64 = (UDP_LEN + FRAME_LEN) as u64;
 #[inline(always)]
 pub fn fits(mtu: u32, headers: &Headers, reply_len: u64) -> bool {
     headers.l4 - headers.l3 + PAYLOAD_AT + reply_len <= u64::from(mtu)
-}
-
-/// Moves the packet's end by `delta` bytes and returns the packet as it is then.
-#[inline(always)]
-pub fn resize(ctx: &XdpContext, config: &Config, delta: i32) -> Option<Packet> {
-    // SAFETY: `ctx.ctx` is the program's context.
-    if unsafe { bpf_xdp_adjust_tail(ctx.ctx, delta) } != 0 {
-        return None;
-    }
-    Some(Packet::of(ctx, config))
 }
 
 /// Writes every header of the reply: source and destination change places, lengths and checksums

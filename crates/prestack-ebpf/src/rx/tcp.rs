@@ -197,7 +197,7 @@ fn start(ctx: &XdpContext, config: &Config, door: Arrival, segment: &Segment) ->
     }
     // SAFETY: this CPU's scratch; the window holds WINDOW bytes.
     unsafe {
-        let window = (&raw mut (*scratch).window).cast();
+        let window = (*scratch).window.start().cast();
         if bpf_xdp_load_bytes(ctx.ctx, segment.data as u32, window, len as u32) != 0 {
             return false;
         }

@@ -1,6 +1,6 @@
 //! UDP datagrams.
 
-use aya_ebpf::bindings::xdp_action::XDP_PASS;
+use aya_ebpf::bindings::xdp_action::{XDP_PASS, XDP_TX};
 use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::helpers::generated::bpf_xdp_load_bytes;
 use aya_ebpf::programs::XdpContext;
@@ -139,12 +139,12 @@ fn odd(config: &Config, door: Arrival) -> u32 {
 unsafe extern "C" fn prestack_other_datagram(ctx: *mut xdp_md) -> u64 {
     let ctx = XdpContext::new(ctx);
     u64::from(with_datagram(&ctx, |datagram| {
-        act(&ctx, datagram);
+        act(datagram);
         XDP_PASS
     }))
 }
 
-/// Answers or lets through a GET whose keys have been looked up. A global function, like
+/// Answers a GET whose keys have been looked up, if it can. A global function, like
 /// [`prestack_other_datagram`].
 ///
 /// # Safety
@@ -154,7 +154,23 @@ unsafe extern "C" fn prestack_other_datagram(ctx: *mut xdp_md) -> u64 {
 #[inline(never)]
 unsafe extern "C" fn prestack_answer_keys(ctx: *mut xdp_md) -> u64 {
     let ctx = XdpContext::new(ctx);
-    u64::from(with_datagram(&ctx, |datagram| multi::answer(&ctx, datagram)))
+    u64::from(with_datagram(&ctx, |datagram| multi::answer(&ctx, datagram).unwrap_or(XDP_PASS)))
+}
+
+/// Lets a GET through whose keys have been looked up. A global function, like
+/// [`prestack_other_datagram`].
+///
+/// # Safety
+///
+/// `ctx` is the program's context.
+#[unsafe(no_mangle)]
+#[inline(never)]
+unsafe extern "C" fn prestack_pass_keys(ctx: *mut xdp_md) -> u64 {
+    let ctx = XdpContext::new(ctx);
+    u64::from(with_datagram(&ctx, |datagram| {
+        multi::pass(datagram);
+        XDP_PASS
+    }))
 }
 
 /// What `decide` says of the datagram of `ctx`.
@@ -174,51 +190,83 @@ fn other(ctx: &XdpContext) -> u32 {
     let Some(scratch) = scratch() else { return XDP_PASS };
     // SAFETY: functions of ours, called with the program's context; this CPU's scratch.
     unsafe {
-        (&raw mut (*scratch).walk.end).write_volatile(0);
+        let end = &raw mut (*scratch).walk.end;
+        prestack_load_datagram(ctx.ctx);
+        command::parse(0, end.read_volatile());
         prestack_other_datagram(ctx.ctx);
-        if (&raw const (*scratch).walk.end).read_volatile() == 0 {
+        if end.read_volatile() == 0 {
             return XDP_PASS;
         }
         multi::look_up_keys();
-        prestack_answer_keys(ctx.ctx) as u32
+        if prestack_answer_keys(ctx.ctx) == u64::from(XDP_TX) {
+            return XDP_TX;
+        }
+        prestack_pass_keys(ctx.ctx);
     }
+    XDP_PASS
 }
 
-/// Acts on a datagram. If it is a GET, the walk over its keys is started.
+/// Loads the payload into the window; the walk's end is its length, or 0 if that is not possible.
+/// A global function, like [`prestack_other_datagram`].
+///
+/// # Safety
+///
+/// `ctx` is the program's context.
+#[unsafe(no_mangle)]
+#[inline(never)]
+unsafe extern "C" fn prestack_load_datagram(ctx: *mut xdp_md) -> u64 {
+    let ctx = XdpContext::new(ctx);
+    let Some(scratch) = scratch() else { return 0 };
+    // SAFETY: this CPU's scratch.
+    unsafe { (&raw mut (*scratch).walk.end).write_volatile(0) };
+    with_datagram(&ctx, |datagram| {
+        let len = opaque(datagram.len);
+        if len > WINDOW as u64 {
+            return XDP_PASS;
+        }
+        if len < 1 {
+            return XDP_PASS;
+        }
+        // SAFETY: this CPU's scratch; the window holds WINDOW bytes. The load fails unless the
+        // packet has all of them.
+        unsafe {
+            let window = (*scratch).window.start().cast();
+            if bpf_xdp_load_bytes(ctx.ctx, datagram.payload as u32, window, len as u32) == 0 {
+                (&raw mut (*scratch).walk.end).write_volatile(len);
+            }
+        }
+        XDP_PASS
+    });
+    0
+}
+
+/// Acts on a datagram that was loaded and parsed. If it is a GET, the walk over its keys is
+/// started, else the walk's end is 0.
 #[inline(always)]
-fn act(ctx: &XdpContext, datagram: &Datagram<'_>) -> u32 {
+fn act(datagram: &Datagram<'_>) {
     let (config, door) = (datagram.config, datagram.door);
-    let Some(scratch) = scratch() else { return odd(config, door) };
-    let len = opaque(datagram.len);
-    if len > WINDOW as u64 {
-        return odd(config, door);
-    }
-    if len < 1 {
-        return odd(config, door);
-    }
-    // SAFETY: the window holds WINDOW bytes. The load fails unless the packet has them all.
-    let loaded = unsafe {
-        let window = (&raw mut (*scratch).window).cast();
-        bpf_xdp_load_bytes(ctx.ctx, datagram.payload as u32, window, len as u32)
+    let Some(scratch) = scratch() else {
+        odd(config, door);
+        return;
     };
-    if loaded != 0 {
-        return odd(config, door);
-    }
     // SAFETY: this CPU's scratch.
-    let window = unsafe { &(*scratch).window };
-    if window.byte(0) == BINARY_REQUEST {
-        return odd(config, door);
+    let (window, mut command, len) = unsafe {
+        let end = &raw mut (*scratch).walk.end;
+        let len = end.read_volatile();
+        end.write_volatile(0);
+        (&(*scratch).window, (&raw const (*scratch).command).read_volatile(), len)
+    };
+    if len == 0 || window.byte(0) == BINARY_REQUEST {
+        command.effect = Effect::Unknown;
     }
-    command::parse(0, len);
-    // SAFETY: this CPU's scratch.
-    let command = unsafe { (&raw const (*scratch).command).read_volatile() };
     let is_alone = command.next + command.data == len
         && (command.data == 0 || (window.byte(len - 2) == b'\r' && window.byte(len - 1) == b'\n'));
-    let mut request = Request { time: clock::now(), kind: Kind::Other as u8, unanswered: 1, backend: door.backend, ..Request::default() };
+    let mut request =
+        Request { time: clock::now(), kind: Kind::Other as u8, unanswered: 1, backend: door.backend, ..Request::default() };
     match command.effect {
         Effect::Get if is_alone => {
             multi::start(datagram, scratch, command.key, command.line_end);
-            return XDP_PASS;
+            return;
         }
         Effect::Read if is_alone => {
             // `gets` is answered like a GET; the meta commands by one datagram. A GET that is not
@@ -229,15 +277,18 @@ fn act(ctx: &XdpContext, datagram: &Datagram<'_>) -> u32 {
         }
         Effect::Get | Effect::Read | Effect::LongRead if is_alone => request.kind = Kind::Endless as u8,
         Effect::Write if is_alone => {
-            let seed = backend_seed(config.seed, door.backend);
-            let Some(key) = scan_key(window, command.key, command.key_len, seed) else {
-                return odd(config, door);
-            };
             let end = if command.quiet { End::Settle } else { End::Reply };
-            let Some(generation) = writes::arrived(config, key, end) else { return odd(config, door) };
-            request.kind = if command.quiet { Kind::Endless } else { Kind::Write } as u8;
-            request.key = key;
-            request.version = generation;
+            let seed = backend_seed(config.seed, door.backend);
+            let key = scan_key(window, command.key, command.key_len, seed);
+            let mark = key.and_then(|key| Some((key, writes::arrived(config, key, end)?)));
+            if let Some((key, generation)) = mark {
+                request.kind = if command.quiet { Kind::Endless } else { Kind::Write } as u8;
+                request.key = key;
+                request.version = generation;
+            } else {
+                request.kind = Kind::Endless as u8;
+                backend::forget(config, door.backend);
+            }
         }
         _ => {
             request.kind = Kind::Endless as u8;
@@ -246,5 +297,4 @@ fn act(ctx: &XdpContext, datagram: &Datagram<'_>) -> u32 {
     }
     requests::remember(config, datagram.name(), &request);
     count!(udp_passed);
-    XDP_PASS
 }

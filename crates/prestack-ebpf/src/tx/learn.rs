@@ -59,7 +59,7 @@ fn load(ctx: &TcContext, at: u64, len: u64, scratch: *mut Scratch) -> bool {
     }
     // SAFETY: this CPU's scratch; the window is longer than MAX_REPLY.
     unsafe {
-        let window = (&raw mut (*scratch).window).cast();
+        let window = (*scratch).window.start().cast();
         bpf_skb_load_bytes(ctx.skb.skb.cast(), at as u32, window, len as u32) == 0
     }
 }

@@ -23,7 +23,7 @@ pub fn packet(ctx: &TcContext) -> i32 {
     if !headers.udp || !backend::is_port(config, headers.source_port()) {
         return NEXT;
     }
-    if backend::door(config, &headers.addresses.source, headers.source_port()).is_none() {
+    if backend::door(&headers.addresses.source, headers.source_port()).is_none() {
         return NEXT;
     }
     headers.l4 = packet.forgotten(headers.l4);

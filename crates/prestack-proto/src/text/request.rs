@@ -5,7 +5,7 @@
 
 use super::number::decimal;
 use super::scan::{LineEnd, line_end, skip_spaces, token_end};
-use crate::window::Window;
+use crate::window::{Source, Window};
 use crate::{MAX_KEY, swar};
 
 /// What a command does.
@@ -227,7 +227,8 @@ pub fn parse(window: &Window, at: u64, limit: u64) -> Command {
             let Some(bytes) = decimal(window, start, len) else {
                 return command;
             };
-            if verb == CAS && arguments.next(ARGUMENT_WORDS).1 == 0 {
+            // Forgotten, so that the paths of six verbs are one.
+            if window.forgotten(verb) == CAS && arguments.next(ARGUMENT_WORDS).1 == 0 {
                 return command;
             }
             command.effect = Effect::Write;
@@ -255,7 +256,7 @@ pub fn parse(window: &Window, at: u64, limit: u64) -> Command {
         }
         META_GET | META_SET | META_DELETE | META_ARITHMETIC => {
             let mut data = 0;
-            if verb == META_SET {
+            if window.forgotten(verb) == META_SET {
                 let (start, len) = arguments.next(ARGUMENT_WORDS);
                 let Some(bytes) = decimal(window, start, len) else {
                     return command;
@@ -264,7 +265,7 @@ pub fn parse(window: &Window, at: u64, limit: u64) -> Command {
             }
             let flags = arguments.flags();
             command.quiet = flags & META_QUIET != 0;
-            if verb == META_GET && flags & !META_READS == 0 {
+            if window.forgotten(verb) == META_GET && flags & !META_READS == 0 {
                 command.effect = Effect::Read;
             } else if flags & META_BASE64 == 0 {
                 command.effect = Effect::Write;
