@@ -26,7 +26,7 @@ pub struct Instance {
     name: String,
 }
 
-/// A running `prestack run`; killed when dropped.
+/// A running `prestack run`; ended when dropped.
 pub struct Prestack {
     instance: Instance,
     process: Process,
@@ -169,6 +169,16 @@ impl Prestack {
     /// When the kernel refuses.
     pub fn kill(mut self) -> Result<ExitStatus> {
         Ok(self.process.kill()?.0)
+    }
+}
+
+impl Drop for Prestack {
+    fn drop(&mut self) {
+        // Let it remove what it has written down. When it does not end by itself it is killed.
+        if let Ok(false) = self.process.has_ended() {
+            let _ = self.process.signal(Signal::SIGTERM);
+            let _ = self.process.wait(LIMIT);
+        }
     }
 }
 
