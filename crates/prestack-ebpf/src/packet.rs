@@ -12,6 +12,10 @@ use prestack_proto::net::{
 
 use prestack_proto::verifier::{self, opaque};
 
+/// Positions in a packet that are read or written in place are below this power of two: headers, a
+/// request and a reply of 1,400 bytes.
+pub const MAX_POSITION: u64 = 2048;
+
 /// The bytes of a packet that can be read in place.
 #[derive(Clone, Copy)]
 pub struct Packet {
@@ -38,11 +42,14 @@ impl Packet {
         Self { start: start as u64, end: end as u64, zero }
     }
 
-    /// A pointer to a `T` at `at` bytes (below 2¹⁶) from the start, if all of it is there.
+    /// A pointer to a `T` at `at` bytes (below [`MAX_POSITION`]) from the start, if all of it is
+    /// there.
     #[inline(always)]
     pub fn at<T>(self, at: u64) -> Option<*mut T> {
-        // Both opaque: the verifier accepts no constant that is subtracted from a packet pointer.
-        let pointer = opaque(self.start + opaque(at));
+        // The mask bounds the position where it is used: the verifier of Linux 6.1 forgets bounds
+        // that it learnt before the position went to the stack. Opaque, or the compiler leaves it
+        // out, or subtracts a constant from the pointer, which the verifier does not accept.
+        let pointer = opaque(self.start + (opaque(at) & (MAX_POSITION - 1)));
         if pointer + size_of::<T>() as u64 > self.end {
             return None;
         }

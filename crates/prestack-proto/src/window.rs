@@ -56,6 +56,14 @@ impl Window {
         self.bytes[LEAD..].as_mut_ptr()
     }
 
+    /// The length (1 to [`WINDOW`]) of what is loaded to or stored from a window, bounded in the way
+    /// that the verifier of Linux 6.1 wants for a helper's argument: never 0.
+    #[inline(always)]
+    #[must_use]
+    pub fn size(len: u64) -> u32 {
+        ((opaque(len.wrapping_sub(1)) & (PERIOD as u64 - 1)) + 1) as u32
+    }
+
     /// The eight bytes at `at` (modulo `PERIOD`), little-endian.
     #[inline(always)]
     #[must_use]

@@ -11,7 +11,7 @@ use prestack_proto::MAX_KEY;
 use prestack_proto::hash::{backend_seed, scan_key};
 use prestack_proto::text::reply::{END, END_LEN};
 use prestack_proto::text::scan::{skip_spaces, token_end};
-use prestack_proto::window::Source;
+use prestack_proto::window::{Source, Window};
 
 use super::get::is_servable;
 use super::reply;
@@ -209,11 +209,8 @@ fn serve(ctx: &XdpContext, datagram: &Datagram<'_>, scratch: *mut Scratch, out: 
     let sum = sum_of_reply(len);
     let at = datagram.payload;
     let room = Room::make(ctx, config, packet, scratch, at, at + len)?;
-    if len == 0 || len > MAX_REPLY as u64 {
-        return None;
-    }
     // SAFETY: the reply buffer is longer than MAX_REPLY.
-    if unsafe { bpf_xdp_store_bytes(ctx.ctx, at as u32, reply.start().cast(), len as u32) } != 0 {
+    if unsafe { bpf_xdp_store_bytes(ctx.ctx, at as u32, reply.start().cast(), Window::size(len)) } != 0 {
         room.undo(ctx, scratch);
         return None;
     }

@@ -15,8 +15,7 @@ use prestack_proto::BINARY_REQUEST;
 use prestack_proto::hash::{backend_seed, scan_key};
 use prestack_proto::net::{TCP_ACK, TCP_FIN, TCP_LEN, TCP_RST, TCP_SYN};
 use prestack_proto::text::request::Effect;
-use prestack_proto::verifier::opaque;
-use prestack_proto::window::WINDOW;
+use prestack_proto::window::{WINDOW, Window};
 
 use super::{again, command};
 use crate::clock;
@@ -188,17 +187,14 @@ unsafe extern "C" fn prestack_followed(ctx: *mut xdp_md) -> u64 {
 #[inline(always)]
 fn start(ctx: &XdpContext, config: &Config, door: Arrival, segment: &Segment) -> bool {
     let Some(scratch) = scratch() else { return false };
-    let len = opaque(segment.len);
+    let len = segment.len;
     if len > WINDOW as u64 {
-        return false;
-    }
-    if len < 1 {
         return false;
     }
     // SAFETY: this CPU's scratch; the window holds WINDOW bytes.
     unsafe {
         let window = (*scratch).window.start().cast();
-        if bpf_xdp_load_bytes(ctx.ctx, segment.data as u32, window, len as u32) != 0 {
+        if bpf_xdp_load_bytes(ctx.ctx, segment.data as u32, window, Window::size(len)) != 0 {
             return false;
         }
         Walk::start(scratch, 0, len, backend_seed(config.seed, door.backend), clock::now(), door.backend, 0);

@@ -9,8 +9,7 @@ use prestack_abi::requests::{Kind, Request};
 use prestack_proto::hash::{backend_seed, scan_key};
 use prestack_proto::text::request::Effect;
 use prestack_proto::udp::Frame;
-use prestack_proto::verifier::opaque;
-use prestack_proto::window::{Source, WINDOW};
+use prestack_proto::window::{Source, WINDOW, Window};
 use prestack_proto::{BINARY_REQUEST, MAX_KEY};
 
 use super::reply::PAYLOAD_AT;
@@ -220,18 +219,15 @@ unsafe extern "C" fn prestack_load_datagram(ctx: *mut xdp_md) -> u64 {
     // SAFETY: this CPU's scratch.
     unsafe { (&raw mut (*scratch).walk.end).write_volatile(0) };
     with_datagram(&ctx, |datagram| {
-        let len = opaque(datagram.len);
+        let len = datagram.len;
         if len > WINDOW as u64 {
-            return XDP_PASS;
-        }
-        if len < 1 {
             return XDP_PASS;
         }
         // SAFETY: this CPU's scratch; the window holds WINDOW bytes. The load fails unless the
         // packet has all of them.
         unsafe {
             let window = (*scratch).window.start().cast();
-            if bpf_xdp_load_bytes(ctx.ctx, datagram.payload as u32, window, len as u32) == 0 {
+            if bpf_xdp_load_bytes(ctx.ctx, datagram.payload as u32, window, Window::size(len)) == 0 {
                 (&raw mut (*scratch).walk.end).write_volatile(len);
             }
         }

@@ -9,6 +9,7 @@ use prestack_proto::hash::{backend_seed, scan_key};
 use prestack_proto::net::UDP_LEN;
 use prestack_proto::text::reply::{END, END_LEN, Value, is_end, value};
 use prestack_proto::udp::{FRAME_LEN, Frame};
+use prestack_proto::verifier::opaque;
 use prestack_proto::window::Window;
 
 use crate::cache::fill::{self, Ticket, fill};
@@ -51,16 +52,13 @@ pub fn from_reply(ctx: &TcContext, config: &Config, headers: &Headers, udp_len: 
 /// Loads the payload into the window; a longer one than can be stored is not looked at.
 #[inline(always)]
 fn load(ctx: &TcContext, at: u64, len: u64, scratch: *mut Scratch) -> bool {
-    if len > MAX_REPLY as u64 {
-        return false;
-    }
-    if len < 1 {
+    if len == 0 || len > MAX_REPLY as u64 {
         return false;
     }
     // SAFETY: this CPU's scratch; the window is longer than MAX_REPLY.
     unsafe {
         let window = (*scratch).window.start().cast();
-        bpf_skb_load_bytes(ctx.skb.skb.cast(), at as u32, window, len as u32) == 0
+        bpf_skb_load_bytes(ctx.skb.skb.cast(), at as u32, window, Window::size(len)) == 0
     }
 }
 
@@ -106,13 +104,16 @@ fn ticket_version(request: &Request, slot: requests::Slot, key: u64) -> Option<u
         return (request.tickets != 0 && request.key == key).then_some(request.version);
     }
     let tickets = KEY_TICKETS.get_ptr_mut(slot)?;
-    for i in 0..MULTI_KEYS {
-        if i as u32 >= u32::from(request.tickets) {
+    let count = u64::from(request.tickets);
+    for i in 0..MULTI_KEYS as u64 {
+        // Opaque, or the compiler counts down from `count`, whose bounds the verifier does not see.
+        let i = opaque(i);
+        if i >= MULTI_KEYS as u64 || i >= count {
             break;
         }
         // SAFETY: `tickets` is a map element.
         unsafe {
-            let ticket = &raw const (*tickets).keys[i];
+            let ticket = &raw const (*tickets).keys[i as usize];
             if (&raw const (*ticket).key).read_volatile() == key {
                 return Some((&raw const (*ticket).version).read_volatile());
             }
