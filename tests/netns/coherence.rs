@@ -256,8 +256,8 @@ fn writes_over_tcp() -> Result<()> {
 fn writes_over_both() -> Result<()> {
     let pause = Duration::from_millis(1_000);
     let udp = [
-        Writes::OneIn(50),
         Writes::Bursts(pause),
+        Writes::Never,
         Writes::Never,
         Writes::Never,
     ];

@@ -2,8 +2,9 @@
 
 use anyhow::{Context, Result, ensure};
 use aya::programs::tc::{SchedClassifier, TcAttachType};
-use nix::sys::utsname::uname;
 use prestack_testbed::Namespace;
+
+use crate::kernel;
 
 /// Fails when an XDP program, or a program at TC egress, is attached to `dev` in `namespace`.
 ///
@@ -27,7 +28,8 @@ pub fn nothing_attached(namespace: &Namespace, dev: &str) -> Result<()> {
         "a TC filter is still there: {filters}"
     );
 
-    if has_tcx()? {
+    // Older kernels do not know TCX.
+    if kernel::version() >= (6, 6) {
         let query = || SchedClassifier::query_tcx(dev, TcAttachType::Egress);
         let (_, programs) = namespace.run(query).context("asking for TCX programs")?;
         ensure!(
@@ -36,13 +38,4 @@ pub fn nothing_attached(namespace: &Namespace, dev: &str) -> Result<()> {
         );
     }
     Ok(())
-}
-
-/// Whether the kernel knows TCX (6.6).
-fn has_tcx() -> Result<bool> {
-    let release = uname()?.release().to_string_lossy().into_owned();
-    let mut numbers = release
-        .split(['.', '-'])
-        .map_while(|n| n.parse::<u32>().ok());
-    Ok((numbers.next(), numbers.next()) >= (Some(6), Some(6)))
 }

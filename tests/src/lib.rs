@@ -3,4 +3,5 @@
 pub mod attached;
 pub mod binary;
 pub mod history;
+pub mod kernel;
 pub mod stage;
