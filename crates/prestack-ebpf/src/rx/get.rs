@@ -93,7 +93,7 @@ fn serve(ctx: &XdpContext, packet: Packet, datagram: &Datagram<'_>, found: &Foun
     let scratch = scratch()?;
     let at = datagram.payload;
     let new_len = at + found.reply_len;
-    let room = Room::make(ctx, datagram.config, packet, scratch, at, new_len)?;
+    let room = Room::make(ctx, datagram.config, packet, Some(scratch), at, new_len)?;
     let packet = room.packet;
     let copied = copy(packet, at, found.entry, found.reply_len);
     if copied.is_none() || !found.is_unchanged() {

@@ -12,7 +12,7 @@ mod udp;
 
 use aya_ebpf::bindings::xdp_action::XDP_PASS;
 use aya_ebpf::programs::XdpContext;
-use prestack_abi::config::Config;
+use prestack_abi::config::{Config, MAPPED_V4};
 use prestack_proto::net::{ETHERNET_LEN, VLAN_LEN};
 use prestack_proto::window::Source;
 
@@ -67,6 +67,11 @@ fn again(ctx: &XdpContext) -> Option<(&'static Config, Packet, Headers, Arrival)
 /// which meet here for the verifier.
 #[inline(always)]
 fn arrival(config: &Config, packet: Packet, headers: Headers) -> Option<(Headers, Arrival)> {
+    let [a, b, c, _] = headers.addresses.destination;
+    if headers.v6 && a == 0 && b == 0 && c == MAPPED_V4 {
+        // The kernel drops what claims to be IPv4 in IPv6.
+        return None;
+    }
     let port = headers.destination_port();
     if !backend::is_port(config, port) {
         return None;

@@ -1,7 +1,7 @@
 //! UDP GETs of several keys, and of one key written in an unusual way: answered only if every key
 //! hits. The reply is put together in scratch memory, so the packet stays whole until it is sure.
 
-use aya_ebpf::bindings::xdp_action::XDP_TX;
+use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_TX};
 use aya_ebpf::helpers::generated::{bpf_loop, bpf_xdp_store_bytes};
 use aya_ebpf::programs::XdpContext;
 use core::ffi::c_void;
@@ -208,11 +208,11 @@ fn serve(ctx: &XdpContext, datagram: &Datagram<'_>, scratch: *mut Scratch, out: 
     let len = packet.forgotten(out + END_LEN);
     let sum = sum_of_reply(len);
     let at = datagram.payload;
-    let room = Room::make(ctx, config, packet, scratch, at, at + len)?;
-    // SAFETY: the reply buffer is longer than MAX_REPLY.
+    Room::make(ctx, config, packet, None, at, at + len)?;
+    // SAFETY: the reply buffer is as long as the window.
     if unsafe { bpf_xdp_store_bytes(ctx.ctx, at as u32, reply.start().cast(), Window::size(len)) } != 0 {
-        room.undo(ctx, scratch);
-        return None;
+        // There is room, so this cannot be; the request is no longer whole, so it cannot pass.
+        return Some(XDP_DROP);
     }
     let packet = Packet::of(ctx, config);
     reply::write_headers(packet, datagram.headers, len, sum)?;

@@ -35,19 +35,20 @@ pub struct Room {
 }
 
 impl Room {
-    /// Grows `packet` to `new_len` bytes at least; the bytes from `at`, where the payload starts,
-    /// are kept in scratch. `None` if there is no room: the packet is then as it was.
+    /// Grows `packet`, whose payload starts at `at`, to `new_len` bytes at least. With `scratch` the
+    /// bytes that the reply may overwrite are kept there. `None` if there is no room: the packet is
+    /// then as it was.
     #[inline(always)]
     pub fn make(
         ctx: &XdpContext,
         config: &Config,
         packet: Packet,
-        scratch: *mut Scratch,
+        scratch: Option<*mut Scratch>,
         at: u64,
         new_len: u64,
     ) -> Option<Self> {
         let old_len = packet.end - packet.start;
-        if old_len < at || old_len > SAVED_WORDS as u64 * 8 {
+        if scratch.is_some() && old_len > SAVED_WORDS as u64 * 8 {
             return None;
         }
         let mut room = Self { packet, growth: 0, shift: 0, from: at, old_len };
@@ -64,15 +65,18 @@ impl Room {
             }
             room.packet = Packet::of(ctx, config);
         }
-        let kept = room.each_word(|packet, at, i| {
-            // SAFETY: this CPU's scratch, and `i` is in bounds.
-            unsafe { (*scratch).saved[i] = packet.read(at)? };
-            Some(())
-        });
-        if kept.is_none() || room.move_headers(scratch, at).is_none() {
-            room.undo_growth(ctx);
-            return None;
+        if let Some(scratch) = scratch {
+            let kept = room.each_word(|packet, at, i| {
+                // SAFETY: this CPU's scratch, and `i` is in bounds.
+                unsafe { (*scratch).saved[i] = packet.read(at)? };
+                Some(())
+            });
+            if kept.is_none() {
+                room.undo_growth(ctx);
+                return None;
+            }
         }
+        room.move_headers(at)?;
         Some(room)
     }
 
@@ -106,17 +110,20 @@ impl Room {
 
     /// Copies the headers to the packet's start if it has grown there.
     #[inline(always)]
-    fn move_headers(&self, scratch: *mut Scratch, at: u64) -> Option<()> {
+    fn move_headers(&self, at: u64) -> Option<()> {
         if self.shift == 0 {
             return Some(());
         }
         let at = self.packet.forgotten(at);
-        for i in 0..MAX_AT.div_ceil(8) as usize {
-            if 8 * i as u64 >= at {
+        let shift = self.packet.forgotten(self.shift);
+        for i in 0..MAX_AT.div_ceil(8) {
+            if 8 * i >= at {
                 break;
             }
-            // SAFETY: this CPU's scratch. What is written behind the headers makes way for the reply.
-            self.packet.write(8 * i as u64, unsafe { (*scratch).saved[i] })?;
+            // From front to front, so that nothing is read after it was overwritten. What is written
+            // behind the headers makes way for the reply.
+            let word: u64 = self.packet.read(shift + 8 * i)?;
+            self.packet.write(8 * i, word)?;
         }
         Some(())
     }

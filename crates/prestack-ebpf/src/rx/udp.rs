@@ -1,12 +1,13 @@
 //! UDP datagrams.
 
-use aya_ebpf::bindings::xdp_action::{XDP_PASS, XDP_TX};
+use aya_ebpf::bindings::xdp_action::XDP_PASS;
 use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::helpers::generated::bpf_xdp_load_bytes;
 use aya_ebpf::programs::XdpContext;
 use prestack_abi::config::Config;
 use prestack_abi::requests::{Kind, Request};
 use prestack_proto::hash::{backend_seed, scan_key};
+use prestack_proto::net::UDP_LEN;
 use prestack_proto::text::request::Effect;
 use prestack_proto::udp::Frame;
 use prestack_proto::window::{Source, WINDOW, Window};
@@ -55,6 +56,10 @@ impl<'a> Datagram<'a> {
     fn read(packet: Packet, config: &'static Config, door: Arrival, headers: &'a Headers) -> Reading<'a> {
         let Some(udp_len) = packet.read::<u16>(headers.l4 + 4) else { return Reading::Odd };
         let udp_len = u64::from(u16::from_be(udp_len));
+        // Over IPv6 a length of 0 means all that is there (RFC 2675).
+        if udp_len < UDP_LEN as u64 {
+            return Reading::Odd;
+        }
         if udp_len <= PAYLOAD_AT {
             return Reading::Empty;
         }
@@ -197,8 +202,9 @@ fn other(ctx: &XdpContext) -> u32 {
             return XDP_PASS;
         }
         multi::look_up_keys();
-        if prestack_answer_keys(ctx.ctx) == u64::from(XDP_TX) {
-            return XDP_TX;
+        let action = prestack_answer_keys(ctx.ctx) as u32;
+        if action != XDP_PASS {
+            return action;
         }
         prestack_pass_keys(ctx.ctx);
     }
