@@ -1,1 +1,15 @@
-//! Packets through the programs.
+//! Packets through the programs, as the kernel runs them: a packet in, a verdict and a packet out.
+//!
+//! Nothing is attached and no memcached runs: a test plays both ends, the client's and memcached's.
+//! These tests need root.
+
+mod bytes;
+mod check;
+mod harness;
+mod hits;
+mod kernel;
+mod loading;
+mod multi;
+mod odd;
+mod packet;
+mod tcp;

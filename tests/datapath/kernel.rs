@@ -1,0 +1,234 @@
+//! The real programs, loaded into the kernel and run on single packets (BPF_PROG_TEST_RUN).
+//!
+//! Loading takes the verifier a moment, so that loaded programs are used for one test after the
+//! other, with empty maps each time.
+
+use std::sync::{Mutex, OnceLock};
+
+use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray, PerCpuValues};
+use aya::programs::{ProgramError, SchedClassifier, TestRun, TestRunOptions, Xdp};
+use aya::util::nr_cpus;
+use aya::{Ebpf, EbpfLoader, Pod};
+use prestack::maps::{CacheMaps, Controls, MapIds};
+use prestack_abi::backend::Backend;
+use prestack_abi::cache::Index;
+use prestack_abi::control::Control;
+use prestack_abi::flow::{FlowKey, TcpFlow};
+use prestack_abi::names;
+use prestack_abi::requests::{REQUEST_SETS, RequestSet};
+use prestack_abi::stats::Stats;
+
+/// Buckets of the cache that is loaded; a test may use fewer.
+pub const BUCKETS: u32 = 1024;
+
+/// What fits one test run: a page less the room that the kernel keeps around the packet.
+const OUT: usize = 4096;
+
+/// A type of a map's elements.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+pub struct Element<T: Copy>(pub T);
+
+// SAFETY: used with the types of `prestack_abi` alone, which are made of integers.
+unsafe impl<T: Copy + 'static> Pod for Element<T> {}
+
+/// Loaded programs, which any thread may run.
+pub struct Programs {
+    ebpf: Ebpf,
+    pub ids: MapIds,
+}
+
+/// Loaded programs and their maps.
+pub struct Kernel {
+    pub programs: Programs,
+    pub controls: Controls,
+    pub cache: CacheMaps,
+}
+
+/// What a program made of a packet.
+pub struct Ran {
+    pub action: u32,
+    pub packet: Vec<u8>,
+}
+
+static IDLE: Mutex<Vec<Programs>> = Mutex::new(Vec::new());
+/// Why the kernel did not take a program: it would not the next time either.
+static REFUSAL: OnceLock<String> = OnceLock::new();
+
+impl Programs {
+    fn load() -> Self {
+        assert!(
+            nix::unistd::geteuid().is_root(),
+            "these tests load BPF programs into the kernel: run them as root"
+        );
+        if let Some(refusal) = REFUSAL.get() {
+            panic!("{refusal}");
+        }
+        let mut ebpf = open();
+        let ids = MapIds {
+            config: map_id(&ebpf, names::CONFIG),
+            backends: map_id(&ebpf, names::BACKENDS),
+            index: map_id(&ebpf, names::INDEX),
+            blocks: map_id(&ebpf, names::BLOCKS),
+            control: map_id(&ebpf, names::CONTROL),
+            stats: map_id(&ebpf, names::STATS),
+        };
+        let rx: &mut Xdp = program(&mut ebpf, names::RX);
+        rx.load().unwrap_or_else(|error| refused(names::RX, error));
+        let tx: &mut SchedClassifier = program(&mut ebpf, names::TX);
+        tx.load().unwrap_or_else(|error| refused(names::TX, error));
+        Self { ebpf, ids }
+    }
+
+    /// Runs `rx` on a packet.
+    pub fn rx(&self, packet: &[u8]) -> Ran {
+        let rx: &Xdp = self.program(names::RX);
+        run(rx, packet)
+    }
+
+    /// Runs `tx` on a packet.
+    pub fn tx(&self, packet: &[u8]) -> Ran {
+        let tx: &SchedClassifier = self.program(names::TX);
+        run(tx, packet)
+    }
+
+    fn program<'a, P>(&'a self, name: &str) -> &'a P
+    where
+        &'a P: TryFrom<&'a aya::programs::Program>,
+    {
+        let program = self.ebpf.program(name);
+        program
+            .and_then(|program| program.try_into().ok())
+            .unwrap_or_else(|| panic!("the object has no program {name} of the right kind"))
+    }
+}
+
+impl Kernel {
+    /// Loaded programs with empty maps: ones that another test has finished with, or new ones.
+    pub fn take() -> Self {
+        let idle = IDLE.lock().expect("the lock of the idle programs").pop();
+        let programs = idle.unwrap_or_else(Programs::load);
+        Self {
+            controls: Controls::open(&programs.ids).expect("the maps can be opened"),
+            cache: CacheMaps::open(&programs.ids, BUCKETS).expect("the maps can be opened"),
+            programs,
+        }
+    }
+
+    /// Leaves the programs to another test.
+    pub fn give_back(mut self) {
+        self.clear();
+        IDLE.lock()
+            .expect("the lock of the idle programs")
+            .push(self.programs);
+    }
+
+    fn map_mut(&mut self, name: &str) -> &mut Map {
+        self.programs
+            .ebpf
+            .map_mut(name)
+            .unwrap_or_else(|| panic!("the object has no map {name}"))
+    }
+
+    /// Empties every map whose contents matter. What no index points at stays: a test must not
+    /// depend on it.
+    fn clear(&mut self) {
+        for bucket in 0..BUCKETS {
+            self.cache.index.write(bucket, Index::default());
+        }
+        self.fill_array::<Control>(names::CONTROL, BUCKETS, Control::default());
+        // SAFETY: made of integers, so that zeros are a value.
+        let no_requests: RequestSet = unsafe { std::mem::zeroed() };
+        self.fill_array(names::REQUESTS, REQUEST_SETS as u32, no_requests);
+        let backends = prestack_abi::backend::MAX_BACKENDS;
+        self.fill_array(names::BACKENDS, backends, Backend::default());
+
+        let flows =
+            HashMap::<_, Element<FlowKey>, Element<TcpFlow>>::try_from(self.map_mut(names::FLOWS));
+        let mut flows = flows.expect("a hash map");
+        let keys: Vec<_> = flows.keys().collect::<Result<_, _>>().expect("the flows");
+        for key in keys {
+            flows.remove(&key).expect("a flow that is there");
+        }
+
+        let cpus = nr_cpus().expect("the number of CPUs");
+        let zeros = PerCpuValues::try_from(vec![Element(Stats::default()); cpus]);
+        let stats = PerCpuArray::<_, Element<Stats>>::try_from(self.map_mut(names::STATS));
+        stats
+            .expect("an array per CPU")
+            .set(0, zeros.expect("a value for each CPU"), 0)
+            .expect("counters can be set");
+    }
+
+    fn fill_array<T: Copy + 'static>(&mut self, name: &str, elements: u32, value: T) {
+        let array = Array::<_, Element<T>>::try_from(self.map_mut(name));
+        let mut array = array.unwrap_or_else(|error| panic!("map {name}: {error}"));
+        for at in 0..elements {
+            array
+                .set(at, Element(value), 0)
+                .unwrap_or_else(|error| panic!("element {at} of {name}: {error}"));
+        }
+    }
+}
+
+/// The object, read but not yet in the kernel.
+pub fn open() -> Ebpf {
+    EbpfLoader::new()
+        .map_max_entries(names::INDEX, BUCKETS)
+        .map_max_entries(names::BLOCKS, BUCKETS)
+        .map_max_entries(names::CONTROL, BUCKETS)
+        .load(prestack::object::OBJECT)
+        .expect("the maps can be made")
+}
+
+/// One of the object's programs.
+pub fn program<'a, P>(ebpf: &'a mut Ebpf, name: &str) -> &'a mut P
+where
+    &'a mut P: TryFrom<&'a mut aya::programs::Program>,
+{
+    let program = ebpf.program_mut(name);
+    program
+        .and_then(|program| program.try_into().ok())
+        .unwrap_or_else(|| panic!("the object has no program {name} of the right kind"))
+}
+
+/// Fails because the kernel did not take a program.
+pub fn refused(name: &str, error: ProgramError) {
+    let log = match &error {
+        ProgramError::LoadError { verifier_log, .. } => verifier_log.to_string(),
+        _ => String::new(),
+    };
+    let lines: Vec<_> = log.lines().collect();
+    let end = &lines[lines.len().saturating_sub(30)..];
+    let refusal = format!("the kernel refused {name}: {error}\n{}", end.join("\n"));
+    panic!("{}", REFUSAL.get_or_init(|| refusal));
+}
+
+fn map_id(ebpf: &Ebpf, name: &str) -> u32 {
+    match ebpf.map(name) {
+        Some(Map::Array(data) | Map::PerCpuArray(data)) => {
+            MapData::info(data).expect("what the map is").id()
+        }
+        other => panic!("map {name} is {other:?}"),
+    }
+}
+
+fn run<P>(program: &P, packet: &[u8]) -> Ran
+where
+    P: for<'a> TestRun<Opts<'a> = TestRunOptions<'a>, Result = aya::programs::TestRunResult>,
+{
+    let mut out = vec![0; OUT.max(packet.len())];
+    let ran = program.test_run(TestRunOptions {
+        data_in: Some(packet),
+        data_out: Some(&mut out),
+        ..TestRunOptions::default()
+    });
+    let ran = ran.unwrap_or_else(|error| {
+        panic!("a test run on {} bytes: {error:?}", packet.len());
+    });
+    out.truncate(ran.data_size_out as usize);
+    Ran {
+        action: ran.return_value,
+        packet: out,
+    }
+}

@@ -1,0 +1,34 @@
+//! The programs and the kernel's verifier.
+
+use aya::programs::{ProgramError, ProgramInfo, SchedClassifier, Xdp};
+use prestack_abi::names;
+
+use crate::kernel::{open, program, refused};
+
+/// What the verifier gives up after (`BPF_COMPLEXITY_LIMIT_INSNS`).
+const LIMIT: u32 = 1_000_000;
+
+/// The counts are printed for whoever works on the programs, and for the report of a machine that
+/// has another kernel.
+#[test]
+fn every_program_loads() {
+    let mut ebpf = open();
+    let rx: &mut Xdp = program(&mut ebpf, names::RX);
+    rx.load().unwrap_or_else(|error| refused(names::RX, error));
+    report(names::RX, rx.info());
+    let pass: &mut Xdp = program(&mut ebpf, names::PASS);
+    pass.load()
+        .unwrap_or_else(|error| refused(names::PASS, error));
+    report(names::PASS, pass.info());
+    let tx: &mut SchedClassifier = program(&mut ebpf, names::TX);
+    tx.load().unwrap_or_else(|error| refused(names::TX, error));
+    report(names::TX, tx.info());
+}
+
+fn report(name: &str, info: Result<ProgramInfo, ProgramError>) {
+    let info = info.expect("what the program is");
+    let count = info.verified_instruction_count();
+    let count = count.expect("a kernel of 5.16 or later, which counts");
+    println!("{name}: {count} instructions verified");
+    assert!(count < LIMIT);
+}
