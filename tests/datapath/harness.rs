@@ -284,6 +284,15 @@ impl Drop for Datapath {
     }
 }
 
+/// Waits until the datapath's clock has advanced by more than this.
+pub fn wait(span: Duration) {
+    let start = clock::now_ns();
+    std::thread::sleep(span);
+    while clock::now_ns() <= start + clock::nanoseconds(span) {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
 /// How often to do what is done many times: `full`, or less of it in a virtual machine, which runs
 /// the programs ten to fifty times slower.
 pub fn volume(full: usize) -> usize {

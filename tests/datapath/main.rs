@@ -13,3 +13,5 @@ mod multi;
 mod odd;
 mod packet;
 mod tcp;
+mod tickets;
+mod writes;
