@@ -8,4 +8,3 @@ pub const CLAIM_SHIFT: u32 = 20;
 /// For how long a ticket keeps others from one for the same key, in units of 2^[`CLAIM_SHIFT`] ns:
 /// longer than memcached takes to answer, short enough that a lost request does no harm.
 pub const CLAIM_UNITS: u16 = 20;
-

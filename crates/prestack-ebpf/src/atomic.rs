@@ -15,6 +15,7 @@ pub unsafe fn add(word: *mut u64, value: u64) {
     // SAFETY: the caller's.
     #[cfg(not(target_arch = "bpf"))]
     unsafe {
-        core::sync::atomic::AtomicU64::from_ptr(word).fetch_add(value, core::sync::atomic::Ordering::Relaxed);
+        core::sync::atomic::AtomicU64::from_ptr(word)
+            .fetch_add(value, core::sync::atomic::Ordering::Relaxed);
     }
 }

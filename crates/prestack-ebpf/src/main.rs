@@ -5,7 +5,10 @@
 //! decision made on the [`cache`] and the [`ledger`], and the reply written.
 #![no_std]
 #![no_main]
-#![expect(missing_docs, reason = "the program attributes generate functions without comments")]
+#![expect(
+    missing_docs,
+    reason = "the program attributes generate functions without comments"
+)]
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 
 mod atomic;

@@ -4,10 +4,10 @@
 use aya_ebpf::programs::XdpContext;
 use prestack_abi::config::{Config, MAPPED_V4};
 use prestack_proto::net::{
-    ETHERNET_LEN, ETHERTYPE_IPV4, ETHERTYPE_IPV6, ETHERTYPE_QINQ, ETHERTYPE_VLAN, EXTENSION_AUTHENTICATION,
-    EXTENSION_DESTINATION, EXTENSION_FRAGMENT, EXTENSION_HIP, EXTENSION_HOP_BY_HOP, EXTENSION_MOBILITY,
-    EXTENSION_ROUTING, EXTENSION_SHIM6, IPV4_FRAGMENT, IPV4_LEN, IPV6_LEN, PROTO_ICMPV6, PROTO_TCP, PROTO_UDP,
-    VLAN_LEN,
+    ETHERNET_LEN, ETHERTYPE_IPV4, ETHERTYPE_IPV6, ETHERTYPE_QINQ, ETHERTYPE_VLAN,
+    EXTENSION_AUTHENTICATION, EXTENSION_DESTINATION, EXTENSION_FRAGMENT, EXTENSION_HIP,
+    EXTENSION_HOP_BY_HOP, EXTENSION_MOBILITY, EXTENSION_ROUTING, EXTENSION_SHIM6, IPV4_FRAGMENT,
+    IPV4_LEN, IPV6_LEN, PROTO_ICMPV6, PROTO_TCP, PROTO_UDP, VLAN_LEN,
 };
 
 use prestack_proto::verifier::{self, opaque};
@@ -39,7 +39,11 @@ impl Packet {
     pub fn between(start: usize, end: usize, config: &Config) -> Self {
         // SAFETY: `config` is a reference. Volatile: the compiler must not conclude anything.
         let zero = unsafe { (&raw const config.zero).read_volatile() };
-        Self { start: start as u64, end: end as u64, zero }
+        Self {
+            start: start as u64,
+            end: end as u64,
+            zero,
+        }
     }
 
     /// A pointer to a `T` at `at` bytes (below [`MAX_POSITION`]) from the start, if all of it is
@@ -143,12 +147,16 @@ pub enum Sort {
 #[inline(always)]
 pub fn locate(packet: Packet) -> Sort {
     let mut l3 = ETHERNET_LEN as u64;
-    let Some(mut ethertype) = packet.read::<u16>(12) else { return Sort::Foreign };
+    let Some(mut ethertype) = packet.read::<u16>(12) else {
+        return Sort::Foreign;
+    };
     for _ in 0..2 {
         if ethertype != ETHERTYPE_VLAN.to_be() && ethertype != ETHERTYPE_QINQ.to_be() {
             break;
         }
-        let Some(inner) = packet.read(l3 + 2) else { return Sort::Foreign };
+        let Some(inner) = packet.read(l3 + 2) else {
+            return Sort::Foreign;
+        };
         ethertype = inner;
         l3 += VLAN_LEN as u64;
     }
@@ -193,7 +201,9 @@ const _: () = assert!(size_of::<Ipv4>() == IPV4_LEN && size_of::<Ipv6>() == IPV6
 
 #[inline(always)]
 fn locate_v4(packet: Packet, l3: u64) -> Sort {
-    let Some(ip) = packet.at::<Ipv4>(l3) else { return Sort::Foreign };
+    let Some(ip) = packet.at::<Ipv4>(l3) else {
+        return Sort::Foreign;
+    };
     // SAFETY: `at` checked the length.
     let ip = unsafe { &*ip };
     let protocol = ip.protocol;
@@ -213,7 +223,9 @@ fn locate_v4(packet: Packet, l3: u64) -> Sort {
         return Sort::Foreign;
     }
     let l4 = l3 + header_len;
-    let Some(ports) = packet.read(l4) else { return Sort::Veiled(addresses) };
+    let Some(ports) = packet.read(l4) else {
+        return Sort::Veiled(addresses);
+    };
     let headers = Headers {
         l3,
         l4,
@@ -223,19 +235,30 @@ fn locate_v4(packet: Packet, l3: u64) -> Sort {
         ports,
         addresses,
     };
-    if header_len == IPV4_LEN as u64 { Sort::Plain(headers) } else { Sort::Options(headers) }
+    if header_len == IPV4_LEN as u64 {
+        Sort::Plain(headers)
+    } else {
+        Sort::Options(headers)
+    }
 }
 
 #[inline(always)]
 fn locate_v6(packet: Packet, l3: u64) -> Sort {
-    let Some(ip) = packet.at::<Ipv6>(l3) else { return Sort::Foreign };
+    let Some(ip) = packet.at::<Ipv6>(l3) else {
+        return Sort::Foreign;
+    };
     // SAFETY: `at` checked the length.
     let ip = unsafe { &*ip };
-    let addresses = Addresses { source: ip.source, destination: ip.destination };
+    let addresses = Addresses {
+        source: ip.source,
+        destination: ip.destination,
+    };
     match ip.next_header {
         PROTO_UDP | PROTO_TCP => {}
         // Multicast listener reports come with a hop-by-hop header and from every neighbour.
-        EXTENSION_HOP_BY_HOP if packet.read(l3 + IPV6_LEN as u64) == Some(PROTO_ICMPV6) => return Sort::Foreign,
+        EXTENSION_HOP_BY_HOP if packet.read(l3 + IPV6_LEN as u64) == Some(PROTO_ICMPV6) => {
+            return Sort::Foreign;
+        }
         EXTENSION_HOP_BY_HOP
         | EXTENSION_ROUTING
         | EXTENSION_FRAGMENT
@@ -247,7 +270,9 @@ fn locate_v6(packet: Packet, l3: u64) -> Sort {
         _ => return Sort::Foreign,
     }
     let l4 = l3 + IPV6_LEN as u64;
-    let Some(ports) = packet.read(l4) else { return Sort::Veiled(addresses) };
+    let Some(ports) = packet.read(l4) else {
+        return Sort::Veiled(addresses);
+    };
     Sort::Plain(Headers {
         l3,
         l4,

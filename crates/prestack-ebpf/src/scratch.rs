@@ -81,7 +81,15 @@ impl Walk {
     ///
     /// `scratch` is this CPU's.
     #[inline(always)]
-    pub unsafe fn start(scratch: *mut Scratch, at: u64, end: u64, seed: u64, now: u64, backend: u8, epoch: u32) {
+    pub unsafe fn start(
+        scratch: *mut Scratch,
+        at: u64,
+        end: u64,
+        seed: u64,
+        now: u64,
+        backend: u8,
+        epoch: u32,
+    ) {
         // SAFETY: the caller's. Volatile, or the compiler makes the zeros a call to memset.
         unsafe {
             let walk = &raw mut (*scratch).walk;
@@ -120,7 +128,13 @@ pub fn sum_of_reply(len: u64) -> u16 {
 extern "C" fn prestack_sum(reply: u64, len: u64) -> u64 {
     let Some(scratch) = scratch() else { return 0 };
     // SAFETY: this CPU's scratch.
-    let window = unsafe { if reply != 0 { &(*scratch).reply } else { &(*scratch).window } };
+    let window = unsafe {
+        if reply != 0 {
+            &(*scratch).reply
+        } else {
+            &(*scratch).window
+        }
+    };
     u64::from(window_sum(window, len))
 }
 

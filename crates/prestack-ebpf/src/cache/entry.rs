@@ -18,7 +18,10 @@ impl Entry {
     /// The entry whose header starts at granule `at` (below 256).
     #[inline(always)]
     pub fn new(block: *mut Block, at: u64) -> Self {
-        Self { block, reply: (at & 0xff) * GRANULE as u64 + HEADER_BYTES as u64 }
+        Self {
+            block,
+            reply: (at & 0xff) * GRANULE as u64 + HEADER_BYTES as u64,
+        }
     }
 
     /// A pointer to the `T` at `at` of the reply, if all of it is in the block.

@@ -1,7 +1,8 @@
 //! Storing an entry.
 
 use prestack_abi::cache::{
-    BLOCK_BYTES, Block, EntryHeader, GRANULE, GRANULES, GROUPS, Group, HEADER_BYTES, Index, MAX_REPLY, Place, WAYS,
+    BLOCK_BYTES, Block, EntryHeader, GRANULE, GRANULES, GROUPS, Group, HEADER_BYTES, Index,
+    MAX_REPLY, Place, WAYS,
 };
 use prestack_abi::config::Config;
 use prestack_proto::swar;
@@ -79,7 +80,10 @@ pub fn fill(config: &Config, window: &Window, key_len: u64, len: u64, ticket: &T
 #[inline(always)]
 pub fn drop_key(config: &Config, hash: u64) {
     let place = Place::of(hash, config.buckets);
-    let (Some(control), Some(index)) = (CONTROL.get_ptr_mut(place.bucket), INDEX.get_ptr_mut(place.bucket)) else {
+    let (Some(control), Some(index)) = (
+        CONTROL.get_ptr_mut(place.bucket),
+        INDEX.get_ptr_mut(place.bucket),
+    ) else {
         return;
     };
     // SAFETY: as in `fill`.
@@ -106,7 +110,13 @@ unsafe fn raise_seq(index: *mut Index) {
 
 /// Writes the entry and points its way at it. Returns how many other entries it displaced.
 #[inline(always)]
-unsafe fn store(index: *mut Index, block: *mut Block, place: Place, window: &Window, header: &EntryHeader) -> u64 {
+unsafe fn store(
+    index: *mut Index,
+    block: *mut Block,
+    place: Place,
+    window: &Window,
+    header: &EntryHeader,
+) -> u64 {
     let group = group_of(index, place.group);
     let granules = u64::from(header.granules);
     let mut evicted = 0;
@@ -116,7 +126,8 @@ unsafe fn store(index: *mut Index, block: *mut Block, place: Place, window: &Win
         let mut at = GRANULES as u64;
         if same != 0 {
             // Fetched anew: an entry that fits stays where it is.
-            let old_at = ((&raw const (*group).at).read_volatile() >> (8 * swar::first(same))) & 0xff;
+            let old_at =
+                ((&raw const (*group).at).read_volatile() >> (8 * swar::first(same))) & 0xff;
             if let Some(old) = Entry::new(block, old_at).header() {
                 if u64::from((&raw const (*old).granules).read_volatile()) == granules {
                     at = old_at;
@@ -149,7 +160,8 @@ unsafe fn store(index: *mut Index, block: *mut Block, place: Place, window: &Win
         write(block, at, granules, window, header);
         let shift = 8 * (way & 7);
         let tags = tags_of(group) & !(0xff << shift) | u64::from(place.tag) << shift;
-        let ats = (&raw const (*group).at).read_volatile() & !(0xff << shift) | (at & 0xff) << shift;
+        let ats =
+            (&raw const (*group).at).read_volatile() & !(0xff << shift) | (at & 0xff) << shift;
         (&raw mut (*group).at).write_volatile(ats);
         (&raw mut (*group).tags).write_volatile(tags);
     }

@@ -50,10 +50,21 @@ pub struct Query {
 /// Finds the entry for the key of `key_len` bytes at `key` of `source`.
 #[inline(always)]
 pub fn find<S: Source>(query: Query, source: &S, key: u64, key_len: u64) -> Option<Found> {
-    let Query { config, backend, epoch, now, hash } = query;
+    let Query {
+        config,
+        backend,
+        epoch,
+        now,
+        hash,
+    } = query;
     let place = Place::of(hash, config.buckets);
     let index = INDEX.get_ptr_mut(place.bucket)?;
-    let line = (index as u64 + if place.group >= LINE_GROUPS as u32 { 64 } else { 0 }) as *const Line;
+    let line = (index as u64
+        + if place.group >= LINE_GROUPS as u32 {
+            64
+        } else {
+            0
+        }) as *const Line;
     let group = group_of(index, place.group);
     // SAFETY: `line` and `group` are parts of an element of `INDEX`.
     let (seq, tags) = unsafe {

@@ -37,7 +37,10 @@ pub fn door(address: &[u32; 4], port: u16) -> Option<Arrival> {
     let high = u64::from(address[1]) << 32 | u64::from(address[0]);
     let low = u64::from(address[3]) << 32 | u64::from(address[2]);
     let door = prestack_door(high, low, u64::from(port));
-    (door & FOUND != 0).then_some(Arrival { backend: door as u8, flags: (door >> 8) as u8 })
+    (door & FOUND != 0).then_some(Arrival {
+        backend: door as u8,
+        flags: (door >> 8) as u8,
+    })
 }
 
 /// Set in what [`prestack_door`] returns if there is a door.
@@ -49,13 +52,20 @@ const FOUND: u64 = 1 << 16;
 #[inline(never)]
 extern "C" fn prestack_door(high: u64, low: u64, port: u64) -> u64 {
     let Some(config) = config() else { return 0 };
-    let address = [high as u32, (high >> 32) as u32, low as u32, (low >> 32) as u32];
+    let address = [
+        high as u32,
+        (high >> 32) as u32,
+        low as u32,
+        (low >> 32) as u32,
+    ];
     for i in 0..MAX_DOORS {
         if i as u32 >= config.doors_len {
             break;
         }
         let door = &config.doors[i];
-        if u64::from(door.port) == port && (door.flags & Door::ANY_ADDRESS != 0 || is_same(&door.address, &address)) {
+        if u64::from(door.port) == port
+            && (door.flags & Door::ANY_ADDRESS != 0 || is_same(&door.address, &address))
+        {
             return FOUND | u64::from(door.flags) << 8 | u64::from(door.backend);
         }
     }
@@ -85,7 +95,9 @@ pub fn epoch(backend: *const Backend) -> u32 {
 /// its items.
 #[inline(always)]
 pub fn forget(config: &Config, number: u8) {
-    let Some(backend) = backend(number) else { return };
+    let Some(backend) = backend(number) else {
+        return;
+    };
     // SAFETY: `backend` is an element of `BACKENDS`; other CPUs change it too, and atomically what
     // they must not lose.
     unsafe {

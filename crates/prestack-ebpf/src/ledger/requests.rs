@@ -11,7 +11,13 @@ use crate::packet::Addresses;
 /// The name of a request: flow and id. `client` and `server` are as seen from here, the ports in
 /// network byte order.
 #[inline(always)]
-pub fn name(config: &Config, client: &[u32; 4], server: &[u32; 4], ports: [u16; 2], id: u16) -> u64 {
+pub fn name(
+    config: &Config,
+    client: &[u32; 4],
+    server: &[u32; 4],
+    ports: [u16; 2],
+    id: u16,
+) -> u64 {
     let word = |a: u32, b: u32| u64::from(a) << 32 | u64::from(b);
     let mut name = hash::mix(config.seed, word(client[0], client[1]));
     name = hash::mix(name, word(client[2], client[3]));
@@ -87,7 +93,8 @@ pub fn remember(config: &Config, name: u64, request: &Request) -> Option<Slot> {
             if is_known {
                 // Replies under this name can no longer be told apart. The first GET's ticket
                 // stands: nothing has been written since, or its version tells.
-                let gets = (*held).kind <= Kind::MultiGet as u8 && request.kind <= Kind::MultiGet as u8;
+                let gets =
+                    (*held).kind <= Kind::MultiGet as u8 && request.kind <= Kind::MultiGet as u8;
                 if gets && (*held).unanswered < u8::MAX {
                     (*held).unanswered += 1;
                 } else {
@@ -122,12 +129,14 @@ pub fn remember(config: &Config, name: u64, request: &Request) -> Option<Slot> {
 }
 
 /// What a reply shows of its end.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Reply {
-    /// The last datagram of the answer to a GET.
-    Last,
-    /// One of several.
-    Part,
+#[derive(Clone, Copy)]
+pub struct Reply {
+    /// It is the last datagram of the answer if one key was asked for.
+    pub ends_one: bool,
+    /// It is the last datagram of the answer if several keys were asked for.
+    pub ends_many: bool,
+    /// It is one datagram of several.
+    pub is_split: bool,
 }
 
 /// A reply has left: takes the request it answers out of the memory if it is its last. Returns the
@@ -148,8 +157,18 @@ pub fn answered(name: u64, reply: Reply) -> Option<(Request, Slot)> {
             way = i;
             let held = &raw mut (*requests).requests[i];
             request = *held;
-            let is_get = request.kind <= Kind::MultiGet as u8;
-            if request.kind != Kind::Endless as u8 && (reply == Reply::Last || !is_get) {
+            if request.kind == Kind::MultiGet as u8 && reply.is_split {
+                // Where this ends among the other items cannot be told.
+                (*held).kind = Kind::Endless as u8;
+                (*held).tickets = 0;
+                break;
+            }
+            let is_last = match request.kind {
+                k if k == Kind::Get as u8 => reply.ends_one,
+                k if k == Kind::MultiGet as u8 => reply.ends_many,
+                k => k != Kind::Endless as u8,
+            };
+            if is_last {
                 if request.unanswered <= 1 {
                     (*requests).names[i] = 0;
                 } else {

@@ -10,9 +10,17 @@ use super::writes::is_outstanding;
 use crate::cache::fence;
 use crate::maps::CONTROL;
 
+/// A ticket for this key: the version that its bucket must still have when the reply comes. `None`
+/// while a write to the key may be under way or another GET is fetching it.
+#[inline(always)]
+pub fn take(config: &Config, backend: *const Backend, hash: u64, now: u64) -> Option<u32> {
+    // The claim comes last: who gets no ticket leaves the key to others.
+    version(config, backend, hash, now).filter(|_| claim(config, hash, now))
+}
+
 /// Claims the key for one GET: false while another one is fetching it.
 #[inline(always)]
-pub fn claim(config: &Config, hash: u64, now: u64) -> bool {
+fn claim(config: &Config, hash: u64, now: u64) -> bool {
     let Some(control) = CONTROL.get_ptr_mut(Place::of(hash, config.buckets).bucket) else {
         return false;
     };
@@ -34,7 +42,9 @@ pub fn claim(config: &Config, hash: u64, now: u64) -> bool {
 /// Gives up the claim on a key: the next GET may fetch it.
 #[inline(always)]
 pub fn release(config: &Config, hash: u64) {
-    let Some(control) = CONTROL.get_ptr_mut(Place::of(hash, config.buckets).bucket) else { return };
+    let Some(control) = CONTROL.get_ptr_mut(Place::of(hash, config.buckets).bucket) else {
+        return;
+    };
     let key = fingerprint(hash);
     let slot = usize::from(key >> 8) % CLAIMS;
     // SAFETY: as in `claim`.
@@ -52,7 +62,7 @@ pub fn release(config: &Config, hash: u64) {
 /// writes are marked before they raise the version: if a mark was missed, the version is the old
 /// one, and the ticket void.
 #[inline(always)]
-pub fn version(config: &Config, backend: *const Backend, hash: u64, now: u64) -> Option<u32> {
+fn version(config: &Config, backend: *const Backend, hash: u64, now: u64) -> Option<u32> {
     let control = CONTROL.get_ptr_mut(Place::of(hash, config.buckets).bucket)?;
     // SAFETY: both are map elements.
     unsafe {

@@ -97,7 +97,11 @@ unsafe fn mark(control: *mut Control, key: u16, now: u64, until: u64, end: End) 
             if i == free {
                 let mark = &raw mut (*control).outstanding[i];
                 (*mark).fingerprint = key;
-                (*mark).writes = if end == End::Settle { Outstanding::SETTLES } else { 1 };
+                (*mark).writes = if end == End::Settle {
+                    Outstanding::SETTLES
+                } else {
+                    1
+                };
                 (*mark).generation = (*control).version;
                 (*mark).until = until;
                 return (*mark).generation;
@@ -112,7 +116,9 @@ unsafe fn mark(control: *mut Control, key: u16, now: u64, until: u64, end: End) 
 #[inline(always)]
 pub fn ended(config: &Config, hash: u64, generation: u32) {
     let place = Place::of(hash, config.buckets);
-    let Some(control) = CONTROL.get_ptr_mut(place.bucket) else { return };
+    let Some(control) = CONTROL.get_ptr_mut(place.bucket) else {
+        return;
+    };
     let key = fingerprint(hash);
     // SAFETY: `control` is a map element; nothing is called under the lock.
     unsafe {

@@ -17,9 +17,20 @@ pub fn is_allowed(v6: bool, source: &[u32; 4]) -> bool {
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn prestack_is_allowed(v6: u64, high: u64, low: u64) -> u64 {
-    let Some(config) = backend::config() else { return 0 };
-    let source = [high as u32, (high >> 32) as u32, low as u32, (low >> 32) as u32];
-    u64::from(if v6 != 0 { is_allowed_v6(config, &source) } else { is_allowed_v4(config, source[3]) })
+    let Some(config) = backend::config() else {
+        return 0;
+    };
+    let source = [
+        high as u32,
+        (high >> 32) as u32,
+        low as u32,
+        (low >> 32) as u32,
+    ];
+    u64::from(if v6 != 0 {
+        is_allowed_v6(config, &source)
+    } else {
+        is_allowed_v4(config, source[3])
+    })
 }
 
 #[inline(always)]

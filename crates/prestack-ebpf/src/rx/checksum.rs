@@ -30,7 +30,15 @@ pub fn pseudo_header(addresses: &Addresses, udp_len: u16) -> u64 {
 #[inline(always)]
 pub fn hold(ctx: &XdpContext, headers: &Headers, udp_len: u64) -> bool {
     // SAFETY: a function of ours, called with the program's context.
-    unsafe { prestack_checksums_hold(ctx.ctx, headers.l3, headers.l4, udp_len, u64::from(headers.v6)) != 0 }
+    unsafe {
+        prestack_checksums_hold(
+            ctx.ctx,
+            headers.l3,
+            headers.l4,
+            udp_len,
+            u64::from(headers.v6),
+        ) != 0
+    }
 }
 
 /// A global function (by its unmangled name): the verifier checks it once, for all arguments, and
@@ -41,8 +49,16 @@ pub fn hold(ctx: &XdpContext, headers: &Headers, udp_len: u64) -> bool {
 /// `ctx` is the program's context.
 #[unsafe(no_mangle)]
 #[inline(never)]
-unsafe extern "C" fn prestack_checksums_hold(ctx: *mut xdp_md, l3: u64, l4: u64, udp_len: u64, v6: u64) -> u64 {
-    let Some(config) = backend::config() else { return 0 };
+unsafe extern "C" fn prestack_checksums_hold(
+    ctx: *mut xdp_md,
+    l3: u64,
+    l4: u64,
+    udp_len: u64,
+    v6: u64,
+) -> u64 {
+    let Some(config) = backend::config() else {
+        return 0;
+    };
     let packet = Packet::of(&XdpContext::new(ctx), config);
     u64::from(sums_hold(packet, l3, l4, udp_len, v6 != 0).is_some())
 }

@@ -7,8 +7,8 @@ use prestack_abi::config::{Config, Door};
 use prestack_abi::requests::{Kind, Request};
 use prestack_proto::window::Source;
 
-use super::udp::Datagram;
 use super::room::{self, Room};
+use super::udp::Datagram;
 use super::{allow, checksum, reply};
 use crate::cache::entry::Entry;
 use crate::cache::find::{Found, Query, find};
@@ -25,15 +25,25 @@ use crate::scratch::scratch;
 pub fn get(ctx: &XdpContext, datagram: &Datagram<'_>, key_len: u64, hash: u64) -> u32 {
     let (config, door) = (datagram.config, datagram.door);
     let packet = Packet::of(ctx, config);
-    let Some(state) = backend::backend(door.backend) else { return XDP_PASS };
+    let Some(state) = backend::backend(door.backend) else {
+        return XDP_PASS;
+    };
     let epoch = backend::epoch(state);
     let now = clock::now();
     let key = datagram.payload + 4;
-    let mut is_claimed = false;
-    let query = Query { config, backend: door.backend, epoch, now, hash };
+    let mut ticket = None;
+    let query = Query {
+        config,
+        backend: door.backend,
+        epoch,
+        now,
+        hash,
+    };
     if let Some(found) = find(query, &packet, key, key_len) {
-        is_claimed = found.is_ageing && tickets::claim(config, hash, now);
-        if is_claimed {
+        if found.is_ageing {
+            ticket = tickets::take(config, state, hash, now);
+        }
+        if ticket.is_some() {
             count!(refreshes);
         } else if is_servable(config, door, now, ctx, datagram, found.reply_len) {
             if let Some(action) = serve(ctx, packet, datagram, &found) {
@@ -41,11 +51,7 @@ pub fn get(ctx: &XdpContext, datagram: &Datagram<'_>, key_len: u64, hash: u64) -
             }
         }
     }
-    let version = if is_claimed || tickets::claim(config, hash, now) {
-        tickets::version(config, state, hash, now)
-    } else {
-        None
-    };
+    let version = ticket.or_else(|| tickets::take(config, state, hash, now));
     let request = Request {
         key: hash,
         time: now,
@@ -73,7 +79,10 @@ pub fn is_servable(
     reply_len: u64,
 ) -> bool {
     let headers = datagram.headers;
-    if door.flags & Door::SERVE_UDP == 0 || now >= config.serve_until || !reply::fits(config.mtu, headers, reply_len) {
+    if door.flags & Door::SERVE_UDP == 0
+        || now >= config.serve_until
+        || !reply::fits(config.mtu, headers, reply_len)
+    {
         return false;
     }
     if !allow::is_allowed(headers.v6, &headers.addresses.source) {
@@ -139,7 +148,12 @@ fn copy(packet: Packet, at: u64, entry: Entry, len: u64) -> Option<()> {
 }
 
 #[inline(always)]
-fn copy_chunk<const WORDS: usize>(packet: Packet, at: u64, entry: Entry, offset: u64) -> Option<()> {
+fn copy_chunk<const WORDS: usize>(
+    packet: Packet,
+    at: u64,
+    entry: Entry,
+    offset: u64,
+) -> Option<()> {
     let from = entry.at::<[u64; WORDS]>(offset)?.cast::<u64>();
     let to = packet.at::<[u64; WORDS]>(at + offset)?.cast::<u64>();
     for i in 0..WORDS {

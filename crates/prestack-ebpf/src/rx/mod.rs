@@ -27,12 +27,16 @@ const MAX_L4: u64 = MAX_L3 + 60;
 /// Decides on a packet: the action for the kernel.
 #[inline(always)]
 pub fn packet(ctx: &XdpContext) -> u32 {
-    let Some(config) = backend::config() else { return XDP_PASS };
+    let Some(config) = backend::config() else {
+        return XDP_PASS;
+    };
     let packet = Packet::of(ctx, config);
     match locate(packet) {
         Sort::Foreign => XDP_PASS,
         Sort::Plain(headers) => {
-            let Some((headers, door)) = arrival(config, packet, headers) else { return XDP_PASS };
+            let Some((headers, door)) = arrival(config, packet, headers) else {
+                return XDP_PASS;
+            };
             if headers.udp {
                 udp::datagram(ctx, packet, config, door, &headers)
             } else {
@@ -58,7 +62,9 @@ pub fn packet(ctx: &XdpContext) -> u32 {
 fn again(ctx: &XdpContext) -> Option<(&'static Config, Packet, Headers, Arrival)> {
     let config = backend::config()?;
     let packet = Packet::of(ctx, config);
-    let Sort::Plain(headers) = locate(packet) else { return None };
+    let Sort::Plain(headers) = locate(packet) else {
+        return None;
+    };
     let (headers, door) = arrival(config, packet, headers)?;
     Some((config, packet, headers, door))
 }
@@ -83,5 +89,13 @@ fn arrival(config: &Config, packet: Packet, headers: Headers) -> Option<(Headers
     if l3 > MAX_L3 || l4 > MAX_L4 || l4_len > 0xffff {
         return None;
     }
-    Some((Headers { l3, l4, l4_len, ..headers }, door))
+    Some((
+        Headers {
+            l3,
+            l4,
+            l4_len,
+            ..headers
+        },
+        door,
+    ))
 }

@@ -31,10 +31,22 @@ const MAX_KEYS: u32 = 64;
 #[inline(always)]
 pub fn start(datagram: &Datagram<'_>, scratch: *mut Scratch, key: u64, line_end: u64) {
     let (config, door) = (datagram.config, datagram.door);
-    let Some(state) = backend::backend(door.backend) else { return };
+    let Some(state) = backend::backend(door.backend) else {
+        return;
+    };
     let seed = backend_seed(config.seed, door.backend);
     // SAFETY: this CPU's scratch.
-    unsafe { Walk::start(scratch, key, line_end, seed, clock::now(), door.backend, backend::epoch(state)) };
+    unsafe {
+        Walk::start(
+            scratch,
+            key,
+            line_end,
+            seed,
+            clock::now(),
+            door.backend,
+            backend::epoch(state),
+        )
+    };
 }
 
 /// Walks over the keys.
@@ -53,11 +65,17 @@ pub fn answer(ctx: &XdpContext, datagram: &Datagram<'_>) -> Option<u32> {
     // SAFETY: this CPU's scratch.
     let (is_complete, now, out) = unsafe {
         let walk = &raw const (*scratch).walk;
-        let is_at_end = (&raw const (*walk).at).read_volatile() >= (&raw const (*walk).end).read_volatile();
-        let is_hit = (&raw const (*walk).misses).read_volatile() == 0 && (&raw const (*walk).keys).read_volatile() > 0;
+        let is_at_end =
+            (&raw const (*walk).at).read_volatile() >= (&raw const (*walk).end).read_volatile();
+        let is_hit = (&raw const (*walk).misses).read_volatile() == 0
+            && (&raw const (*walk).keys).read_volatile() > 0;
         let is_plain = (&raw const (*walk).odd).read_volatile() == 0;
         let now = (&raw const (*walk).now).read_volatile();
-        (is_at_end && is_hit && is_plain, now, (&raw const (*walk).out).read_volatile())
+        (
+            is_at_end && is_hit && is_plain,
+            now,
+            (&raw const (*walk).out).read_volatile(),
+        )
     };
     if !is_complete || !is_servable(config, door, now, ctx, datagram, out + END_LEN) {
         return None;
@@ -76,14 +94,26 @@ pub fn pass(datagram: &Datagram<'_>) {
         let tickets = (&raw const (*walk).tickets).read_volatile();
         let is_single = keys == 1;
         let request = Request {
-            key: if is_single { (&raw const (*walk).key).read_volatile() } else { 0 },
+            key: if is_single {
+                (&raw const (*walk).key).read_volatile()
+            } else {
+                0
+            },
             time: (&raw const (*walk).now).read_volatile(),
-            version: if is_single { (&raw const (*scratch).missed[0].version).read_volatile() } else { 0 },
+            version: if is_single {
+                (&raw const (*scratch).missed[0].version).read_volatile()
+            } else {
+                0
+            },
             epoch: (&raw const (*walk).epoch).read_volatile() as u32,
             reserved: 0,
             kind: if is_single { Kind::Get } else { Kind::MultiGet } as u8,
             unanswered: 1,
-            tickets: if (&raw const (*walk).odd).read_volatile() == 0 { tickets as u8 } else { 0 },
+            tickets: if (&raw const (*walk).odd).read_volatile() == 0 {
+                tickets as u8
+            } else {
+                0
+            },
             backend: datagram.door.backend,
         };
         (keys, request)
@@ -100,7 +130,9 @@ pub fn pass(datagram: &Datagram<'_>) {
 #[inline(never)]
 extern "C" fn look_up(_: u32, _: *mut c_void) -> i64 {
     let Some(scratch) = scratch() else { return 1 };
-    let Some(config) = backend::config() else { return 1 };
+    let Some(config) = backend::config() else {
+        return 1;
+    };
     // SAFETY: this CPU's scratch.
     let (window, walk) = unsafe { (&(*scratch).window, &mut (*scratch).walk) };
     let (at, end) = (walk.at, walk.end);
@@ -121,39 +153,52 @@ extern "C" fn look_up(_: u32, _: *mut c_void) -> i64 {
     };
     walk.keys += 1;
     walk.key = hash;
-    let query = Query { config, backend: walk.backend as u8, epoch: walk.epoch as u32, now: walk.now, hash };
+    let query = Query {
+        config,
+        backend: walk.backend as u8,
+        epoch: walk.epoch as u32,
+        now: walk.now,
+        hash,
+    };
     if let Some(found) = find(query, window, start, len) {
-        let is_due = found.is_ageing && tickets::claim(config, hash, walk.now);
-        if is_due {
-            count!(refreshes);
-        } else if append(scratch, &found).is_some() {
-            return 0;
-        }
-        if is_due {
-            miss(scratch, hash, true);
+        // Whatever the age: a reply to several keys does not name those that memcached has lost, so
+        // it cannot refresh.
+        if append(scratch, &found).is_some() {
             return 0;
         }
     }
-    miss(scratch, hash, false);
+    miss(scratch, hash);
     0
 }
 
 /// Notes a key that is not in the cache, with a ticket if one may be given.
 #[inline(always)]
-fn miss(scratch: *mut Scratch, hash: u64, is_claimed: bool) {
-    let Some(config) = backend::config() else { return };
+fn miss(scratch: *mut Scratch, hash: u64) {
+    let Some(config) = backend::config() else {
+        return;
+    };
     // SAFETY: this CPU's scratch.
     let walk = unsafe { &mut (*scratch).walk };
     walk.misses += 1;
-    let Some(state) = backend::backend(walk.backend as u8) else { return };
-    if walk.tickets >= MULTI_KEYS as u64 || !(is_claimed || tickets::claim(config, hash, walk.now)) {
+    let Some(state) = backend::backend(walk.backend as u8) else {
+        return;
+    };
+    if walk.tickets >= MULTI_KEYS as u64 {
         return;
     }
-    let Some(version) = tickets::version(config, state, hash, walk.now) else { return };
+    let Some(version) = tickets::take(config, state, hash, walk.now) else {
+        return;
+    };
     let slot = walk.tickets as usize;
     if slot < MULTI_KEYS {
         // SAFETY: as above.
-        unsafe { (*scratch).missed[slot] = Missed { key: hash, version, reserved: 0 } };
+        unsafe {
+            (*scratch).missed[slot] = Missed {
+                key: hash,
+                version,
+                reserved: 0,
+            }
+        };
         walk.tickets += 1;
     }
 }
@@ -199,7 +244,12 @@ fn append(scratch: *mut Scratch, found: &Found) -> Option<()> {
 
 /// Sends the reply of `out` bytes in scratch, `END` still to be added.
 #[inline(always)]
-fn serve(ctx: &XdpContext, datagram: &Datagram<'_>, scratch: *mut Scratch, out: u64) -> Option<u32> {
+fn serve(
+    ctx: &XdpContext,
+    datagram: &Datagram<'_>,
+    scratch: *mut Scratch,
+    out: u64,
+) -> Option<u32> {
     let config = datagram.config;
     let packet = Packet::of(ctx, config);
     // SAFETY: this CPU's scratch.
@@ -210,7 +260,9 @@ fn serve(ctx: &XdpContext, datagram: &Datagram<'_>, scratch: *mut Scratch, out: 
     let at = datagram.payload;
     Room::make(ctx, config, packet, None, at, at + len)?;
     // SAFETY: the reply buffer is as long as the window.
-    if unsafe { bpf_xdp_store_bytes(ctx.ctx, at as u32, reply.start().cast(), Window::size(len)) } != 0 {
+    if unsafe { bpf_xdp_store_bytes(ctx.ctx, at as u32, reply.start().cast(), Window::size(len)) }
+        != 0
+    {
         // There is room, so this cannot be; the request is no longer whole, so it cannot pass.
         return Some(XDP_DROP);
     }
@@ -224,7 +276,9 @@ fn serve(ctx: &XdpContext, datagram: &Datagram<'_>, scratch: *mut Scratch, out: 
 /// Writes down the tickets of a multi-key GET.
 #[inline(always)]
 fn keep_tickets(slot: requests::Slot, scratch: *mut Scratch) {
-    let Some(tickets) = KEY_TICKETS.get_ptr_mut(slot) else { return };
+    let Some(tickets) = KEY_TICKETS.get_ptr_mut(slot) else {
+        return;
+    };
     for i in 0..MULTI_KEYS {
         // SAFETY: both are map elements, and the scratch is this CPU's.
         unsafe {

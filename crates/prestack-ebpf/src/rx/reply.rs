@@ -53,10 +53,22 @@ pub fn write_headers(packet: Packet, headers: &Headers, reply_len: u64, sum: u16
         let second = u32::from(IPV4_DONT_FRAGMENT.to_be()) << 16;
         let third = u32::from(HOP_LIMIT) | u32::from(PROTO_UDP) << 8;
         let (from, to) = (addresses.source[3], addresses.destination[3]);
-        let header_sum = u64::from(first) + u64::from(second) + u64::from(third) + u64::from(from) + u64::from(to);
+        let header_sum = u64::from(first)
+            + u64::from(second)
+            + u64::from(third)
+            + u64::from(from)
+            + u64::from(to);
         let ip = packet.at::<[u32; 5]>(l3)?;
         // SAFETY: `at` checked the length.
-        unsafe { *ip = [first, second, third | u32::from(!fold(header_sum)) << 16, from, to] };
+        unsafe {
+            *ip = [
+                first,
+                second,
+                third | u32::from(!fold(header_sum)) << 16,
+                from,
+                to,
+            ]
+        };
     }
 
     let ports = headers.ports.rotate_left(16);

@@ -51,7 +51,13 @@ impl Room {
         if scratch.is_some() && old_len > SAVED_WORDS as u64 * 8 {
             return None;
         }
-        let mut room = Self { packet, growth: 0, shift: 0, from: at, old_len };
+        let mut room = Self {
+            packet,
+            growth: 0,
+            shift: 0,
+            from: at,
+            old_len,
+        };
         if new_len > old_len {
             room.growth = new_len - old_len;
             // SAFETY: `ctx.ctx` is the program's context.

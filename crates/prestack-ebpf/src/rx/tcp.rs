@@ -45,11 +45,18 @@ const _: () = assert!(size_of::<Tcp>() == TCP_LEN);
 
 /// Decides on a TCP segment: it always passes.
 #[inline(always)]
-pub fn segment(ctx: &XdpContext, packet: Packet, config: &Config, door: Arrival, headers: &Headers) -> u32 {
+pub fn segment(
+    ctx: &XdpContext,
+    packet: Packet,
+    config: &Config,
+    door: Arrival,
+    headers: &Headers,
+) -> u32 {
     match Segment::read(packet, headers) {
         None => backend::forget(config, door.backend),
         // Most segments without data are acknowledgements.
-        Some(segment) if segment.len == 0 && segment.flags & (TCP_SYN | TCP_FIN | TCP_RST) == 0 => {}
+        Some(segment) if segment.len == 0 && segment.flags & (TCP_SYN | TCP_FIN | TCP_RST) == 0 => {
+        }
         Some(_) => follow(ctx),
     }
     XDP_PASS
@@ -104,10 +111,17 @@ impl Segment {
 
 /// The segment of `ctx`, if it is for a backend.
 #[inline(always)]
-fn with_segment(ctx: *mut xdp_md, follow: impl FnOnce(&XdpContext, &Config, Arrival, &FlowKey, &Segment)) {
+fn with_segment(
+    ctx: *mut xdp_md,
+    follow: impl FnOnce(&XdpContext, &Config, Arrival, &FlowKey, &Segment),
+) {
     let ctx = XdpContext::new(ctx);
-    let Some((config, packet, headers, door)) = again(&ctx) else { return };
-    let Some(segment) = Segment::read(packet, &headers) else { return };
+    let Some((config, packet, headers, door)) = again(&ctx) else {
+        return;
+    };
+    let Some(segment) = Segment::read(packet, &headers) else {
+        return;
+    };
     let key = FlowKey {
         client: headers.addresses.source,
         server: headers.addresses.destination,
@@ -130,7 +144,9 @@ unsafe extern "C" fn prestack_follow(ctx: *mut xdp_md) -> u64 {
     with_segment(ctx, |ctx, config, door, key, segment| {
         if segment.flags & TCP_SYN != 0 {
             if segment.len == 0 && segment.flags & TCP_ACK == 0 {
-                let flow = TcpFlow { next: segment.sequence.wrapping_add(1) };
+                let flow = TcpFlow {
+                    next: segment.sequence.wrapping_add(1),
+                };
                 // Without room the flow is not followed, and its data empties the cache.
                 let _ = FLOWS.insert(key, &flow, 0);
             } else {
@@ -142,7 +158,8 @@ unsafe extern "C" fn prestack_follow(ctx: *mut xdp_md) -> u64 {
             count!(tcp_passed);
             // SAFETY: the element may be given to another flow while it is read, and this one then
             // taken for in order only if the numbers agree by chance.
-            let is_in_order = unsafe { FLOWS.get(key) }.is_some_and(|flow| flow.next == segment.sequence);
+            let is_in_order =
+                unsafe { FLOWS.get(key) }.is_some_and(|flow| flow.next == segment.sequence);
             if is_in_order && segment.flags & TCP_RST == 0 && start(ctx, config, door, segment) {
                 return;
             }
@@ -168,13 +185,16 @@ unsafe extern "C" fn prestack_followed(ctx: *mut xdp_md) -> u64 {
         // SAFETY: this CPU's scratch.
         let is_understood = unsafe {
             let walk = &raw const (*scratch).walk;
-            (&raw const (*walk).odd).read_volatile() == 0 && (&raw const (*walk).at).read_volatile() == segment.len
+            (&raw const (*walk).odd).read_volatile() == 0
+                && (&raw const (*walk).at).read_volatile() == segment.len
         };
         if !is_understood {
             backend::forget(config, door.backend);
         }
         if is_understood && segment.flags & TCP_FIN == 0 {
-            let flow = TcpFlow { next: segment.sequence.wrapping_add(segment.len as u32) };
+            let flow = TcpFlow {
+                next: segment.sequence.wrapping_add(segment.len as u32),
+            };
             let _ = FLOWS.insert(key, &flow, 0);
         } else {
             let _ = FLOWS.remove(key);
@@ -186,7 +206,9 @@ unsafe extern "C" fn prestack_followed(ctx: *mut xdp_md) -> u64 {
 /// Loads a segment's data and starts the walk over its commands: false if that is not possible.
 #[inline(always)]
 fn start(ctx: &XdpContext, config: &Config, door: Arrival, segment: &Segment) -> bool {
-    let Some(scratch) = scratch() else { return false };
+    let Some(scratch) = scratch() else {
+        return false;
+    };
     let len = segment.len;
     if len > WINDOW as u64 {
         return false;
@@ -197,7 +219,15 @@ fn start(ctx: &XdpContext, config: &Config, door: Arrival, segment: &Segment) ->
         if bpf_xdp_load_bytes(ctx.ctx, segment.data as u32, window, Window::size(len)) != 0 {
             return false;
         }
-        Walk::start(scratch, 0, len, backend_seed(config.seed, door.backend), clock::now(), door.backend, 0);
+        Walk::start(
+            scratch,
+            0,
+            len,
+            backend_seed(config.seed, door.backend),
+            clock::now(),
+            door.backend,
+            0,
+        );
     }
     true
 }
@@ -206,7 +236,9 @@ fn start(ctx: &XdpContext, config: &Config, door: Arrival, segment: &Segment) ->
 #[inline(never)]
 extern "C" fn act(_: u32, _: *mut c_void) -> i64 {
     let Some(scratch) = scratch() else { return 1 };
-    let Some(config) = backend::config() else { return 1 };
+    let Some(config) = backend::config() else {
+        return 1;
+    };
     // SAFETY: this CPU's scratch.
     let (window, walk) = unsafe { (&(*scratch).window, &mut (*scratch).walk) };
     let (at, end) = (walk.at, walk.end);
@@ -227,10 +259,15 @@ extern "C" fn act(_: u32, _: *mut c_void) -> i64 {
         Effect::Get | Effect::Read | Effect::LongRead => {}
         Effect::Write => {
             // The data block must be there in full, and end as memcached wants it to.
-            if next > end || (command.data > 0 && (window.byte(next - 2) != b'\r' || window.byte(next - 1) != b'\n')) {
+            if next > end
+                || (command.data > 0
+                    && (window.byte(next - 2) != b'\r' || window.byte(next - 1) != b'\n'))
+            {
                 return 1;
             }
-            let Some(key) = scan_key(window, command.key, command.key_len, walk.seed) else { return 1 };
+            let Some(key) = scan_key(window, command.key, command.key_len, walk.seed) else {
+                return 1;
+            };
             if writes::arrived(config, key, End::Settle).is_none() {
                 return 1;
             }

@@ -16,9 +16,9 @@ use prestack_proto::{BINARY_REQUEST, MAX_KEY};
 use super::reply::PAYLOAD_AT;
 use super::{again, command, get, multi};
 use crate::clock;
-use crate::ledger::writes::{self, End};
 use crate::ledger::backend::{self, Arrival};
 use crate::ledger::requests;
+use crate::ledger::writes::{self, End};
 use crate::maps::count;
 use crate::packet::{Headers, Packet};
 use crate::scratch::scratch;
@@ -53,8 +53,15 @@ enum Reading<'a> {
 
 impl<'a> Datagram<'a> {
     #[inline(always)]
-    fn read(packet: Packet, config: &'static Config, door: Arrival, headers: &'a Headers) -> Reading<'a> {
-        let Some(udp_len) = packet.read::<u16>(headers.l4 + 4) else { return Reading::Odd };
+    fn read(
+        packet: Packet,
+        config: &'static Config,
+        door: Arrival,
+        headers: &'a Headers,
+    ) -> Reading<'a> {
+        let Some(udp_len) = packet.read::<u16>(headers.l4 + 4) else {
+            return Reading::Odd;
+        };
         let udp_len = u64::from(u16::from_be(udp_len));
         // Over IPv6 a length of 0 means all that is there (RFC 2675).
         if udp_len < UDP_LEN as u64 {
@@ -63,19 +70,33 @@ impl<'a> Datagram<'a> {
         if udp_len <= PAYLOAD_AT {
             return Reading::Empty;
         }
-        let Some(frame) = packet.read(headers.l4 + 8).map(Frame) else { return Reading::Odd };
+        let Some(frame) = packet.read(headers.l4 + 8).map(Frame) else {
+            return Reading::Odd;
+        };
         if udp_len != headers.l4_len || !frame.is_single() {
             return Reading::Odd;
         }
         let (payload, len) = (headers.l4 + PAYLOAD_AT, udp_len - PAYLOAD_AT);
-        Reading::Request(Self { config, door, headers, frame, payload, len })
+        Reading::Request(Self {
+            config,
+            door,
+            headers,
+            frame,
+            payload,
+            len,
+        })
     }
 
     /// The name under which the request is remembered.
     #[inline(always)]
     pub fn name(&self) -> u64 {
         let headers = self.headers;
-        requests::name_of_request(self.config, &headers.addresses, headers.ports, self.frame.id())
+        requests::name_of_request(
+            self.config,
+            &headers.addresses,
+            headers.ports,
+            self.frame.id(),
+        )
     }
 }
 
@@ -158,7 +179,9 @@ unsafe extern "C" fn prestack_other_datagram(ctx: *mut xdp_md) -> u64 {
 #[inline(never)]
 unsafe extern "C" fn prestack_answer_keys(ctx: *mut xdp_md) -> u64 {
     let ctx = XdpContext::new(ctx);
-    u64::from(with_datagram(&ctx, |datagram| multi::answer(&ctx, datagram).unwrap_or(XDP_PASS)))
+    u64::from(with_datagram(&ctx, |datagram| {
+        multi::answer(&ctx, datagram).unwrap_or(XDP_PASS)
+    }))
 }
 
 /// Lets a GET through whose keys have been looked up. A global function, like
@@ -180,7 +203,9 @@ unsafe extern "C" fn prestack_pass_keys(ctx: *mut xdp_md) -> u64 {
 /// What `decide` says of the datagram of `ctx`.
 #[inline(always)]
 fn with_datagram(ctx: &XdpContext, decide: impl FnOnce(&Datagram<'_>) -> u32) -> u32 {
-    let Some((config, packet, headers, door)) = again(ctx) else { return XDP_PASS };
+    let Some((config, packet, headers, door)) = again(ctx) else {
+        return XDP_PASS;
+    };
     match Datagram::read(packet, config, door, &headers) {
         Reading::Request(datagram) => decide(&datagram),
         Reading::Empty | Reading::Odd => XDP_PASS,
@@ -191,7 +216,9 @@ fn with_datagram(ctx: &XdpContext, decide: impl FnOnce(&Datagram<'_>) -> u32) ->
 /// one in the other: together their stacks would be too large.
 #[inline(always)]
 fn other(ctx: &XdpContext) -> u32 {
-    let Some(scratch) = scratch() else { return XDP_PASS };
+    let Some(scratch) = scratch() else {
+        return XDP_PASS;
+    };
     // SAFETY: functions of ours, called with the program's context; this CPU's scratch.
     unsafe {
         let end = &raw mut (*scratch).walk.end;
@@ -233,7 +260,8 @@ unsafe extern "C" fn prestack_load_datagram(ctx: *mut xdp_md) -> u64 {
         // packet has all of them.
         unsafe {
             let window = (*scratch).window.start().cast();
-            if bpf_xdp_load_bytes(ctx.ctx, datagram.payload as u32, window, Window::size(len)) == 0 {
+            if bpf_xdp_load_bytes(ctx.ctx, datagram.payload as u32, window, Window::size(len)) == 0
+            {
                 (&raw mut (*scratch).walk.end).write_volatile(len);
             }
         }
@@ -256,35 +284,55 @@ fn act(datagram: &Datagram<'_>) {
         let end = &raw mut (*scratch).walk.end;
         let len = end.read_volatile();
         end.write_volatile(0);
-        (&(*scratch).window, (&raw const (*scratch).command).read_volatile(), len)
+        (
+            &(*scratch).window,
+            (&raw const (*scratch).command).read_volatile(),
+            len,
+        )
     };
     if len == 0 || window.byte(0) == BINARY_REQUEST {
         command.effect = Effect::Unknown;
     }
     let is_alone = command.next + command.data == len
         && (command.data == 0 || (window.byte(len - 2) == b'\r' && window.byte(len - 1) == b'\n'));
-    let mut request =
-        Request { time: clock::now(), kind: Kind::Other as u8, unanswered: 1, backend: door.backend, ..Request::default() };
+    let mut request = Request {
+        time: clock::now(),
+        kind: Kind::Other as u8,
+        unanswered: 1,
+        backend: door.backend,
+        ..Request::default()
+    };
     match command.effect {
         Effect::Get if is_alone => {
             multi::start(datagram, scratch, command.key, command.line_end);
             return;
         }
         Effect::Read if is_alone => {
-            // `gets` is answered like a GET; the meta commands by one datagram. A GET that is not
-            // understood as one is forgotten by time.
+            // `gets` of one key is answered like a GET, the meta commands by one datagram. Where the
+            // answer to `gets` of several keys ends is not looked for.
             if window.byte(0) == b'g' {
-                request.kind = Kind::Get as u8;
+                let is_single = command.key + command.key_len == command.line_end;
+                request.kind = if is_single { Kind::Get } else { Kind::Endless } as u8;
             }
         }
-        Effect::Get | Effect::Read | Effect::LongRead if is_alone => request.kind = Kind::Endless as u8,
+        Effect::Get | Effect::Read | Effect::LongRead if is_alone => {
+            request.kind = Kind::Endless as u8
+        }
         Effect::Write if is_alone => {
-            let end = if command.quiet { End::Settle } else { End::Reply };
+            let end = if command.quiet {
+                End::Settle
+            } else {
+                End::Reply
+            };
             let seed = backend_seed(config.seed, door.backend);
             let key = scan_key(window, command.key, command.key_len, seed);
             let mark = key.and_then(|key| Some((key, writes::arrived(config, key, end)?)));
             if let Some((key, generation)) = mark {
-                request.kind = if command.quiet { Kind::Endless } else { Kind::Write } as u8;
+                request.kind = if command.quiet {
+                    Kind::Endless
+                } else {
+                    Kind::Write
+                } as u8;
                 request.key = key;
                 request.version = generation;
             } else {

@@ -7,7 +7,7 @@ use prestack_abi::config::Config;
 use prestack_abi::requests::{Kind, MULTI_KEYS, Request};
 use prestack_proto::hash::{backend_seed, scan_key};
 use prestack_proto::net::UDP_LEN;
-use prestack_proto::text::reply::{END, END_LEN, Value, is_end, value};
+use prestack_proto::text::reply::{END, END_LEN, Value, is_end, is_value, value};
 use prestack_proto::udp::{FRAME_LEN, Frame};
 use prestack_proto::verifier::opaque;
 use prestack_proto::window::Window;
@@ -29,14 +29,27 @@ pub fn from_reply(ctx: &TcContext, config: &Config, headers: &Headers, udp_len: 
     let is_whole = frame.is_single() && load(ctx, headers.l4 + around, len, scratch);
     // SAFETY: this CPU's scratch.
     let window = unsafe { &(*scratch).window };
-    let item = if is_whole { value(window, 0, len) } else { None };
-    // One datagram of several, or a value without `END` behind it, is a part: memcached sends one
-    // datagram for each hit of a multi-key GET.
-    let is_last = match &item {
-        Some(item) => is_end(window, item.next, len),
-        None => frame.sequence() + 1 >= frame.count(),
+    let item = if is_whole {
+        value(window, 0, len)
+    } else {
+        None
     };
-    let Some((request, slot)) = requests::answered(name, if is_last { Reply::Last } else { Reply::Part }) else {
+    // memcached answers a GET of several keys with one message for each hit; the last one, or one of
+    // its own, ends in `END`. Only a message in one datagram shows that: data may end in `END` too.
+    let ends = match &item {
+        Some(item) => is_end(window, item.next, len),
+        None => is_whole && !is_value(window, 0),
+    };
+    let reply = Reply {
+        ends_one: if item.is_some() {
+            ends
+        } else {
+            frame.sequence() + 1 >= frame.count()
+        },
+        ends_many: ends,
+        is_split: !frame.is_single(),
+    };
+    let Some((request, slot)) = requests::answered(name, reply) else {
         return;
     };
     if request.kind == Kind::Write as u8 {
@@ -65,7 +78,14 @@ fn load(ctx: &TcContext, at: u64, len: u64, scratch: *mut Scratch) -> bool {
 /// The reply to a GET: an item fills the cache if there is a ticket for it; anything else means
 /// that memcached does not have the key, or has nothing that can be stored.
 #[inline(always)]
-fn learn(config: &Config, request: &Request, slot: requests::Slot, item: Option<Value>, len: u64, scratch: *mut Scratch) {
+fn learn(
+    config: &Config,
+    request: &Request,
+    slot: requests::Slot,
+    item: Option<Value>,
+    len: u64,
+    scratch: *mut Scratch,
+) {
     let Some(item) = item else {
         if request.kind == Kind::Get as u8 && request.key != 0 {
             fill::drop_key(config, request.key);
@@ -80,10 +100,19 @@ fn learn(config: &Config, request: &Request, slot: requests::Slot, item: Option<
     let version = key.and_then(|key| ticket_version(request, slot, key));
     let (Some(key), Some(version)) = (key, version) else {
         count!(fills_refused);
+        if request.tickets != 0 && request.kind == Kind::Get as u8 {
+            tickets::release(config, request.key);
+        }
         return;
     };
     let is_filled = if close(window, &item, len) {
-        let ticket = Ticket { key, version, epoch: request.epoch, time: request.time, backend: request.backend };
+        let ticket = Ticket {
+            key,
+            version,
+            epoch: request.epoch,
+            time: request.time,
+            backend: request.backend,
+        };
         fill(config, window, item.key_len, item.next + END_LEN, &ticket)
     } else {
         fill::drop_key(config, key);

@@ -17,9 +17,13 @@ const NEXT: i32 = TC_ACT_UNSPEC;
 /// Looks at a packet; it always goes on unchanged.
 #[inline(always)]
 pub fn packet(ctx: &TcContext) -> i32 {
-    let Some(config) = backend::config() else { return NEXT };
+    let Some(config) = backend::config() else {
+        return NEXT;
+    };
     let packet = Packet::between(ctx.data(), ctx.data_end(), config);
-    let Sort::Plain(mut headers) = locate(packet) else { return NEXT };
+    let Sort::Plain(mut headers) = locate(packet) else {
+        return NEXT;
+    };
     if !headers.udp || !backend::is_port(config, headers.source_port()) {
         return NEXT;
     }
@@ -30,9 +34,18 @@ pub fn packet(ctx: &TcContext) -> i32 {
     if headers.l4 > 0xff {
         return NEXT;
     }
-    let (Some(udp_len), Some(frame)) = (packet.read::<u16>(headers.l4 + 4), packet.read(headers.l4 + 8)) else {
+    let (Some(udp_len), Some(frame)) = (
+        packet.read::<u16>(headers.l4 + 4),
+        packet.read(headers.l4 + 8),
+    ) else {
         return NEXT;
     };
-    learn::from_reply(ctx, config, &headers, u64::from(u16::from_be(udp_len)), Frame(frame));
+    learn::from_reply(
+        ctx,
+        config,
+        &headers,
+        u64::from(u16::from_be(udp_len)),
+        Frame(frame),
+    );
     NEXT
 }

@@ -18,7 +18,8 @@ pub fn decimal(window: &Window, at: u64, len: u64) -> Option<u64> {
     };
     // '0' to '9' are 0x30 to 0x39: the upper half is 3, also after adding 6.
     const UPPER: u64 = swar::repeat(0xf0);
-    if word & UPPER != swar::repeat(0x30) || (word + swar::repeat(6)) & UPPER != swar::repeat(0x30) {
+    if word & UPPER != swar::repeat(0x30) || (word + swar::repeat(6)) & UPPER != swar::repeat(0x30)
+    {
         return None;
     }
     // Pairs of digits, then of pairs, then of fours (the least significant byte comes first).
@@ -26,6 +27,33 @@ pub fn decimal(window: &Window, at: u64, len: u64) -> Option<u64> {
     let pairs = (digits * 10 + (digits >> 8)) & 0x00ff_00ff_00ff_00ff;
     let fours = (pairs * 100 + (pairs >> 16)) & 0x0000_ffff_0000_ffff;
     Some((fours * 10_000 + (fours >> 32)) & 0xffff_ffff)
+}
+
+/// Whether there are `len` (1 to 20) digits at `at`.
+#[inline(always)]
+pub fn is_digits(window: &Window, at: u64, len: u64) -> bool {
+    const UPPER: u64 = swar::repeat(0xf0);
+    if len == 0 || len > 20 {
+        return false;
+    }
+    for i in 0..3 {
+        if len <= 8 * i {
+            break;
+        }
+        let here = len - 8 * i;
+        let filler = if here < 8 {
+            swar::repeat(b'0') << (8 * here)
+        } else {
+            0
+        };
+        let word = swar::keep(window.word(at + 8 * i), here) | filler;
+        if word & UPPER != swar::repeat(0x30)
+            || (word + swar::repeat(6)) & UPPER != swar::repeat(0x30)
+        {
+            return false;
+        }
+    }
+    true
 }
 
 #[cfg(test)]
@@ -41,6 +69,13 @@ mod tests {
                 .then(|| text.parse().ok())
                 .flatten();
             prop_assert_eq!(decimal(&window, 0, text.len() as u64), expected);
+        }
+
+        #[test]
+        fn digits_are_digits(text in "[0-9]{0,22}|[0-9/:a-]{1,20}") {
+            let window = Window::showing(text.as_bytes());
+            let expected = (1..=20).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_digit());
+            prop_assert_eq!(is_digits(&window, 0, text.len() as u64), expected);
         }
     }
 }

@@ -30,7 +30,7 @@ pub struct Value {
 /// everything else, a reply with a CAS number included.
 #[inline(always)]
 pub fn value(window: &Window, at: u64, limit: u64) -> Option<Value> {
-    if crate::swar::keep(window.word(at), KEY_AT) != VALUE {
+    if !is_value(window, at) {
         return None;
     }
     let LineEnd::At { end, next } = line_end(window, at, limit) else {
@@ -55,6 +55,12 @@ pub fn value(window: &Window, at: u64, limit: u64) -> Option<Value> {
         key_len,
         next: data_end + 2,
     })
+}
+
+/// Whether `VALUE ` stands at `at`.
+#[inline(always)]
+pub fn is_value(window: &Window, at: u64) -> bool {
+    crate::swar::keep(window.word(at), KEY_AT) == VALUE
 }
 
 /// Whether `END\r\n` stands at `at` and ends at `limit`.

@@ -3,7 +3,7 @@
 //! The parser is strict about reads: whatever it does not know in full is [`Effect::Unknown`],
 //! and the caller then assumes that any item may change.
 
-use super::number::decimal;
+use super::number::{decimal, is_digits};
 use super::scan::{LineEnd, line_end, skip_spaces, token_end};
 use crate::window::{Source, Window};
 use crate::{MAX_KEY, swar};
@@ -221,19 +221,35 @@ pub fn parse(window: &Window, at: u64, limit: u64) -> Command {
         GET => command.effect = Effect::Get,
         GETS | META_DEBUG => command.effect = Effect::Read,
         SET | ADD | REPLACE | APPEND | PREPEND | CAS => {
-            arguments.next(ARGUMENT_WORDS);
-            arguments.next(ARGUMENT_WORDS);
+            // memcached skips the data block only if it understands the line: otherwise the data is
+            // the next command.
+            let (flags, flags_len) = arguments.next(ARGUMENT_WORDS);
+            let (expiry, expiry_len) = arguments.next(ARGUMENT_WORDS);
             let (start, len) = arguments.next(ARGUMENT_WORDS);
+            let minus = u64::from(window.byte(expiry) == b'-');
             let Some(bytes) = decimal(window, start, len) else {
                 return command;
             };
-            // Forgotten, so that the paths of six verbs are one.
-            if window.forgotten(verb) == CAS && arguments.next(ARGUMENT_WORDS).1 == 0 {
+            if !is_digits(window, flags, flags_len)
+                || expiry_len <= minus
+                || !is_digits(window, expiry + minus, expiry_len - minus)
+            {
                 return command;
             }
-            command.effect = Effect::Write;
-            command.data = bytes + 2;
+            // Forgotten, so that the paths of six verbs are one.
+            if window.forgotten(verb) == CAS {
+                let (cas, cas_len) = arguments.next(ARGUMENT_WORDS);
+                if !is_digits(window, cas, cas_len) {
+                    return command;
+                }
+            }
             command.quiet = !arguments.is_at_end();
+            // One word more may be `noreply`; with two, memcached does not understand the line.
+            arguments.next(ARGUMENT_WORDS);
+            if arguments.is_at_end() {
+                command.effect = Effect::Write;
+                command.data = bytes + 2;
+            }
         }
         INCR | DECR | TOUCH => {
             if arguments.next(ARGUMENT_WORDS).1 == 0 {
@@ -368,10 +384,27 @@ mod tests {
             "gets" | "me" => command.effect = Effect::Read,
             "set" | "add" | "replace" | "append" | "prepend" | "cas" => {
                 let needed = if verb == "cas" { 6 } else { 5 };
-                if let (Some(bytes), true) = (number(4), words.len() >= needed) {
+                let digits = |word: &[u8]| {
+                    (1..=20).contains(&word.len()) && word.iter().all(u8::is_ascii_digit)
+                };
+                let expiry = argument(3).map(|w| w.strip_prefix(b"-").unwrap_or(w));
+                let fields = [
+                    argument(2),
+                    expiry,
+                    if verb == "cas" {
+                        argument(5)
+                    } else {
+                        Some(b"0".as_slice())
+                    },
+                ];
+                command.quiet = words.len() > needed;
+                if let (Some(bytes), true) = (
+                    number(4),
+                    words.len() == needed || words.len() == needed + 1,
+                ) && fields.iter().all(|f| f.is_some_and(digits))
+                {
                     command.effect = Effect::Write;
                     command.data = bytes + 2;
-                    command.quiet = words.len() > needed;
                 }
             }
             "incr" | "decr" | "touch" if words.len() >= 3 => {
@@ -478,6 +511,21 @@ mod tests {
             (c.effect, c.key, c.key_len, c.data, c.next, c.quiet),
             (Effect::Write, 4, 3, 12, 27, true)
         );
+        for refused in [
+            "set k x 0 8",
+            "set k 0 x 8",
+            "set k 0 0 8 noreply extra",
+            "cas k 0 0 8",
+            "cas k 0 0 8 x",
+            "set k -1 0 8",
+        ] {
+            assert_eq!(
+                fast_parse(format!("{refused}\r\n").as_bytes()).effect,
+                Effect::Unknown,
+                "{refused}"
+            );
+        }
+        assert_eq!(fast_parse(b"set k 0 -1 8\r\n").effect, Effect::Write);
         let c = fast_parse(b"ms key 10 T0 I\r\n");
         assert_eq!(
             (c.effect, c.key, c.key_len, c.data, c.quiet),
