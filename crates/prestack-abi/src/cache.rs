@@ -126,7 +126,7 @@ pub const BUCKET_BYTES: usize =
 const _: () = assert!(size_of::<Line>() == 64);
 const _: () = assert!(size_of::<Index>() == 128);
 const _: () = assert!(size_of::<Block>() == BLOCK_BYTES);
-const _: () = assert!(HEADER_BYTES == 32 && HEADER_BYTES % GRANULE == 0);
+const _: () = assert!(HEADER_BYTES == 32 && HEADER_BYTES.is_multiple_of(GRANULE));
 const _: () = assert!(GRANULES == 256);
 // `fill` tests whether a position lies in a range of fewer than 128 granules.
 const _: () = assert!((HEADER_BYTES + MAX_REPLY).div_ceil(GRANULE) < 128);

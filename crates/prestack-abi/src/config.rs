@@ -138,5 +138,5 @@ impl Config {
 }
 
 const _: () = assert!(size_of::<Door>() == 20);
-const _: () = assert!(size_of::<Config>() % 64 == 0);
+const _: () = assert!(size_of::<Config>().is_multiple_of(64));
 const _: () = assert!(core::mem::offset_of!(Config, buckets) == 48);

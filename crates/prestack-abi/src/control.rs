@@ -38,7 +38,7 @@ pub struct Control {
 #[repr(C)]
 #[derive(Clone, Copy, Default, Debug)]
 pub struct Outstanding {
-    /// The key's [fingerprint](fingerprint).
+    /// The key's [fingerprint()].
     pub fingerprint: u16,
     /// Writes that have not ended: 0 when free, [`Outstanding::SETTLES`] when only time ends it.
     pub writes: u16,

@@ -128,10 +128,10 @@ unsafe fn store(
             // Fetched anew: an entry that fits stays where it is.
             let old_at =
                 ((&raw const (*group).at).read_volatile() >> (8 * swar::first(same))) & 0xff;
-            if let Some(old) = Entry::new(block, old_at).header() {
-                if u64::from((&raw const (*old).granules).read_volatile()) == granules {
-                    at = old_at;
-                }
+            if let Some(old) = Entry::new(block, old_at).header()
+                && u64::from((&raw const (*old).granules).read_volatile()) == granules
+            {
+                at = old_at;
             }
         }
         let way;

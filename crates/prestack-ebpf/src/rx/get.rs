@@ -45,10 +45,10 @@ pub fn get(ctx: &XdpContext, datagram: &Datagram<'_>, key_len: u64, hash: u64) -
         }
         if ticket.is_some() {
             count!(refreshes);
-        } else if is_servable(config, door, now, ctx, datagram, found.reply_len) {
-            if let Some(action) = serve(ctx, packet, datagram, &found) {
-                return action;
-            }
+        } else if is_servable(config, door, now, ctx, datagram, found.reply_len)
+            && let Some(action) = serve(ctx, packet, datagram, &found)
+        {
+            return action;
         }
     }
     let version = ticket.or_else(|| tickets::take(config, state, hash, now));

@@ -214,6 +214,7 @@ fn append(scratch: *mut Scratch, found: &Found) -> Option<()> {
     if out + found.reply_len > MAX_REPLY as u64 {
         return None;
     }
+    // SAFETY: as above.
     let reply = unsafe { &mut (*scratch).reply };
     let len = reply.forgotten(len);
     let mut done = 0;

@@ -148,7 +148,7 @@ unsafe extern "C" fn prestack_follow(ctx: *mut xdp_md) -> u64 {
                     next: segment.sequence.wrapping_add(1),
                 };
                 // Without room the flow is not followed, and its data empties the cache.
-                let _ = FLOWS.insert(key, &flow, 0);
+                let _ = FLOWS.insert(key, flow, 0);
             } else {
                 backend::forget(config, door.backend);
             }
@@ -195,7 +195,7 @@ unsafe extern "C" fn prestack_followed(ctx: *mut xdp_md) -> u64 {
             let flow = TcpFlow {
                 next: segment.sequence.wrapping_add(segment.len as u32),
             };
-            let _ = FLOWS.insert(key, &flow, 0);
+            let _ = FLOWS.insert(key, flow, 0);
         } else {
             let _ = FLOWS.remove(key);
         }

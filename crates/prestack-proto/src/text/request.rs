@@ -262,13 +262,11 @@ pub fn parse(window: &Window, at: u64, limit: u64) -> Command {
             command.effect = Effect::Write;
             command.quiet = !arguments.is_at_end();
         }
-        GAT | GATS => {
-            // More keys than one: all of them change.
-            if arguments.is_at_end() {
-                command.effect = Effect::Write;
-                // A reply in several datagrams does not show which one ends it.
-                command.quiet = true;
-            }
+        // With more keys than one all of them change.
+        GAT | GATS if arguments.is_at_end() => {
+            command.effect = Effect::Write;
+            // A reply in several datagrams does not show which one ends it.
+            command.quiet = true;
         }
         META_GET | META_SET | META_DELETE | META_ARITHMETIC => {
             let mut data = 0;
