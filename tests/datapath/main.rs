@@ -3,8 +3,10 @@
 //! Nothing is attached and no memcached runs: a test plays both ends, the client's and memcached's.
 //! These tests need root.
 
+mod backends;
 mod bytes;
 mod check;
+mod eviction;
 mod harness;
 mod hits;
 mod kernel;
