@@ -11,6 +11,7 @@ mod harness;
 mod hits;
 mod kernel;
 mod loading;
+mod model;
 mod multi;
 mod odd;
 mod packet;
