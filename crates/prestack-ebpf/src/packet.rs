@@ -97,6 +97,7 @@ pub struct Addresses {
 }
 
 /// What a packet carries.
+#[repr(C)]
 #[derive(Clone, Copy)]
 pub struct Headers {
     /// Position of the IP header.

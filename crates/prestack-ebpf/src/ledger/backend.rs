@@ -23,6 +23,7 @@ pub fn is_port(config: &Config, port: u16) -> bool {
 
 /// What matters of a door at which a packet arrives. A copy: a pointer into the list would keep
 /// the verifier's paths for each door apart.
+#[repr(C)]
 #[derive(Clone, Copy)]
 pub struct Arrival {
     /// Which backend.

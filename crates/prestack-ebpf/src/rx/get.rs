@@ -20,8 +20,7 @@ use crate::packet::Packet;
 use crate::scratch::scratch;
 
 /// Answers the GET of the key of `key_len` bytes with this `hash`, or lets it through with a ticket.
-/// A function on its own, so that its stack is not part of everything else's.
-#[inline(never)]
+#[inline(always)]
 pub fn get(ctx: &XdpContext, datagram: &Datagram<'_>, key_len: u64, hash: u64) -> u32 {
     let (config, door) = (datagram.config, datagram.door);
     let packet = Packet::of(ctx, config);

@@ -71,6 +71,11 @@ impl Room {
             }
             room.packet = Packet::of(ctx, config);
         }
+        // From here on, one path for every way in which the packet has grown.
+        room.growth = room.packet.forgotten(room.growth);
+        room.shift = room.packet.forgotten(room.shift);
+        room.from = room.packet.forgotten(room.from);
+        room.old_len = room.packet.forgotten(room.old_len);
         if let Some(scratch) = scratch {
             let kept = room.each_word(|packet, at, i| {
                 // SAFETY: this CPU's scratch, and `i` is in bounds.

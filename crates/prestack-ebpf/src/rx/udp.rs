@@ -21,7 +21,7 @@ use crate::ledger::requests;
 use crate::ledger::writes::{self, End};
 use crate::maps::count;
 use crate::packet::{Headers, Packet};
-use crate::scratch::scratch;
+use crate::scratch::{SingleGet, scratch};
 
 /// `get ` as the four bytes read little-endian.
 const GET: u32 = u32::from_le_bytes(*b"get ");
@@ -116,10 +116,60 @@ pub fn datagram(
         }
         Reading::Odd => odd(config, door),
         Reading::Request(datagram) => match single_get(packet, &datagram) {
-            Some((key_len, hash)) => get::get(ctx, &datagram, key_len, hash),
+            Some((key_len, hash)) => single(ctx, &datagram, key_len, hash),
             None => other(ctx),
         },
     }
+}
+
+/// Answers a plain single-key GET or lets it through.
+#[inline(always)]
+fn single(ctx: &XdpContext, datagram: &Datagram<'_>, key_len: u64, hash: u64) -> u32 {
+    let Some(scratch) = scratch() else {
+        return XDP_PASS;
+    };
+    let get = SingleGet {
+        headers: *datagram.headers,
+        door: datagram.door,
+        frame: datagram.frame.0,
+        payload: datagram.payload,
+        len: datagram.len,
+        key_len,
+        hash,
+    };
+    // SAFETY: this CPU's scratch; a function of ours, called with the program's context.
+    unsafe {
+        (*scratch).get = get;
+        prestack_get(ctx.ctx) as u32
+    }
+}
+
+/// A global function, like [`prestack_other_datagram`].
+///
+/// # Safety
+///
+/// `ctx` is the program's context.
+#[unsafe(no_mangle)]
+#[inline(never)]
+unsafe extern "C" fn prestack_get(ctx: *mut xdp_md) -> u64 {
+    let ctx = XdpContext::new(ctx);
+    let (Some(config), Some(scratch)) = (backend::config(), scratch()) else {
+        return u64::from(XDP_PASS);
+    };
+    // SAFETY: this CPU's scratch.
+    let get = unsafe { &(*scratch).get };
+    if get.key_len > MAX_KEY as u64 {
+        return u64::from(XDP_PASS);
+    }
+    let datagram = Datagram {
+        config,
+        door: get.door,
+        headers: &get.headers,
+        frame: Frame(get.frame),
+        payload: get.payload,
+        len: get.len,
+    };
+    u64::from(get::get(&ctx, &datagram, get.key_len, get.hash))
 }
 
 /// Length and hash of the key if the datagram is `get <key>\r\n` and nothing else: the ends of the
