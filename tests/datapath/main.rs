@@ -15,6 +15,7 @@ mod model;
 mod multi;
 mod odd;
 mod packet;
+mod passing;
 mod refresh;
 mod tcp;
 mod tickets;
