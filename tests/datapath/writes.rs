@@ -97,7 +97,7 @@ fn meta_gets_that_write() {
 #[test]
 fn a_write_without_answer_ends_with_the_settle_time() {
     for text in UNANSWERED {
-        let settle = Duration::from_millis(150);
+        let settle = Duration::from_millis(600);
         let mut path = filled_with(&Setup {
             settle,
             ..Setup::default()
@@ -119,7 +119,7 @@ fn a_write_without_answer_ends_with_the_settle_time() {
 
 #[test]
 fn a_write_that_is_never_answered_ends_with_the_settle_time() {
-    let settle = Duration::from_millis(150);
+    let settle = Duration::from_millis(600);
     let mut path = filled_with(&Setup {
         settle,
         ..Setup::default()
@@ -156,7 +156,7 @@ fn each_of_several_writes_has_to_be_answered() {
 
 #[test]
 fn a_quiet_write_among_others_ends_with_time_alone() {
-    let settle = Duration::from_millis(150);
+    let settle = Duration::from_millis(600);
     let mut path = filled_with(&Setup {
         settle,
         ..Setup::default()
@@ -302,7 +302,7 @@ fn commands_that_change_everything_or_are_not_understood() {
         "incr key\r\n",
         "\x01\r\n",
     ] {
-        let settle = Duration::from_millis(150);
+        let settle = Duration::from_millis(600);
         let mut path = filled_with(&Setup {
             settle,
             ..Setup::default()

@@ -135,6 +135,8 @@ pub struct Reply {
     pub ends_one: bool,
     /// It is the last datagram of the answer if several keys were asked for.
     pub ends_many: bool,
+    /// It is the last datagram of its message.
+    pub ends_message: bool,
     /// It is one datagram of several.
     pub is_split: bool,
 }
@@ -166,7 +168,9 @@ pub fn answered(name: u64, reply: Reply) -> Option<(Request, Slot)> {
             let is_last = match request.kind {
                 k if k == Kind::Get as u8 => reply.ends_one,
                 k if k == Kind::MultiGet as u8 => reply.ends_many,
-                k => k != Kind::Endless as u8,
+                k if k == Kind::Other as u8 => reply.ends_message,
+                // No answer to a write takes several datagrams: such a one belongs to another.
+                k => k == Kind::Write as u8 && !reply.is_split,
             };
             if is_last {
                 if request.unanswered <= 1 {

@@ -40,13 +40,11 @@ pub fn from_reply(ctx: &TcContext, config: &Config, headers: &Headers, udp_len: 
         Some(item) => is_end(window, item.next, len),
         None => is_whole && !is_value(window, 0),
     };
+    let ends_message = frame.sequence() + 1 >= frame.count();
     let reply = Reply {
-        ends_one: if item.is_some() {
-            ends
-        } else {
-            frame.sequence() + 1 >= frame.count()
-        },
+        ends_one: if item.is_some() { ends } else { ends_message },
         ends_many: ends,
+        ends_message,
         is_split: !frame.is_single(),
     };
     let Some((request, slot)) = requests::answered(name, reply) else {
@@ -54,7 +52,7 @@ pub fn from_reply(ctx: &TcContext, config: &Config, headers: &Headers, udp_len: 
     };
     if request.kind == Kind::Write as u8 {
         // A reply whose owner is in doubt ends nothing.
-        if request.unanswered == 1 {
+        if request.unanswered == 1 && frame.is_single() {
             writes::ended(config, request.key, request.version);
         }
     } else if request.kind <= Kind::MultiGet as u8 {
