@@ -11,6 +11,8 @@ pub const SET_WAYS: usize = 4;
 pub const REQUEST_SETS: usize = 1024;
 /// Keys of one multi-key GET that can hold a ticket.
 pub const MULTI_KEYS: usize = 48;
+/// log₂ of the unit in ns of [`Request::seen`] (about 1.05 ms).
+pub const SEEN_SHIFT: u32 = 20;
 /// Stamps for forgotten requests in a set (a power of two).
 pub const LOST_STAMPS: usize = 64;
 /// log₂ of the unit of those stamps in nanoseconds (about 1.07 s).
@@ -46,8 +48,8 @@ pub struct Request {
     pub version: u32,
     /// The backend's epoch then.
     pub epoch: u32,
-    /// Explicit padding.
-    pub reserved: u32,
+    /// When a request of this name arrived last, in units of 2^[`SEEN_SHIFT`] ns.
+    pub seen: u32,
     /// A [`Kind`].
     pub kind: u8,
     /// Requests of this name that are unanswered: above 1, replies cannot be told apart.

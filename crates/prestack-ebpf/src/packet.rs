@@ -220,6 +220,10 @@ fn locate_v4(packet: Packet, l3: u64) -> Sort {
     }
     let header_len = u64::from(ip.version_and_length & 0x0f) * 4;
     let total = u64::from(u16::from_be(ip.total_length));
+    if total == 0 {
+        // A packet of more than 64 KiB that offloads have put together.
+        return Sort::Veiled(addresses);
+    }
     if header_len < IPV4_LEN as u64 || ip.version_and_length >> 4 != 4 || total < header_len {
         return Sort::Foreign;
     }

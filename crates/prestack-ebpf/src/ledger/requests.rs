@@ -2,43 +2,50 @@
 
 use aya_ebpf::helpers::{bpf_spin_lock, bpf_spin_unlock};
 use prestack_abi::config::Config;
-use prestack_abi::requests::{Kind, LOST_SHIFT, LOST_STAMPS, REQUEST_SETS, Request, SET_WAYS};
+use prestack_abi::requests::{
+    Kind, LOST_SHIFT, LOST_STAMPS, REQUEST_SETS, Request, SEEN_SHIFT, SET_WAYS,
+};
 use prestack_proto::hash;
 
 use crate::maps::{REQUESTS, count};
 use crate::packet::Addresses;
 
-/// The name of a request: flow and id. `client` and `server` are as seen from here, the ports in
-/// network byte order.
+/// The name of a request: flow and id. The server is named by its backend, for memcached may reply
+/// from another of the host's addresses than it was asked at. Ports are in network byte order.
 #[inline(always)]
-pub fn name(
-    config: &Config,
-    client: &[u32; 4],
-    server: &[u32; 4],
-    ports: [u16; 2],
-    id: u16,
-) -> u64 {
+fn name(config: &Config, client: &[u32; 4], backend: u8, ports: [u16; 2], id: u16) -> u64 {
     let word = |a: u32, b: u32| u64::from(a) << 32 | u64::from(b);
     let mut name = hash::mix(config.seed, word(client[0], client[1]));
     name = hash::mix(name, word(client[2], client[3]));
-    name = hash::mix(name, word(server[0], server[1]));
-    name = hash::mix(name, word(server[2], server[3]));
+    name = hash::mix(name, u64::from(backend));
     let tail = u64::from(ports[0]) << 32 | u64::from(ports[1]) << 16 | u64::from(id);
     hash::finish(name, tail) | 1
 }
 
-/// The name of a request in a packet from a client.
+/// The name of a request to a backend.
 #[inline(always)]
-pub fn name_of_request(config: &Config, addresses: &Addresses, ports: u32, id: u16) -> u64 {
+pub fn name_of_request(
+    config: &Config,
+    backend: u8,
+    addresses: &Addresses,
+    ports: u32,
+    id: u16,
+) -> u64 {
     let ports = [ports as u16, (ports >> 16) as u16];
-    name(config, &addresses.source, &addresses.destination, ports, id)
+    name(config, &addresses.source, backend, ports, id)
 }
 
-/// The name of the request to which a packet replies.
+/// The name of the request to which a packet of a backend replies.
 #[inline(always)]
-pub fn name_of_reply(config: &Config, addresses: &Addresses, ports: u32, id: u16) -> u64 {
+pub fn name_of_reply(
+    config: &Config,
+    backend: u8,
+    addresses: &Addresses,
+    ports: u32,
+    id: u16,
+) -> u64 {
     let ports = [(ports >> 16) as u16, ports as u16];
-    name(config, &addresses.destination, &addresses.source, ports, id)
+    name(config, &addresses.destination, backend, ports, id)
 }
 
 #[inline(always)]
@@ -56,6 +63,7 @@ pub fn remember(config: &Config, name: u64, request: &Request) -> Option<Slot> {
     let set = set_of(name);
     let requests = REQUESTS.get_ptr_mut(set)?;
     let now = request.time;
+    let seen = (now >> SEEN_SHIFT) as u32;
     let stamp = ((now >> LOST_SHIFT) as u8).wrapping_add(1);
     let horizon = (config.remember_ns >> LOST_SHIFT) as u8 + 2;
     let own_stamp = (name >> 1) as usize & (LOST_STAMPS - 1);
@@ -70,7 +78,8 @@ pub fn remember(config: &Config, name: u64, request: &Request) -> Option<Slot> {
         for i in 0..SET_WAYS {
             let held = (*requests).names[i];
             let born = (*requests).requests[i].time;
-            let is_over = held == 0 || now.wrapping_sub(born) > config.remember_ns;
+            let age = seen.wrapping_sub((*requests).requests[i].seen);
+            let is_over = held == 0 || u64::from(age) << SEEN_SHIFT > config.remember_ns;
             // The name itself is found even when its time is over: it is then taken anew.
             if held == name {
                 way = i;
@@ -109,6 +118,7 @@ pub fn remember(config: &Config, name: u64, request: &Request) -> Option<Slot> {
                 }
                 (*requests).names[i] = name;
                 *held = *request;
+                (*held).seen = seen;
             }
         }
         let lost = (*requests).lost[own_stamp];
@@ -117,6 +127,10 @@ pub fn remember(config: &Config, name: u64, request: &Request) -> Option<Slot> {
             for i in 0..SET_WAYS {
                 if i == way {
                     (*requests).requests[i].tickets = 0;
+                    // A reply whose owner is in doubt ends no write.
+                    if (*requests).requests[i].kind == Kind::Write as u8 {
+                        (*requests).requests[i].kind = Kind::Endless as u8;
+                    }
                 }
             }
         }

@@ -30,6 +30,8 @@ pub fn get(ctx: &XdpContext, datagram: &Datagram<'_>, key_len: u64, hash: u64) -
     let epoch = backend::epoch(state);
     let now = clock::now();
     let key = datagram.payload + 4;
+    // At a wildcard door the packet may be for another host behind this one.
+    let may_fill = door.flags & Door::ANY_ADDRESS == 0;
     let mut ticket = None;
     let query = Query {
         config,
@@ -39,7 +41,7 @@ pub fn get(ctx: &XdpContext, datagram: &Datagram<'_>, key_len: u64, hash: u64) -
         hash,
     };
     if let Some(found) = find(query, &packet, key, key_len) {
-        if found.is_ageing {
+        if found.is_ageing && may_fill {
             ticket = tickets::take(config, state, hash, now);
         }
         if ticket.is_some() {
@@ -50,13 +52,16 @@ pub fn get(ctx: &XdpContext, datagram: &Datagram<'_>, key_len: u64, hash: u64) -
             return action;
         }
     }
-    let version = ticket.or_else(|| tickets::take(config, state, hash, now));
+    let version = match ticket {
+        None if may_fill => tickets::take(config, state, hash, now),
+        ticket => ticket,
+    };
     let request = Request {
         key: hash,
         time: now,
         version: version.unwrap_or(0),
         epoch,
-        reserved: 0,
+        seen: 0,
         kind: Kind::Get as u8,
         unanswered: 1,
         tickets: u8::from(version.is_some()),

@@ -6,6 +6,7 @@ use aya_ebpf::helpers::generated::{bpf_loop, bpf_xdp_store_bytes};
 use aya_ebpf::programs::XdpContext;
 use core::ffi::c_void;
 use prestack_abi::cache::MAX_REPLY;
+use prestack_abi::config::Door;
 use prestack_abi::requests::{Kind, MULTI_KEYS, Request};
 use prestack_proto::MAX_KEY;
 use prestack_proto::hash::{backend_seed, scan_key};
@@ -87,6 +88,8 @@ pub fn answer(ctx: &XdpContext, datagram: &Datagram<'_>) -> Option<u32> {
 #[inline(always)]
 pub fn pass(datagram: &Datagram<'_>) {
     let Some(scratch) = scratch() else { return };
+    // At a wildcard door the packet may be for another host behind this one.
+    let may_fill = datagram.door.flags & Door::ANY_ADDRESS == 0;
     // SAFETY: this CPU's scratch.
     let (keys, request) = unsafe {
         let walk = &raw const (*scratch).walk;
@@ -106,10 +109,10 @@ pub fn pass(datagram: &Datagram<'_>) {
                 0
             },
             epoch: (&raw const (*walk).epoch).read_volatile() as u32,
-            reserved: 0,
+            seen: 0,
             kind: if is_single { Kind::Get } else { Kind::MultiGet } as u8,
             unanswered: 1,
-            tickets: if (&raw const (*walk).odd).read_volatile() == 0 {
+            tickets: if (&raw const (*walk).odd).read_volatile() == 0 && may_fill {
                 tickets as u8
             } else {
                 0

@@ -13,7 +13,7 @@ use prestack_abi::config::Config;
 use prestack_abi::flow::{FlowKey, TcpFlow};
 use prestack_proto::BINARY_REQUEST;
 use prestack_proto::hash::{backend_seed, scan_key};
-use prestack_proto::net::{TCP_ACK, TCP_FIN, TCP_LEN, TCP_RST, TCP_SYN};
+use prestack_proto::net::{TCP_ACK, TCP_FIN, TCP_LEN, TCP_RST, TCP_SYN, TCP_URG};
 use prestack_proto::text::request::Effect;
 use prestack_proto::window::{WINDOW, Window};
 
@@ -160,7 +160,10 @@ unsafe extern "C" fn prestack_follow(ctx: *mut xdp_md) -> u64 {
             // taken for in order only if the numbers agree by chance.
             let is_in_order =
                 unsafe { FLOWS.get(key) }.is_some_and(|flow| flow.next == segment.sequence);
-            if is_in_order && segment.flags & TCP_RST == 0 && start(ctx, config, door, segment) {
+            if is_in_order
+                && segment.flags & (TCP_RST | TCP_URG) == 0
+                && start(ctx, config, door, segment)
+            {
                 return;
             }
             backend::forget(config, door.backend);

@@ -93,6 +93,7 @@ impl<'a> Datagram<'a> {
         let headers = self.headers;
         requests::name_of_request(
             self.config,
+            self.door.backend,
             &headers.addresses,
             headers.ports,
             self.frame.id(),

@@ -14,16 +14,17 @@ use prestack_proto::window::Window;
 
 use crate::cache::fill::{self, Ticket, fill};
 use crate::ledger::requests::{self, Reply};
-use crate::ledger::{tickets, writes};
+use crate::ledger::{backend, tickets, writes};
 use crate::maps::{KEY_TICKETS, count};
 use crate::packet::Headers;
 use crate::scratch::{Scratch, scratch};
 
-/// Learns from a datagram of memcached's.
+/// Learns from a datagram of memcached's, which answers the request of this name.
 #[inline(never)]
-pub fn from_reply(ctx: &TcContext, config: &Config, headers: &Headers, udp_len: u64, frame: Frame) {
-    let Some(scratch) = scratch() else { return };
-    let name = requests::name_of_reply(config, &headers.addresses, headers.ports, frame.id());
+pub fn from_reply(ctx: &TcContext, headers: &Headers, udp_len: u64, frame: Frame, name: u64) {
+    let (Some(scratch), Some(config)) = (scratch(), backend::config()) else {
+        return;
+    };
     let around = (UDP_LEN + FRAME_LEN) as u64;
     let len = udp_len.wrapping_sub(around);
     let is_whole = frame.is_single() && load(ctx, headers.l4 + around, len, scratch);

@@ -7,7 +7,7 @@ use aya_ebpf::programs::TcContext;
 use prestack_proto::udp::Frame;
 use prestack_proto::window::Source;
 
-use crate::ledger::backend;
+use crate::ledger::{backend, requests};
 use crate::packet::{Packet, Sort, locate};
 
 /// "No opinion": the next program or the stack goes on with the packet (`TCX_NEXT` has the same
@@ -27,9 +27,9 @@ pub fn packet(ctx: &TcContext) -> i32 {
     if !headers.udp || !backend::is_port(config, headers.source_port()) {
         return NEXT;
     }
-    if backend::door(&headers.addresses.source, headers.source_port()).is_none() {
+    let Some(door) = backend::door(&headers.addresses.source, headers.source_port()) else {
         return NEXT;
-    }
+    };
     headers.l4 = packet.forgotten(headers.l4);
     if headers.l4 > 0xff {
         return NEXT;
@@ -40,12 +40,14 @@ pub fn packet(ctx: &TcContext) -> i32 {
     ) else {
         return NEXT;
     };
-    learn::from_reply(
-        ctx,
+    let frame = Frame(frame);
+    let name = requests::name_of_reply(
         config,
-        &headers,
-        u64::from(u16::from_be(udp_len)),
-        Frame(frame),
+        door.backend,
+        &headers.addresses,
+        headers.ports,
+        frame.id(),
     );
+    learn::from_reply(ctx, &headers, u64::from(u16::from_be(udp_len)), frame, name);
     NEXT
 }

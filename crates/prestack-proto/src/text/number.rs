@@ -29,11 +29,12 @@ pub fn decimal(window: &Window, at: u64, len: u64) -> Option<u64> {
     Some((fours * 10_000 + (fours >> 32)) & 0xffff_ffff)
 }
 
-/// Whether there are `len` (1 to 20) digits at `at`.
+/// Whether there are `len` digits at `at`, 1 to 18: a number that memcached cannot refuse for its
+/// size.
 #[inline(always)]
 pub fn is_digits(window: &Window, at: u64, len: u64) -> bool {
     const UPPER: u64 = swar::repeat(0xf0);
-    if len == 0 || len > 20 {
+    if len == 0 || len > 18 {
         return false;
     }
     for i in 0..3 {
@@ -74,7 +75,7 @@ mod tests {
         #[test]
         fn digits_are_digits(text in "[0-9]{0,22}|[0-9/:a-]{1,20}") {
             let window = Window::showing(text.as_bytes());
-            let expected = (1..=20).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_digit());
+            let expected = (1..=18).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_digit());
             prop_assert_eq!(is_digits(&window, 0, text.len() as u64), expected);
         }
     }

@@ -383,7 +383,7 @@ mod tests {
             "set" | "add" | "replace" | "append" | "prepend" | "cas" => {
                 let needed = if verb == "cas" { 6 } else { 5 };
                 let digits = |word: &[u8]| {
-                    (1..=20).contains(&word.len()) && word.iter().all(u8::is_ascii_digit)
+                    (1..=18).contains(&word.len()) && word.iter().all(u8::is_ascii_digit)
                 };
                 let expiry = argument(3).map(|w| w.strip_prefix(b"-").unwrap_or(w));
                 let fields = [
@@ -516,6 +516,7 @@ mod tests {
             "cas k 0 0 8",
             "cas k 0 0 8 x",
             "set k -1 0 8",
+            "set k 0000000000000000000 0 8",
         ] {
             assert_eq!(
                 fast_parse(format!("{refused}\r\n").as_bytes()).effect,
