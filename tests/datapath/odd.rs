@@ -211,6 +211,10 @@ fn extension_headers() {
         let segment = PacketBuilder::tcp(7, ACK, "get key\r\n");
         assert_forgets(&segment.v6().extension_header(kind));
     }
+    // IPv4 has but one such header.
+    for packet in [ask(), PacketBuilder::tcp(7, ACK, "get key\r\n")] {
+        assert_forgets(&packet.ip_protocol(51));
+    }
     // What every neighbour sends: a multicast listener report.
     let mut report = ask().v6().extension_header(0).build();
     report[14 + 40] = 58;

@@ -112,7 +112,7 @@ pub struct PacketBuilder {
     pub payload: Vec<u8>,
     /// IPv4 options or IPv6 extension headers.
     pub extra: Vec<u8>,
-    /// For IPv6 with extension headers: the kind of the first.
+    /// What the IP header says that follows, if not the transport: an extension header.
     pub next_header: Option<u8>,
     /// The 16 bits of the IPv4 header with the fragment's offset and flags.
     pub fragment: u16,
@@ -263,6 +263,12 @@ impl PacketBuilder {
         self
     }
 
+    /// Makes the IPv4 header say that this protocol follows.
+    pub fn ip_protocol(mut self, protocol: u8) -> Self {
+        self.next_header = Some(protocol);
+        self
+    }
+
     /// Makes the packet a fragment: offset in units of eight bytes, and whether more follow.
     pub fn fragment(mut self, offset: u16, more: bool) -> Self {
         self.fragment = offset | if more { 0x2000 } else { 0 };
@@ -349,7 +355,8 @@ impl PacketBuilder {
         header.extend(total.to_be_bytes());
         header.extend(self.identification.to_be_bytes());
         header.extend(self.fragment.to_be_bytes());
-        header.extend([self.hop_limit, self.protocol(), 0, 0]);
+        let protocol = self.next_header.unwrap_or(self.protocol());
+        header.extend([self.hop_limit, protocol, 0, 0]);
         header.extend(source.octets());
         header.extend(destination.octets());
         header.extend(&self.extra);

@@ -139,6 +139,44 @@ fn a_write_that_is_never_answered_ends_with_the_settle_time() {
 }
 
 #[test]
+fn a_write_that_is_answered_after_the_settle_time_kills_what_was_fetched_meanwhile() {
+    let settle = Duration::from_millis(600);
+    let mut path = filled_with(&Setup {
+        settle,
+        ..Setup::default()
+    });
+    let write = path.request("set key 0 0 3\r\nnew\r\n");
+    path.pass(&write);
+    wait(settle);
+    path.fill("key", "old");
+    let get = path.request("get key2\r\n");
+    path.pass(&get);
+    path.tx(&write.reply("STORED\r\n"));
+    path.assert_miss("key");
+    // The others keep theirs.
+    path.tx(&get.reply(hit("key2", "value")));
+    path.assert_hit("key2", "value");
+    path.assert_hit("other", "value");
+}
+
+#[test]
+fn a_fetch_that_overlaps_an_answer_after_the_settle_time_is_void() {
+    let settle = Duration::from_millis(600);
+    let mut path = filled_with(&Setup {
+        settle,
+        ..Setup::default()
+    });
+    let write = path.request("set key 0 0 3\r\nnew\r\n");
+    path.pass(&write);
+    wait(settle);
+    let get = path.request("get key\r\n");
+    path.pass(&get);
+    path.tx(&write.reply("STORED\r\n"));
+    path.tx(&get.reply(hit("key", "old")));
+    path.assert_miss("key");
+}
+
+#[test]
 fn each_of_several_writes_has_to_be_answered() {
     let mut path = filled();
     let writes: Vec<_> = (0..5)

@@ -44,7 +44,8 @@ pub struct Request {
     pub key: u64,
     /// Coarse monotonic time in ns at which the request arrived.
     pub time: u64,
-    /// The bucket's version then (`Get`), or the generation of the outstanding write (`Write`).
+    /// The bucket's version then (`Get`), the serial number of the tickets (`MultiGet`), or the
+    /// generation of the outstanding write (`Write`).
     pub version: u32,
     /// The backend's epoch then.
     pub epoch: u32,
@@ -66,8 +67,8 @@ pub struct Request {
 pub struct RequestSet {
     /// Held to change the set.
     pub lock: bpf_spin_lock,
-    /// Explicit padding.
-    pub reserved: u32,
+    /// Raised with every request that is remembered: the serial number of its tickets.
+    pub serial: u32,
     /// Names of `requests`; 0 when free.
     pub names: [u64; SET_WAYS],
     /// The requests.
@@ -83,12 +84,33 @@ pub struct RequestSet {
 #[repr(C)]
 #[derive(Clone, Copy, Default)]
 pub struct KeyTicket {
-    /// Hash of the key.
+    /// Hash of the key and serial number, [sealed](KeyTicket::seal).
     pub key: u64,
-    /// The bucket's version when the request arrived.
-    pub version: u32,
-    /// Explicit padding.
-    pub reserved: u32,
+    /// The bucket's version when the request arrived, in the upper half, and the serial number of the
+    /// request in the lower: one word, so that both are of one request.
+    pub version: u64,
+}
+
+impl KeyTicket {
+    /// The ticket of the request with this serial number for the key with this hash. It is written
+    /// when another request may already have taken the place of the one it is for: what is read is a
+    /// ticket only if both words show the serial number of the request.
+    #[inline(always)]
+    #[must_use]
+    pub const fn new(key: u64, version: u32, serial: u32) -> Self {
+        Self {
+            key: Self::seal(key, serial),
+            version: (version as u64) << 32 | serial as u64,
+        }
+    }
+
+    /// The word that stands for a key in the tickets of a request.
+    #[inline(always)]
+    #[must_use]
+    pub const fn seal(key: u64, serial: u32) -> u64 {
+        // An odd factor: other serial numbers give other words.
+        key ^ (serial as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+    }
 }
 
 /// An element of the `KEY_TICKETS` map.

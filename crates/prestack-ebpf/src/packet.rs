@@ -140,7 +140,8 @@ pub enum Sort {
     Plain(Headers),
     /// UDP or TCP behind IP options: the ports are known.
     Options(Headers),
-    /// May carry anything to any port of the destination: a fragment, an IPv6 extension header.
+    /// May carry anything to any port of the destination: a fragment, an IPv6 extension header, an
+    /// authentication header.
     Veiled(Addresses),
 }
 
@@ -208,14 +209,15 @@ fn locate_v4(packet: Packet, l3: u64) -> Sort {
     // SAFETY: `at` checked the length.
     let ip = unsafe { &*ip };
     let protocol = ip.protocol;
-    if protocol != PROTO_UDP && protocol != PROTO_TCP {
+    let is_authenticated = protocol == EXTENSION_AUTHENTICATION;
+    if protocol != PROTO_UDP && protocol != PROTO_TCP && !is_authenticated {
         return Sort::Foreign;
     }
     let addresses = Addresses {
         source: [0, 0, MAPPED_V4, ip.source],
         destination: [0, 0, MAPPED_V4, ip.destination],
     };
-    if ip.fragment & IPV4_FRAGMENT.to_be() != 0 {
+    if ip.fragment & IPV4_FRAGMENT.to_be() != 0 || is_authenticated {
         return Sort::Veiled(addresses);
     }
     let header_len = u64::from(ip.version_and_length & 0x0f) * 4;

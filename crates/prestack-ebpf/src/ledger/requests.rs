@@ -56,10 +56,10 @@ fn set_of(name: u64) -> u32 {
 /// Place of a request in `REQUESTS`, also its index in `KEY_TICKETS`.
 pub type Slot = u32;
 
-/// Remembers a request that is let through. Returns its place if its name is free of doubt: only
-/// then may its tickets stand.
+/// Remembers a request that is let through. Returns its place, and the serial number of its tickets,
+/// if its name is free of doubt: only then may tickets stand.
 #[inline(always)]
-pub fn remember(config: &Config, name: u64, request: &Request) -> Option<Slot> {
+pub fn remember(config: &Config, name: u64, request: &Request) -> Option<(Slot, u32)> {
     let set = set_of(name);
     let requests = REQUESTS.get_ptr_mut(set)?;
     let now = request.time;
@@ -71,9 +71,12 @@ pub fn remember(config: &Config, name: u64, request: &Request) -> Option<Slot> {
     let mut is_known = false;
     let mut has_lost = false;
     let is_certain;
+    let serial;
     // SAFETY: `requests` is a map element; nothing is called under its lock.
     unsafe {
         bpf_spin_lock((&raw mut (*requests).lock).cast());
+        serial = (*requests).serial.wrapping_add(1);
+        (*requests).serial = serial;
         let mut oldest = u64::MAX;
         for i in 0..SET_WAYS {
             let held = (*requests).names[i];
@@ -119,6 +122,9 @@ pub fn remember(config: &Config, name: u64, request: &Request) -> Option<Slot> {
                 (*requests).names[i] = name;
                 *held = *request;
                 (*held).seen = seen;
+                if request.kind == Kind::MultiGet as u8 {
+                    (*held).version = serial;
+                }
             }
         }
         let lost = (*requests).lost[own_stamp];
@@ -139,7 +145,7 @@ pub fn remember(config: &Config, name: u64, request: &Request) -> Option<Slot> {
     if has_lost {
         count!(requests_lost);
     }
-    is_certain.then_some(set * SET_WAYS as u32 + way as u32)
+    is_certain.then_some((set * SET_WAYS as u32 + way as u32, serial))
 }
 
 /// What a reply shows of its end.

@@ -112,28 +112,42 @@ unsafe fn mark(control: *mut Control, key: u16, now: u64, until: u64, end: End) 
     0
 }
 
-/// The reply to a write has left.
+/// The reply to a write has left. If the write was taken for settled before, what was fetched since
+/// may be older than it, and is killed.
 #[inline(always)]
 pub fn ended(config: &Config, hash: u64, generation: u32) {
     let place = Place::of(hash, config.buckets);
-    let Some(control) = CONTROL.get_ptr_mut(place.bucket) else {
+    let (Some(control), Some(index)) = (
+        CONTROL.get_ptr_mut(place.bucket),
+        INDEX.get_ptr_mut(place.bucket),
+    ) else {
         return;
     };
     let key = fingerprint(hash);
-    // SAFETY: `control` is a map element; nothing is called under the lock.
+    let now = clock::now();
+    // SAFETY: as in `arrived`.
     unsafe {
         lock(control);
+        let mut is_outstanding = (*control).crowded_until > now;
         for i in 0..OUTSTANDING_KEYS {
             let mark = &raw mut (*control).outstanding[i];
             let writes = (*mark).writes;
             if (*mark).fingerprint == key
                 && (*mark).generation == generation
                 && writes != 0
-                && writes != Outstanding::SETTLES
+                && (*mark).until > now
             {
-                (*mark).writes = writes - 1;
+                if writes != Outstanding::SETTLES {
+                    (*mark).writes = writes - 1;
+                }
+                is_outstanding = true;
                 break;
             }
+        }
+        if !is_outstanding {
+            let version = (*control).version.wrapping_add(1);
+            (&raw mut (*control).version).write_volatile(version);
+            kill(index, place);
         }
         unlock(control);
     }

@@ -1,6 +1,6 @@
 //! The hit path: a UDP GET of one key.
 
-use aya_ebpf::bindings::xdp_action::{XDP_PASS, XDP_TX};
+use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_TX};
 use aya_ebpf::programs::XdpContext;
 use prestack_abi::cache::MAX_REPLY;
 use prestack_abi::config::{Config, Door};
@@ -108,14 +108,20 @@ fn serve(ctx: &XdpContext, packet: Packet, datagram: &Datagram<'_>, found: &Foun
     let new_len = at + found.reply_len;
     let room = Room::make(ctx, datagram.config, packet, Some(scratch), at, new_len)?;
     let packet = room.packet;
-    let copied = copy(packet, at, found.entry, found.reply_len);
+    let copied = room
+        .move_headers(at)
+        .and_then(|()| copy(packet, at, found.entry, found.reply_len));
     if copied.is_none() || !found.is_unchanged() {
         count!(races);
         room.undo(ctx, scratch);
         return None;
     }
     let reply_len = packet.forgotten(found.reply_len);
-    reply::write_headers(packet, datagram.headers, reply_len, found.sum)?;
+    if reply::write_headers(packet, datagram.headers, reply_len, found.sum).is_none() {
+        // The headers were read in these places, so this cannot be; neither a request nor a reply
+        // any more, the packet must not go anywhere.
+        return Some(XDP_DROP);
+    }
     room::cut(ctx, packet, new_len);
     count!(udp_hits);
     Some(XDP_TX)

@@ -7,7 +7,7 @@ use aya_ebpf::programs::XdpContext;
 use core::ffi::c_void;
 use prestack_abi::cache::MAX_REPLY;
 use prestack_abi::config::Door;
-use prestack_abi::requests::{Kind, MULTI_KEYS, Request};
+use prestack_abi::requests::{KeyTicket, Kind, MULTI_KEYS, Request};
 use prestack_proto::MAX_KEY;
 use prestack_proto::hash::{backend_seed, scan_key};
 use prestack_proto::text::reply::{END, END_LEN};
@@ -121,10 +121,10 @@ pub fn pass(datagram: &Datagram<'_>) {
         };
         (keys, request)
     };
-    if let Some(slot) = requests::remember(datagram.config, datagram.name(), &request)
+    if let Some((slot, serial)) = requests::remember(datagram.config, datagram.name(), &request)
         && keys > 1
     {
-        keep_tickets(slot, scratch);
+        keep_tickets(slot, serial, scratch);
     }
     count!(udp_misses);
 }
@@ -262,16 +262,17 @@ fn serve(
     let len = packet.forgotten(out + END_LEN);
     let sum = sum_of_reply(len);
     let at = datagram.payload;
-    Room::make(ctx, config, packet, None, at, at + len)?;
+    let room = Room::make(ctx, config, packet, None, at, at + len)?;
+    let moved = room.move_headers(at);
     // SAFETY: the reply buffer is as long as the window.
-    if unsafe { bpf_xdp_store_bytes(ctx.ctx, at as u32, reply.start().cast(), Window::size(len)) }
-        != 0
-    {
+    let stored =
+        unsafe { bpf_xdp_store_bytes(ctx.ctx, at as u32, reply.start().cast(), Window::size(len)) };
+    let packet = Packet::of(ctx, config);
+    let written = reply::write_headers(packet, datagram.headers, len, sum);
+    if moved.is_none() || stored != 0 || written.is_none() {
         // There is room, so this cannot be; the request is no longer whole, so it cannot pass.
         return Some(XDP_DROP);
     }
-    let packet = Packet::of(ctx, config);
-    reply::write_headers(packet, datagram.headers, len, sum)?;
     room::cut(ctx, packet, at + len);
     count!(udp_hits);
     Some(XDP_TX)
@@ -279,7 +280,7 @@ fn serve(
 
 /// Writes down the tickets of a multi-key GET.
 #[inline(always)]
-fn keep_tickets(slot: requests::Slot, scratch: *mut Scratch) {
+fn keep_tickets(slot: requests::Slot, serial: u32, scratch: *mut Scratch) {
     let Some(tickets) = KEY_TICKETS.get_ptr_mut(slot) else {
         return;
     };
@@ -290,9 +291,10 @@ fn keep_tickets(slot: requests::Slot, scratch: *mut Scratch) {
                 break;
             }
             let missed = (&raw const (*scratch).missed[i]).read_volatile();
-            let ticket = &raw mut (*tickets).keys[i];
-            (&raw mut (*ticket).key).write_volatile(missed.key);
-            (&raw mut (*ticket).version).write_volatile(missed.version);
+            let ticket = KeyTicket::new(missed.key, missed.version, serial);
+            let place = &raw mut (*tickets).keys[i];
+            (&raw mut (*place).key).write_volatile(ticket.key);
+            (&raw mut (*place).version).write_volatile(ticket.version);
         }
     }
 }

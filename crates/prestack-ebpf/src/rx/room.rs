@@ -37,7 +37,7 @@ pub struct Room {
 impl Room {
     /// Grows `packet`, whose payload starts at `at`, to `new_len` bytes at least. With `scratch` the
     /// bytes that the reply may overwrite are kept there. `None` if there is no room: the packet is
-    /// then as it was.
+    /// then as it was. The headers have still to be [moved](Self::move_headers).
     #[inline(always)]
     pub fn make(
         ctx: &XdpContext,
@@ -87,7 +87,6 @@ impl Room {
                 return None;
             }
         }
-        room.move_headers(at)?;
         Some(room)
     }
 
@@ -119,9 +118,10 @@ impl Room {
         Some(())
     }
 
-    /// Copies the headers to the packet's start if it has grown there.
+    /// Copies the headers to the packet's start if it has grown there. `None` if it broke off
+    /// half-way.
     #[inline(always)]
-    fn move_headers(&self, at: u64) -> Option<()> {
+    pub fn move_headers(&self, at: u64) -> Option<()> {
         if self.shift == 0 {
             return Some(());
         }

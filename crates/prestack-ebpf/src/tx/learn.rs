@@ -4,7 +4,7 @@ use aya_ebpf::helpers::generated::bpf_skb_load_bytes;
 use aya_ebpf::programs::TcContext;
 use prestack_abi::cache::MAX_REPLY;
 use prestack_abi::config::Config;
-use prestack_abi::requests::{Kind, MULTI_KEYS, Request};
+use prestack_abi::requests::{KeyTicket, Kind, MULTI_KEYS, Request};
 use prestack_proto::hash::{backend_seed, scan_key};
 use prestack_proto::net::UDP_LEN;
 use prestack_proto::text::reply::{END, END_LEN, Value, is_end, is_value, value};
@@ -133,6 +133,8 @@ fn ticket_version(request: &Request, slot: requests::Slot, key: u64) -> Option<u
     }
     let tickets = KEY_TICKETS.get_ptr_mut(slot)?;
     let count = u64::from(request.tickets);
+    let serial = request.version;
+    let sealed = KeyTicket::seal(key, serial);
     for i in 0..MULTI_KEYS as u64 {
         // Opaque, or the compiler counts down from `count`, whose bounds the verifier does not see.
         let i = opaque(i);
@@ -142,8 +144,9 @@ fn ticket_version(request: &Request, slot: requests::Slot, key: u64) -> Option<u
         // SAFETY: `tickets` is a map element.
         unsafe {
             let ticket = &raw const (*tickets).keys[i as usize];
-            if (&raw const (*ticket).key).read_volatile() == key {
-                return Some((&raw const (*ticket).version).read_volatile());
+            let version = (&raw const (*ticket).version).read_volatile();
+            if (&raw const (*ticket).key).read_volatile() == sealed && version as u32 == serial {
+                return Some((version >> 32) as u32);
             }
         }
     }
