@@ -7,6 +7,7 @@
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 
 pub mod checksum;
+pub mod command;
 pub mod hash;
 pub mod net;
 pub mod swar;
