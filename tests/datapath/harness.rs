@@ -230,6 +230,12 @@ impl Datapath {
         self.request(get(&[key]))
     }
 
+    /// A request that is passed, and that memcached has not answered yet.
+    pub fn only_pass(&mut self, request: impl AsRef<[u8]>) {
+        let request = self.request(request);
+        self.pass(&request);
+    }
+
     /// A request that is passed and then answered.
     pub fn exchange(&mut self, request: impl AsRef<[u8]>, reply: impl AsRef<[u8]>) {
         let request = self.request(request);

@@ -4,6 +4,7 @@
 //! These tests need root.
 
 mod backends;
+mod binary;
 mod bytes;
 mod check;
 mod eviction;
@@ -16,6 +17,7 @@ mod multi;
 mod odd;
 mod packet;
 mod passing;
+mod protocols;
 mod refresh;
 mod tcp;
 mod tickets;

@@ -317,6 +317,17 @@ impl PacketBuilder {
         }
     }
 
+    /// memcached's way of answering nothing: a datagram without payload whose count is 0.
+    pub fn nothing(&self) -> Self {
+        let reply = self.reply("");
+        let Transport::Udp { frame, .. } = reply.transport else {
+            panic!("only a datagram has a frame");
+        };
+        let mut frame = frame.expect("a request has a frame");
+        frame.count = 0;
+        reply.frame(frame)
+    }
+
     fn protocol(&self) -> u8 {
         match self.transport {
             Transport::Udp { .. } => UDP,

@@ -14,8 +14,11 @@ pub struct Backend {
     /// may be under way. Set before `epoch` is raised, so that a ticket with the new epoch implies
     /// that it was seen.
     pub quiet_until: u64,
+    /// Non-zero once this memcached process was seen answering over UDP: only then are hits served
+    /// over UDP. Set by the datapath, cleared by user space with a new process.
+    pub answers_udp: u64,
     /// Keeps backends on cache lines of their own.
-    pub reserved: [u64; 6],
+    pub reserved: [u64; 5],
 }
 
 const _: () = assert!(size_of::<Backend>() == 64);

@@ -20,9 +20,13 @@ pub const LINES: usize = 2;
 /// Groups in a bucket.
 pub const GROUPS: usize = LINES * LINE_GROUPS;
 
-/// Longest reply that is stored, in bytes without the UDP frame: memcached's limit for one
+/// Longest reply that is served, in bytes without the UDP frame: memcached's limit for one
 /// datagram (`UDP_MAX_PAYLOAD_SIZE` 1400 in memcached.h, less its 8-byte frame).
 pub const MAX_REPLY: usize = 1392;
+/// Longest text reply that is stored, in bytes: the one whose item fits a datagram in the protocol
+/// with the shortest head (binary: 24 bytes and the flags), with the longest key and flags.
+pub const MAX_STORED: usize =
+    "VALUE ".len() + 250 + " 4294967295 1364\r\n".len() + (MAX_REPLY - 28) + "\r\nEND\r\n".len();
 
 /// Eight ways of a bucket.
 #[repr(C)]
@@ -70,22 +74,42 @@ pub struct EntryHeader {
     pub reply_len: u16,
     /// Length in bytes of the key.
     pub key_len: u8,
-    /// Granules reserved for the entry, header included.
-    pub granules: u8,
+    /// Bytes of the reply before the data, less the key.
+    pub around_key: u8,
     /// Which backend the entry belongs to.
     pub backend: u8,
-    /// Explicit padding.
-    pub reserved: u8,
-    /// Explicit padding.
-    pub reserved_word: u32,
-    /// Explicit padding.
-    pub reserved_words: u64,
+    /// What is known of the item: [`EntryHeader::FLAGS`] and the following.
+    pub knows: u8,
+    /// The item's client flags.
+    pub flags: u32,
+    /// The item's CAS number.
+    pub cas: u64,
+}
+
+impl EntryHeader {
+    /// The client flags are known: the stored reply is what memcached would send.
+    pub const FLAGS: u8 = 1;
+    /// The CAS number is known.
+    pub const CAS: u8 = 2;
+    /// The item was shown by `mg` and is in no state that other replies do not show (stale, won).
+    pub const META: u8 = 4;
+    /// `mg` shows the key as it is.
+    pub const KEY_PLAIN: u8 = 8;
+    /// `mg` shows the key in base64.
+    pub const KEY_BASE64: u8 = 16;
+
+    /// Granules that an entry with a reply of this length takes, header included.
+    #[inline(always)]
+    #[must_use]
+    pub const fn granules(reply_len: u64) -> u64 {
+        (HEADER_BYTES as u64 + reply_len).div_ceil(GRANULE as u64)
+    }
 }
 
 /// Bytes of an [`EntryHeader`]; the reply follows.
 pub const HEADER_BYTES: usize = size_of::<EntryHeader>();
 
-/// An element of the `BLOCKS` map: entries, each a header and a reply as memcached sent it
+/// An element of the `BLOCKS` map: entries, each a header and the reply to a text `get`
 /// (`VALUE <key> <flags> <bytes>\r\n<data>\r\nEND\r\n`).
 #[repr(C, align(4096))]
 #[derive(Clone, Copy)]
@@ -129,7 +153,7 @@ const _: () = assert!(size_of::<Block>() == BLOCK_BYTES);
 const _: () = assert!(HEADER_BYTES == 32 && HEADER_BYTES.is_multiple_of(GRANULE));
 const _: () = assert!(GRANULES == 256);
 // `fill` tests whether a position lies in a range of fewer than 128 granules.
-const _: () = assert!((HEADER_BYTES + MAX_REPLY).div_ceil(GRANULE) < 128);
+const _: () = assert!(EntryHeader::granules(MAX_STORED as u64) < 128);
 
 #[cfg(test)]
 mod tests {

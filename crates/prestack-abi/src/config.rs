@@ -34,8 +34,12 @@ pub struct Config {
     pub allow4_len: u32,
     /// Used elements of `allow6`.
     pub allow6_len: u32,
-    /// Explicit padding.
-    pub reserved: u32,
+    /// Non-zero to serve also source ports below 1024.
+    pub serve_reserved_ports: u32,
+    /// Nanoseconds between two hits that one source is entitled to; 0 for no limit.
+    pub rate_interval_ns: u64,
+    /// How far in nanoseconds a source may be ahead of that: a burst's hits times the interval.
+    pub rate_burst_ns: u64,
     /// Always 0, which the verifier does not know: added to a number, it makes the verifier forget
     /// what it has learnt of it (which takes all 64 bits).
     pub zero: u64,
@@ -111,7 +115,9 @@ impl Config {
             doors_len: 0,
             allow4_len: 0,
             allow6_len: 0,
-            reserved: 0,
+            serve_reserved_ports: 0,
+            rate_interval_ns: 0,
+            rate_burst_ns: 0,
             zero: 0,
             allow4: [Net4 {
                 address: 0,

@@ -24,6 +24,16 @@ pub struct FlowKey {
 pub struct TcpFlow {
     /// Sequence number of the next byte from the client.
     pub next: u32,
+    /// 0 before the first byte, then [`TcpFlow::TEXT`] or [`TcpFlow::BINARY`]: memcached decides by
+    /// the first byte of a connection.
+    pub protocol: u32,
+}
+
+impl TcpFlow {
+    /// The flow speaks the text protocol.
+    pub const TEXT: u32 = 1;
+    /// The flow speaks the binary protocol.
+    pub const BINARY: u32 = 2;
 }
 
 const _: () = assert!(size_of::<FlowKey>() == 36);

@@ -37,8 +37,13 @@ pub mod names {
     pub const REQUESTS: &str = "REQUESTS";
     /// [`KeyTickets`](crate::requests::KeyTickets), by place of the request in `REQUESTS`.
     pub const KEY_TICKETS: &str = "KEY_TICKETS";
+    /// [`RequestKey`](crate::requests::RequestKey), by place of the request in `REQUESTS`.
+    pub const REQUEST_KEYS: &str = "REQUEST_KEYS";
     /// [`TcpFlow`](crate::flow::TcpFlow), by [`FlowKey`](crate::flow::FlowKey).
     pub const FLOWS: &str = "FLOWS";
+    /// Time in ns until which a source has used its hits, by address (four words in network byte
+    /// order, IPv4 mapped).
+    pub const RATES: &str = "RATES";
     /// [`Stats`](crate::stats::Stats), one per CPU.
     pub const STATS: &str = "STATS";
     /// Per-CPU working memory of the BPF programs; its layout is theirs alone.
@@ -47,4 +52,4 @@ pub mod names {
 
 /// Changes with every incompatible change of a map layout: what is pinned under another number
 /// is not adopted.
-pub const LAYOUT: u32 = 1;
+pub const LAYOUT: u32 = 2;

@@ -24,27 +24,40 @@ pub const LOST_SHIFT: u32 = 30;
 pub enum Kind {
     /// A place that is free.
     Free = 0,
-    /// Text `get` or `gets`: answered when a reply ends in `END\r\n`.
+    /// Text `get` or `gets` of one key: answered when a reply ends in `END\r\n`.
     Get = 1,
-    /// Text `get` of several keys that has tickets in `KEY_TICKETS`.
+    /// Text `get` or `gets` of several keys that has tickets in `KEY_TICKETS`.
     MultiGet = 2,
+    /// `mg`: answered by one message; its key is in `REQUEST_KEYS`.
+    Meta = 3,
+    /// Binary GET: answered by one message; its key is in `REQUEST_KEYS`.
+    Binary = 4,
     /// A write of one key, answered by one datagram.
-    Write = 3,
+    Write = 5,
     /// A command answered by one datagram, that writes nothing.
-    Other = 4,
+    Other = 6,
     /// A datagram whose answers cannot be counted: forgotten by time alone.
-    Endless = 5,
+    Endless = 7,
+}
+
+impl Kind {
+    /// Whether this (a [`Kind`] as `u8`) is a GET of some kind.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_get(kind: u8) -> bool {
+        kind != Self::Free as u8 && kind <= Self::Binary as u8
+    }
 }
 
 /// A request that memcached has not answered yet.
 #[repr(C)]
 #[derive(Clone, Copy, Default)]
 pub struct Request {
-    /// Hash of the key (`Get`, `Write`), else 0.
+    /// Hash of the key (`Get`, `Meta`, `Binary`, `Write`), else 0.
     pub key: u64,
     /// Coarse monotonic time in ns at which the request arrived.
     pub time: u64,
-    /// The bucket's version then (`Get`), the serial number of the tickets (`MultiGet`), or the
+    /// The bucket's version then (`Get`, `Meta`, `Binary`), the serial number of the tickets (`MultiGet`), or the
     /// generation of the outstanding write (`Write`).
     pub version: u32,
     /// The backend's epoch then.
@@ -55,7 +68,7 @@ pub struct Request {
     pub kind: u8,
     /// Requests of this name that are unanswered: above 1, replies cannot be told apart.
     pub unanswered: u8,
-    /// Non-zero if a ticket was given (`Get`), or the number of keys with one (`MultiGet`).
+    /// Non-zero if a ticket was given (`Get`, `Meta`, `Binary`), or the number of keys with one (`MultiGet`).
     pub tickets: u8,
     /// Which backend was asked.
     pub backend: u8,
@@ -120,6 +133,21 @@ pub struct KeyTickets {
     /// The tickets; the request says how many are used.
     pub keys: [KeyTicket; MULTI_KEYS],
 }
+
+/// An element of the `REQUEST_KEYS` map: the key of a request whose reply does not name it. It is
+/// written when another request may already have taken the place of the one it is for: it is that
+/// request's key only if it has the hash that the request holds.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct RequestKey {
+    /// Length in bytes.
+    pub len: u64,
+    /// The key's bytes; those behind it are anything.
+    pub words: [u64; REQUEST_KEY_WORDS],
+}
+
+/// Words of the longest key (250 bytes).
+pub const REQUEST_KEY_WORDS: usize = 32;
 
 const _: () = assert!(size_of::<Request>() == 32);
 const _: () = assert!(size_of::<RequestSet>() == 232);

@@ -50,6 +50,11 @@ counters! {
     refreshes,
     /// GETs not served because their source is not in the allow list.
     not_allowed,
+    /// GETs not served because a reply could be turned against another host: from a reserved port or
+    /// a memcached's, or to or from a group address.
+    spoof_prone,
+    /// GETs not served because their source exceeded the rate limit.
+    rate_limited,
     /// GETs not served because a checksum did not hold.
     bad_checksums,
     /// GETs not served because a writer changed the entry under the reader.

@@ -8,7 +8,7 @@ use prestack_abi::cache::{Block, Index};
 use prestack_abi::config::Config;
 use prestack_abi::control::Control;
 use prestack_abi::flow::{FlowKey, MAX_FLOWS, TcpFlow};
-use prestack_abi::requests::{KeyTickets, REQUEST_SETS, RequestSet, SET_WAYS};
+use prestack_abi::requests::{KeyTickets, REQUEST_SETS, RequestKey, RequestSet, SET_WAYS};
 use prestack_abi::stats::Stats;
 
 use crate::scratch::Scratch;
@@ -38,7 +38,14 @@ pub static REQUESTS: Array<RequestSet, REQUEST_SETS> = Array::new();
 pub static KEY_TICKETS: Array<KeyTickets, { REQUEST_SETS * SET_WAYS }> = Array::new();
 
 #[btf_map]
+pub static REQUEST_KEYS: Array<RequestKey, { REQUEST_SETS * SET_WAYS }> = Array::new();
+
+#[btf_map]
 pub static FLOWS: LruHashMap<FlowKey, TcpFlow, MAX_FLOWS> = LruHashMap::new();
+
+/// User space gives it more elements if there is a rate limit.
+#[btf_map]
+pub static RATES: LruHashMap<[u32; 4], u64, 1> = LruHashMap::new();
 
 #[btf_map]
 pub static STATS: PerCpuArray<Stats, 1> = PerCpuArray::new();

@@ -4,11 +4,12 @@
 //! What is kept here rather than in variables is also forgotten by the verifier, which keeps the
 //! number of states it follows small.
 
-use prestack_abi::requests::MULTI_KEYS;
-use prestack_proto::checksum::window_sum;
+use prestack_abi::requests::{MULTI_KEYS, REQUEST_KEY_WORDS, Request};
+use prestack_proto::checksum::window_sum_from;
 use prestack_proto::text::request::Command;
-use prestack_proto::window::Window;
+use prestack_proto::window::{Source, Window};
 
+use crate::clock;
 use crate::ledger::backend::Arrival;
 use crate::maps::SCRATCH;
 use crate::packet::Headers;
@@ -26,6 +27,16 @@ pub struct Scratch {
     pub get: SingleGet,
     /// The command that was parsed last.
     pub command: Command,
+    /// The key of that command, or of the reply that is learnt from.
+    pub key: Window,
+    /// The item that is served, or that a reply shows.
+    pub item: Item,
+    /// The request that the reply answers.
+    pub request: Request,
+    /// Its place in `REQUESTS`.
+    pub slot: u64,
+    /// The first line of a reply to `mg`.
+    pub head: Window,
     /// A reply that is put together.
     pub reply: Window,
     /// Request bytes under a reply that is being written.
@@ -67,6 +78,41 @@ pub struct Missed {
     pub reserved: u32,
 }
 
+/// An item and what is known of it.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Item {
+    /// In which protocol a reply showed it: one of [`Item::NONE`] and the following.
+    pub shown: u64,
+    /// Position of the key in the window (text replies).
+    pub key: u64,
+    /// Length of the key.
+    pub key_len: u64,
+    /// Position of the data in the window.
+    pub data: u64,
+    /// Length of the data.
+    pub data_len: u64,
+    /// What is known (`EntryHeader::FLAGS` and the following).
+    pub knows: u64,
+    /// Client flags.
+    pub flags: u64,
+    /// CAS number.
+    pub cas: u64,
+    /// Non-zero if the command's base64 key is the only way to write it.
+    pub is_canonical: u64,
+}
+
+impl Item {
+    /// The reply shows no item that can be stored.
+    pub const NONE: u64 = 0;
+    /// A reply to text `get` or `gets`.
+    pub const TEXT: u64 = 1;
+    /// A reply to `mg`.
+    pub const META: u64 = 2;
+    /// A binary reply.
+    pub const BINARY: u64 = 3;
+}
+
 /// Where a walk over a payload stands.
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -75,7 +121,9 @@ pub struct Walk {
     pub at: u64,
     /// End of what is walked, in the window.
     pub end: u64,
-    /// Bytes in `reply`.
+    /// Where the reply starts in `reply`.
+    pub start: u64,
+    /// Where it ends.
     pub out: u64,
     /// Keys seen.
     pub keys: u64,
@@ -95,9 +143,26 @@ pub struct Walk {
     pub epoch: u64,
     /// 0 while the walk is as expected.
     pub odd: u64,
+    /// What the walk goes over: one of [`Walk::COMMANDS`] and the following.
+    pub over: u64,
+    /// The protocol of the commands so far (`TcpFlow::TEXT`, `TcpFlow::BINARY`), 0 before the first.
+    pub protocol: u64,
+    /// Non-zero if replies may fill the cache.
+    pub may_fill: u64,
 }
 
 impl Walk {
+    /// Whole commands, one after the other.
+    pub const COMMANDS: u64 = 0;
+    /// The keys of a text `get`.
+    pub const KEYS: u64 = 1;
+    /// The keys of a text `gets`.
+    pub const KEYS_CAS: u64 = 2;
+    /// The one key of an `mg`.
+    pub const META: u64 = 3;
+    /// The one key of a binary GET.
+    pub const BINARY: u64 = 4;
+
     /// A walk over the window from `at` to `end`.
     ///
     /// # Safety
@@ -106,59 +171,62 @@ impl Walk {
     #[inline(always)]
     pub unsafe fn start(
         scratch: *mut Scratch,
+        over: u64,
         at: u64,
         end: u64,
-        seed: u64,
-        now: u64,
         backend: u8,
-        epoch: u32,
+        seed: u64,
     ) {
         // SAFETY: the caller's. Volatile, or the compiler makes the zeros a call to memset.
         unsafe {
             let walk = &raw mut (*scratch).walk;
             (&raw mut (*walk).at).write_volatile(at);
             (&raw mut (*walk).end).write_volatile(end);
+            (&raw mut (*walk).start).write_volatile(0);
             (&raw mut (*walk).out).write_volatile(0);
             (&raw mut (*walk).keys).write_volatile(0);
             (&raw mut (*walk).misses).write_volatile(0);
             (&raw mut (*walk).tickets).write_volatile(0);
             (&raw mut (*walk).key).write_volatile(0);
             (&raw mut (*walk).seed).write_volatile(seed);
-            (&raw mut (*walk).now).write_volatile(now);
+            (&raw mut (*walk).now).write_volatile(clock::now());
             (&raw mut (*walk).backend).write_volatile(u64::from(backend));
-            (&raw mut (*walk).epoch).write_volatile(u64::from(epoch));
+            (&raw mut (*walk).epoch).write_volatile(0);
             (&raw mut (*walk).odd).write_volatile(0);
+            (&raw mut (*walk).over).write_volatile(over);
+            (&raw mut (*walk).protocol).write_volatile(0);
+            (&raw mut (*walk).may_fill).write_volatile(0);
         }
     }
 }
 
-/// The one's-complement sum of the first `len` bytes of this CPU's window.
+/// Copies a key from one window to another, and garbage behind it.
 #[inline(always)]
-pub fn sum_of_window(len: u64) -> u16 {
-    prestack_sum(0, len) as u16
+pub fn copy_key(source: &Window, at: u64, len: u64, target: &mut Window, to: u64) {
+    let (at, to) = (source.forgotten(at), source.forgotten(to));
+    let len = source.forgotten(len);
+    for i in 0..REQUEST_KEY_WORDS as u64 {
+        if 8 * i >= len {
+            break;
+        }
+        target.set_word(to + 8 * i, source.word(at + 8 * i));
+    }
 }
 
-/// The one's-complement sum of the first `len` bytes of this CPU's reply.
+/// The one's-complement sum of `len` bytes from `at` of this CPU's reply.
 #[inline(always)]
-pub fn sum_of_reply(len: u64) -> u16 {
-    prestack_sum(1, len) as u16
+pub fn sum_of_reply(at: u64, len: u64) -> u16 {
+    prestack_sum(at, len) as u16
 }
 
 /// A global function (by its unmangled name): the verifier checks it once, for all arguments, and
 /// not again on every path to it.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn prestack_sum(reply: u64, len: u64) -> u64 {
+extern "C" fn prestack_sum(at: u64, len: u64) -> u64 {
     let Some(scratch) = scratch() else { return 0 };
     // SAFETY: this CPU's scratch.
-    let window = unsafe {
-        if reply != 0 {
-            &(*scratch).reply
-        } else {
-            &(*scratch).window
-        }
-    };
-    u64::from(window_sum(window, len))
+    u64::from(window_sum_from(unsafe { &(*scratch).reply }, at, len))
 }
 
 /// This CPU's working memory.

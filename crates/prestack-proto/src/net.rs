@@ -2,6 +2,8 @@
 
 /// Bytes of an Ethernet header without tags (IEEE 802.3).
 pub const ETHERNET_LEN: usize = 14;
+/// The bit of a MAC address's first byte that says that it is a group's (IEEE 802).
+pub const MAC_GROUP: u8 = 1;
 /// Bytes of a VLAN tag (IEEE 802.1Q).
 pub const VLAN_LEN: usize = 4;
 /// EtherType of IPv4.
@@ -49,6 +51,10 @@ pub const EXTENSION_SHIM6: u8 = 140;
 
 /// Bytes of a UDP header (RFC 768).
 pub const UDP_LEN: usize = 8;
+/// Ports below this one are servers' (RFC 6335, system ports).
+pub const RESERVED_PORTS: u16 = 1024;
+/// The port that is registered for memcached.
+pub const MEMCACHED_PORT: u16 = 11211;
 /// Bytes of a TCP header without options (RFC 9293).
 pub const TCP_LEN: usize = 20;
 /// FIN in the TCP flags.

@@ -72,7 +72,7 @@ pub fn usage(maps: &CacheMaps, controls: &Controls, backends: u8, now: u64) -> V
             if present.is_live(&header) {
                 let mine = &mut usage[usize::from(header.backend)];
                 mine.entries += 1;
-                mine.bytes += u64::from(header.granules) * GRANULE as u64;
+                mine.bytes += EntryHeader::granules(header.reply_len.into()) * GRANULE as u64;
             }
         }
     }

@@ -169,8 +169,11 @@ impl Controls {
     }
 
     /// Empties a backend's cache, and keeps it empty for `settle` from now: writes that were not
-    /// seen may be under way.
+    /// seen may be under way. That it answers over UDP has to be seen anew.
     pub fn empty_and_settle(&self, backend: u8, settle: Duration) {
+        self.backends
+            .atomic_u64(backend.into(), offset_of!(Backend, answers_udp))
+            .store(0, Ordering::SeqCst);
         let until = clock::now_ns() + covering_ns(settle);
         self.backends
             .atomic_u64(backend.into(), offset_of!(Backend, quiet_until))

@@ -2,7 +2,7 @@
 
 use prestack_abi::cache::{
     BLOCK_BYTES, Block, EntryHeader, GRANULE, GRANULES, GROUPS, Group, HEADER_BYTES, Index,
-    MAX_REPLY, Place, WAYS,
+    LINE_GROUPS, MAX_STORED, Place, WAYS,
 };
 use prestack_abi::config::Config;
 use prestack_proto::swar;
@@ -13,7 +13,7 @@ use super::kill::kill;
 use super::{fence, group_of};
 use crate::ledger::writes::{lock, unlock};
 use crate::maps::{BLOCKS, CONTROL, INDEX, count};
-use crate::scratch::sum_of_window;
+use crate::scratch::sum_of_reply;
 use prestack_proto::verifier::opaque;
 
 /// What a reply needs to fill the cache.
@@ -24,16 +24,35 @@ pub struct Ticket {
     pub version: u32,
     /// The backend's epoch then.
     pub epoch: u32,
-    /// Coarse monotonic time in ns then.
-    pub time: u64,
     /// The backend.
     pub backend: u8,
 }
 
-/// Stores the reply in the first `len` bytes of the window. False if a write has arrived since the
-/// ticket was given.
+/// An item to be stored; the reply to a text `get` of it is in a window.
+pub struct Item {
+    /// Length of the key.
+    pub key_len: u64,
+    /// Position of the data in the reply.
+    pub data: u64,
+    /// Length of the reply.
+    pub reply_len: u64,
+    /// What is known of the item (`EntryHeader::FLAGS` and the following).
+    pub knows: u8,
+    /// Client flags.
+    pub flags: u32,
+    /// CAS number.
+    pub cas: u64,
+    /// Coarse monotonic time in ns of the GET that fetched the oldest of what is known.
+    pub time: u64,
+    /// Where the entry is from which some of what is known was taken, if it was: its granule, and
+    /// the seqlock of its line.
+    pub older: Option<(u64, u32)>,
+}
+
+/// Stores the item whose reply is in the window. False if a write has arrived since the ticket was
+/// given, or the older entry is no longer there.
 #[inline(always)]
-pub fn fill(config: &Config, window: &Window, key_len: u64, len: u64, ticket: &Ticket) -> bool {
+pub fn fill(config: &Config, window: &Window, item: &Item, ticket: &Ticket) -> bool {
     let place = Place::of(ticket.key, config.buckets);
     let (Some(control), Some(index), Some(block)) = (
         CONTROL.get_ptr_mut(place.bucket),
@@ -42,28 +61,29 @@ pub fn fill(config: &Config, window: &Window, key_len: u64, len: u64, ticket: &T
     ) else {
         return false;
     };
-    if len < 16 || len > MAX_REPLY as u64 {
+    let len = item.reply_len;
+    if len < 16 || len > MAX_STORED as u64 {
         return false;
     }
-    let granules = (HEADER_BYTES as u64 + len).div_ceil(GRANULE as u64);
     let header = EntryHeader {
-        time: ticket.time,
+        time: item.time,
         epoch: ticket.epoch,
-        sum: sum_of_window(len),
+        sum: sum_of_reply(0, len),
         reply_len: len as u16,
-        key_len: key_len as u8,
-        granules: granules as u8,
+        key_len: item.key_len as u8,
+        around_key: (item.data - item.key_len) as u8,
         backend: ticket.backend,
-        reserved: 0,
-        reserved_word: 0,
-        reserved_words: 0,
+        knows: item.knows,
+        flags: item.flags,
+        cas: item.cas,
     };
     let mut evicted = 0;
     // SAFETY: the pointers are map elements of the same bucket; all calls between the lock and its
     // release are inlined.
     let is_valid = unsafe {
         lock(control);
-        let is_valid = (*control).version == ticket.version;
+        let is_valid =
+            (*control).version == ticket.version && is_there(index, place, item.older);
         if is_valid {
             raise_seq(index);
             evicted = store(index, block, place, window, &header);
@@ -74,6 +94,25 @@ pub fn fill(config: &Config, window: &Window, key_len: u64, len: u64, ticket: &T
     };
     count!(evictions, evicted);
     is_valid
+}
+
+/// Whether an entry that was found without the lock is still the one under this tag.
+#[inline(always)]
+unsafe fn is_there(index: *mut Index, place: Place, older: Option<(u64, u32)>) -> bool {
+    let Some((granule, seq)) = older else {
+        return true;
+    };
+    let group = group_of(index, place.group);
+    let line = usize::from(place.group >= LINE_GROUPS as u32);
+    // SAFETY: `index` is an element of `INDEX`, and only the lock's holder writes it.
+    unsafe {
+        let same = swar::equal(tags_of(group), place.tag);
+        let at = (&raw const (*group).at).read_volatile() >> (8 * swar::first(same));
+        // An entry that was killed in between has lost its tag.
+        same != 0
+            && at & 0xff == granule
+            && (&raw const (*index).lines[line].seq).read_volatile() == seq
+    }
 }
 
 /// Drops the entry of the key with this hash: memcached no longer has it, or not as it was.
@@ -118,7 +157,7 @@ unsafe fn store(
     header: &EntryHeader,
 ) -> u64 {
     let group = group_of(index, place.group);
-    let granules = u64::from(header.granules);
+    let granules = EntryHeader::granules(u64::from(header.reply_len));
     let mut evicted = 0;
     // SAFETY: `index` and `block` are map elements, and only the lock's holder writes them.
     unsafe {
@@ -129,7 +168,8 @@ unsafe fn store(
             let old_at =
                 ((&raw const (*group).at).read_volatile() >> (8 * swar::first(same))) & 0xff;
             if let Some(old) = Entry::new(block, old_at).header()
-                && u64::from((&raw const (*old).granules).read_volatile()) == granules
+                && EntryHeader::granules(u64::from((&raw const (*old).reply_len).read_volatile()))
+                    == granules
             {
                 at = old_at;
             }
@@ -221,7 +261,7 @@ unsafe fn write(block: *mut Block, at: u64, granules: u64, window: &Window, head
         unsafe { target.write_volatile(*header) };
     }
     let (at, granules) = (window.forgotten(at), window.forgotten(granules));
-    for i in 0..MAX_REPLY.div_ceil(GRANULE) as u64 {
+    for i in 0..MAX_STORED.div_ceil(GRANULE) as u64 {
         if HEADER_GRANULES + i >= granules {
             break;
         }

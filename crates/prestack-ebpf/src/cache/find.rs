@@ -3,6 +3,7 @@
 use prestack_abi::cache::{EntryHeader, LINE_GROUPS, Line, Place};
 use prestack_abi::config::Config;
 use prestack_proto::swar;
+use prestack_proto::text::reply::END_LEN;
 use prestack_proto::window::Source;
 
 use super::entry::Entry;
@@ -15,16 +16,44 @@ use crate::maps::{BLOCKS, INDEX};
 pub struct Found {
     pub entry: Entry,
     line: *const Line,
-    seq: u32,
+    /// The seqlock of its line.
+    pub seq: u32,
+    /// Its position, in granules.
+    pub granule: u64,
     /// Length of the reply in bytes.
     pub reply_len: u64,
+    /// Position of the data in the reply.
+    pub data: u64,
     /// One's-complement sum of the reply.
     pub sum: u16,
+    /// What is known of the item (`EntryHeader::FLAGS` and the following).
+    pub knows: u8,
+    /// The item's client flags.
+    pub flags: u32,
+    /// The item's CAS number.
+    pub cas: u64,
+    /// Coarse monotonic time in ns of the GET that fetched it.
+    pub time: u64,
     /// Old enough to be fetched anew.
     pub is_ageing: bool,
 }
 
+/// Bytes behind the data in a reply: `\r\nEND\r\n`.
+pub const BEHIND_DATA: u64 = END_LEN + 2;
+
 impl Found {
+    /// Whether all of `what` is known of the item.
+    #[inline(always)]
+    pub fn knows(&self, what: u8) -> bool {
+        self.knows & what == what
+    }
+
+    /// Length of the item's data in bytes.
+    #[inline(always)]
+    pub fn data_len(&self) -> u64 {
+        self.reply_len.wrapping_sub(self.data + BEHIND_DATA)
+    }
+
     /// Whether no writer has touched the entry since it was found.
     #[inline(always)]
     pub fn is_unchanged(&self) -> bool {
@@ -78,7 +107,8 @@ pub fn find<S: Source>(query: Query, source: &S, key: u64, key_len: u64) -> Opti
     }
     // SAFETY: as above.
     let at = unsafe { (&raw const (*group).at).read_volatile() } >> (8 * swar::first(matches));
-    let entry = Entry::new(BLOCKS.get_ptr_mut(place.bucket)?, at);
+    let granule = at & 0xff;
+    let entry = Entry::new(BLOCKS.get_ptr_mut(place.bucket)?, granule);
     let header: *mut EntryHeader = entry.header()?;
     // SAFETY: the header is inside an element of `BLOCKS`. A writer may be at work on it: what is
     // read then is not used, because the seqlock has changed.
@@ -96,8 +126,14 @@ pub fn find<S: Source>(query: Query, source: &S, key: u64, key_len: u64) -> Opti
         entry,
         line,
         seq,
+        granule,
         reply_len: u64::from(header.reply_len),
+        data: key_len + u64::from(header.around_key),
         sum: header.sum,
+        knows: header.knows,
+        flags: header.flags,
+        cas: header.cas,
+        time: header.time,
         is_ageing: age > config.refresh_age_ns,
     })
 }

@@ -92,6 +92,25 @@ pub fn epoch(backend: *const Backend) -> u32 {
     unsafe { (&raw const (*backend).epoch).read_volatile() as u32 }
 }
 
+/// Whether this memcached was seen answering over UDP.
+#[inline(always)]
+pub fn answers_udp(backend: *const Backend) -> bool {
+    // SAFETY: `backend` is an element of `BACKENDS`.
+    unsafe { (&raw const (*backend).answers_udp).read_volatile() != 0 }
+}
+
+/// Notes that a memcached has answered over UDP.
+#[inline(always)]
+pub fn has_answered_udp(number: u8) {
+    let Some(backend) = backend(number) else {
+        return;
+    };
+    if !answers_udp(backend) {
+        // SAFETY: `backend` is an element of `BACKENDS`.
+        unsafe { (&raw mut (*backend).answers_udp).write_volatile(1) };
+    }
+}
+
 /// Empties a backend's cache and gives no tickets for the settle time: something may change any of
 /// its items.
 #[inline(always)]

@@ -159,6 +159,9 @@ pub struct Reply {
     pub ends_message: bool,
     /// It is one datagram of several.
     pub is_split: bool,
+    /// It is a datagram without payload: memcached's way of saying nothing to a quiet command, or of
+    /// a first key that is missing among several.
+    pub is_empty: bool,
 }
 
 /// A reply has left: takes the request it answers out of the memory if it is its last. Returns the
@@ -179,6 +182,9 @@ pub fn answered(name: u64, reply: Reply) -> Option<(Request, Slot)> {
             way = i;
             let held = &raw mut (*requests).requests[i];
             request = *held;
+            if reply.is_empty && request.kind != Kind::Binary as u8 {
+                break;
+            }
             if request.kind == Kind::MultiGet as u8 && reply.is_split {
                 // Where this ends among the other items cannot be told.
                 (*held).kind = Kind::Endless as u8;
@@ -188,7 +194,12 @@ pub fn answered(name: u64, reply: Reply) -> Option<(Request, Slot)> {
             let is_last = match request.kind {
                 k if k == Kind::Get as u8 => reply.ends_one,
                 k if k == Kind::MultiGet as u8 => reply.ends_many,
-                k if k == Kind::Other as u8 => reply.ends_message,
+                k if k == Kind::Other as u8
+                    || k == Kind::Meta as u8
+                    || k == Kind::Binary as u8 =>
+                {
+                    reply.ends_message
+                }
                 // No answer to a write takes several datagrams: such a one belongs to another.
                 k => k == Kind::Write as u8 && !reply.is_split,
             };

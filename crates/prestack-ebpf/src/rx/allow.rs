@@ -1,8 +1,25 @@
 //! Who may be served.
 
 use prestack_abi::config::{Config, MAX_ALLOWED};
+use prestack_proto::net::{MAC_GROUP, MEMCACHED_PORT, RESERVED_PORTS};
+use prestack_proto::window::Source;
 
 use crate::ledger::backend;
+use crate::packet::{Headers, Packet};
+
+/// Whether a reply could go elsewhere than to one client that asked: two servers could be made to
+/// answer one another for ever, or a group to get what one has asked for.
+#[inline(always)]
+pub fn is_spoof_prone(config: &Config, packet: Packet, headers: &Headers) -> bool {
+    let port = u16::from_be(headers.source_port());
+    let (Some(to), Some(from)) = (packet.read::<u8>(0), packet.read::<u8>(6)) else {
+        return true;
+    };
+    (port < RESERVED_PORTS && config.serve_reserved_ports == 0)
+        || port == MEMCACHED_PORT
+        || headers.source_port() == headers.destination_port()
+        || (to | from) & MAC_GROUP != 0
+}
 
 /// Whether a source may be served from the cache.
 #[inline(always)]
@@ -35,13 +52,19 @@ extern "C" fn prestack_is_allowed(v6: u64, high: u64, low: u64) -> u64 {
 
 #[inline(always)]
 fn is_allowed_v4(config: &Config, source: u32) -> bool {
+    // 224.0.0.0/3 are groups, reserved, and the broadcast address.
+    if source as u8 >= 224 {
+        return false;
+    }
     for i in 0..MAX_ALLOWED {
         if i as u32 >= config.allow4_len {
             break;
         }
         let network = &config.allow4[i];
         if source & network.mask == network.address {
-            return true;
+            // All zeros and all ones name no host, unless there are two hosts or one (RFC 3021).
+            let (host, hosts) = (source & !network.mask, !network.mask.to_be());
+            return hosts <= 1 || (host != 0 && host != !network.mask);
         }
     }
     false
@@ -49,6 +72,10 @@ fn is_allowed_v4(config: &Config, source: u32) -> bool {
 
 #[inline(always)]
 fn is_allowed_v6(config: &Config, source: &[u32; 4]) -> bool {
+    // ff00::/8 are groups, and :: is no address.
+    if source[0] as u8 == 0xff || source[0] | source[1] | source[2] | source[3] == 0 {
+        return false;
+    }
     for i in 0..MAX_ALLOWED {
         if i as u32 >= config.allow6_len {
             break;

@@ -1,9 +1,11 @@
-//! Parsing a command in scratch memory.
+//! Parsing a command, and its key, in scratch memory.
 
-use prestack_proto::text::request;
-use prestack_proto::window::WINDOW;
+use prestack_proto::hash::{hash_key, scan_key};
+use prestack_proto::text::request::{Effect, Form};
+use prestack_proto::window::{Source, WINDOW};
+use prestack_proto::{BINARY_REQUEST, MAX_KEY, base64, binary, text};
 
-use crate::scratch::scratch;
+use crate::scratch::{copy_key, scratch};
 
 /// Parses the command at `at` of the window, before `limit`; the result is in the scratch's
 /// `command`.
@@ -23,8 +25,64 @@ extern "C" fn prestack_parse_command(at: u64, limit: u64) -> u64 {
     }
     // SAFETY: this CPU's scratch.
     unsafe {
-        let command = request::parse(&(*scratch).window, at, limit);
+        let window = &(*scratch).window;
+        let command = if window.byte(at) == BINARY_REQUEST {
+            binary::request::parse(window, at, limit)
+        } else {
+            text::request::parse(window, at, limit)
+        };
         (&raw mut (*scratch).command).write_volatile(command);
     }
     0
 }
+
+/// The hash of the key of the command that was parsed, for the backend with this seed; `None` if
+/// memcached would not take it for a key. The key of a GET in the meta or binary protocol is then
+/// also in the scratch's `key`, and its length in `item`.
+#[inline(always)]
+pub fn key(seed: u64) -> Option<u64> {
+    match prestack_key(seed) {
+        0 => None,
+        hash => Some(hash),
+    }
+}
+
+/// A global function, like [`prestack_parse_command`]. 0 if there is no key.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn prestack_key(seed: u64) -> u64 {
+    let Some(scratch) = scratch() else { return 0 };
+    // SAFETY: this CPU's scratch.
+    let (window, key, command, item) = unsafe {
+        (
+            &(*scratch).window,
+            &mut (*scratch).key,
+            (&raw const (*scratch).command).read_volatile(),
+            &mut (*scratch).item,
+        )
+    };
+    let (at, len) = (window.forgotten(command.key), window.forgotten(command.key_len));
+    if len == 0 || len > MAX_KEY as u64 {
+        return 0;
+    }
+    item.key_len = len;
+    if command.is_base64 {
+        let Some(decoded) = base64::decode(window, at, len, key) else {
+            return 0;
+        };
+        item.key_len = decoded.len;
+        item.is_canonical = u64::from(decoded.is_canonical);
+        return hash_key(&*key, 0, decoded.len, seed).unwrap_or(0);
+    }
+    item.is_canonical = 0;
+    if command.effect == Effect::Get && command.form == Form::Meta {
+        copy_key(window, at, len, key, 0);
+    }
+    if command.form == Form::Binary {
+        copy_key(window, at, len, key, 0);
+        hash_key(window, at, len, seed).unwrap_or(0)
+    } else {
+        scan_key(window, at, len, seed).unwrap_or(0)
+    }
+}
+

@@ -2,14 +2,15 @@
 
 use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_TX};
 use aya_ebpf::programs::XdpContext;
-use prestack_abi::cache::MAX_REPLY;
+use prestack_abi::backend::Backend;
+use prestack_abi::cache::{EntryHeader, MAX_REPLY};
 use prestack_abi::config::{Config, Door};
 use prestack_abi::requests::{Kind, Request};
 use prestack_proto::window::Source;
 
 use super::room::{self, Room};
 use super::udp::Datagram;
-use super::{allow, checksum, reply};
+use super::{allow, checksum, rate, reply};
 use crate::cache::entry::Entry;
 use crate::cache::find::{Found, Query, find};
 use crate::clock;
@@ -46,7 +47,8 @@ pub fn get(ctx: &XdpContext, datagram: &Datagram<'_>, key_len: u64, hash: u64) -
         }
         if ticket.is_some() {
             count!(refreshes);
-        } else if is_servable(config, door, now, ctx, datagram, found.reply_len)
+        } else if found.knows(EntryHeader::FLAGS)
+            && is_servable(config, door, state, now, ctx, datagram, found.reply_len)
             && let Some(action) = serve(ctx, packet, datagram, &found)
         {
             return action;
@@ -77,6 +79,7 @@ pub fn get(ctx: &XdpContext, datagram: &Datagram<'_>, key_len: u64, hash: u64) -
 pub fn is_servable(
     config: &Config,
     door: Arrival,
+    state: *const Backend,
     now: u64,
     ctx: &XdpContext,
     datagram: &Datagram<'_>,
@@ -84,7 +87,9 @@ pub fn is_servable(
 ) -> bool {
     let headers = datagram.headers;
     if door.flags & Door::SERVE_UDP == 0
+        || !backend::answers_udp(state)
         || now >= config.serve_until
+        || reply_len > MAX_REPLY as u64
         || !reply::fits(config.mtu, headers, reply_len)
     {
         return false;
@@ -93,8 +98,16 @@ pub fn is_servable(
         count!(not_allowed);
         return false;
     }
+    if allow::is_spoof_prone(config, Packet::of(ctx, config), headers) {
+        count!(spoof_prone);
+        return false;
+    }
     if !checksum::hold(ctx, headers, headers.l4_len) {
         count!(bad_checksums);
+        return false;
+    }
+    if config.rate_interval_ns != 0 && !rate::admits(config, &headers.addresses.source, now) {
+        count!(rate_limited);
         return false;
     }
     true

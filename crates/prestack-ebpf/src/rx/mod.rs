@@ -1,10 +1,14 @@
 //! Packets on their way to memcached.
 
 mod allow;
+mod answer;
 mod checksum;
 mod command;
+mod commands;
 mod get;
-mod multi;
+mod item;
+mod keys;
+mod rate;
 mod reply;
 mod room;
 mod tcp;

@@ -6,27 +6,19 @@
 
 use aya_ebpf::bindings::xdp_action::XDP_PASS;
 use aya_ebpf::bindings::xdp_md;
-use aya_ebpf::helpers::generated::{bpf_loop, bpf_xdp_load_bytes};
+use aya_ebpf::helpers::generated::bpf_xdp_load_bytes;
 use aya_ebpf::programs::XdpContext;
-use core::ffi::c_void;
 use prestack_abi::config::Config;
 use prestack_abi::flow::{FlowKey, TcpFlow};
-use prestack_proto::BINARY_REQUEST;
-use prestack_proto::hash::{backend_seed, scan_key};
+use prestack_proto::hash::backend_seed;
 use prestack_proto::net::{TCP_ACK, TCP_FIN, TCP_LEN, TCP_RST, TCP_SYN, TCP_URG};
-use prestack_proto::text::request::Effect;
 use prestack_proto::window::{WINDOW, Window};
 
-use super::{again, command};
-use crate::clock;
+use super::{again, commands};
 use crate::ledger::backend::{self, Arrival};
-use crate::ledger::writes::{self, End};
 use crate::maps::{FLOWS, count};
 use crate::packet::{Headers, Packet};
 use crate::scratch::{Walk, scratch};
-
-/// Most commands of a segment that are looked at.
-const MAX_COMMANDS: u32 = 128;
 
 /// TCP header (RFC 9293) up to the flags, fields in network byte order.
 #[repr(C)]
@@ -67,13 +59,12 @@ pub fn segment(
 #[inline(always)]
 fn follow(ctx: &XdpContext) {
     let Some(scratch) = scratch() else { return };
-    // SAFETY: functions of ours, called with the program's context; this CPU's scratch; the
-    // callback fits the helper.
+    // SAFETY: functions of ours, called with the program's context; this CPU's scratch.
     unsafe {
         (&raw mut (*scratch).walk.end).write_volatile(0);
         prestack_follow(ctx.ctx);
         if (&raw const (*scratch).walk.end).read_volatile() != 0 {
-            bpf_loop(MAX_COMMANDS, act as *mut c_void, core::ptr::null_mut(), 0);
+            commands::act_on_all();
             prestack_followed(ctx.ctx);
         }
     }
@@ -146,6 +137,7 @@ unsafe extern "C" fn prestack_follow(ctx: *mut xdp_md) -> u64 {
             if segment.len == 0 && segment.flags & TCP_ACK == 0 {
                 let flow = TcpFlow {
                     next: segment.sequence.wrapping_add(1),
+                    protocol: 0,
                 };
                 // Without room the flow is not followed, and its data empties the cache.
                 let _ = FLOWS.insert(key, flow, 0);
@@ -158,11 +150,11 @@ unsafe extern "C" fn prestack_follow(ctx: *mut xdp_md) -> u64 {
             count!(tcp_passed);
             // SAFETY: the element may be given to another flow while it is read, and this one then
             // taken for in order only if the numbers agree by chance.
-            let is_in_order =
-                unsafe { FLOWS.get(key) }.is_some_and(|flow| flow.next == segment.sequence);
-            if is_in_order
+            let flow = unsafe { FLOWS.get(key) }.copied();
+            if let Some(flow) = flow
+                && flow.next == segment.sequence
                 && segment.flags & (TCP_RST | TCP_URG) == 0
-                && start(ctx, config, door, segment)
+                && start(ctx, config, door, segment, flow.protocol)
             {
                 return;
             }
@@ -185,18 +177,16 @@ unsafe extern "C" fn prestack_follow(ctx: *mut xdp_md) -> u64 {
 unsafe extern "C" fn prestack_followed(ctx: *mut xdp_md) -> u64 {
     with_segment(ctx, |_, config, door, key, segment| {
         let Some(scratch) = scratch() else { return };
+        let is_understood = commands::are_understood();
         // SAFETY: this CPU's scratch.
-        let is_understood = unsafe {
-            let walk = &raw const (*scratch).walk;
-            (&raw const (*walk).odd).read_volatile() == 0
-                && (&raw const (*walk).at).read_volatile() == segment.len
-        };
+        let protocol = unsafe { (&raw const (*scratch).walk.protocol).read_volatile() };
         if !is_understood {
             backend::forget(config, door.backend);
         }
         if is_understood && segment.flags & TCP_FIN == 0 {
             let flow = TcpFlow {
                 next: segment.sequence.wrapping_add(segment.len as u32),
+                protocol: protocol as u32,
             };
             let _ = FLOWS.insert(key, flow, 0);
         } else {
@@ -208,7 +198,13 @@ unsafe extern "C" fn prestack_followed(ctx: *mut xdp_md) -> u64 {
 
 /// Loads a segment's data and starts the walk over its commands: false if that is not possible.
 #[inline(always)]
-fn start(ctx: &XdpContext, config: &Config, door: Arrival, segment: &Segment) -> bool {
+fn start(
+    ctx: &XdpContext,
+    config: &Config,
+    door: Arrival,
+    segment: &Segment,
+    protocol: u32,
+) -> bool {
     let Some(scratch) = scratch() else {
         return false;
     };
@@ -222,61 +218,9 @@ fn start(ctx: &XdpContext, config: &Config, door: Arrival, segment: &Segment) ->
         if bpf_xdp_load_bytes(ctx.ctx, segment.data as u32, window, Window::size(len)) != 0 {
             return false;
         }
-        Walk::start(
-            scratch,
-            0,
-            len,
-            backend_seed(config.seed, door.backend),
-            clock::now(),
-            door.backend,
-            0,
-        );
+        let seed = backend_seed(config.seed, door.backend);
+        Walk::start(scratch, Walk::COMMANDS, 0, len, door.backend, seed);
+        (&raw mut (*scratch).walk.protocol).write_volatile(u64::from(protocol));
     }
     true
-}
-
-/// Acts on the next command: one step of the walk. Returns 1 at its end.
-#[inline(never)]
-extern "C" fn act(_: u32, _: *mut c_void) -> i64 {
-    let Some(scratch) = scratch() else { return 1 };
-    let Some(config) = backend::config() else {
-        return 1;
-    };
-    // SAFETY: this CPU's scratch.
-    let (window, walk) = unsafe { (&(*scratch).window, &mut (*scratch).walk) };
-    let (at, end) = (walk.at, walk.end);
-    if at >= end {
-        return 1;
-    }
-    if end > WINDOW as u64 || window.byte(at) == BINARY_REQUEST {
-        walk.odd = 1;
-        return 1;
-    }
-    command::parse(at, end);
-    // SAFETY: this CPU's scratch.
-    let command = unsafe { (&raw const (*scratch).command).read_volatile() };
-    let next = command.next + command.data;
-    walk.at = next;
-    walk.odd = 1;
-    match command.effect {
-        Effect::Get | Effect::Read | Effect::LongRead => {}
-        Effect::Write => {
-            // The data block must be there in full, and end as memcached wants it to.
-            if next > end
-                || (command.data > 0
-                    && (window.byte(next - 2) != b'\r' || window.byte(next - 1) != b'\n'))
-            {
-                return 1;
-            }
-            let Some(key) = scan_key(window, command.key, command.key_len, walk.seed) else {
-                return 1;
-            };
-            if writes::arrived(config, key, End::Settle).is_none() {
-                return 1;
-            }
-        }
-        Effect::Flush | Effect::Incomplete | Effect::Unknown => return 1,
-    }
-    walk.odd = 0;
-    0
 }

@@ -4,24 +4,24 @@ use aya_ebpf::bindings::xdp_action::XDP_PASS;
 use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::helpers::generated::bpf_xdp_load_bytes;
 use aya_ebpf::programs::XdpContext;
-use prestack_abi::config::Config;
+use prestack_abi::config::{Config, Door};
 use prestack_abi::requests::{Kind, Request};
 use prestack_proto::hash::{backend_seed, scan_key};
 use prestack_proto::net::UDP_LEN;
-use prestack_proto::text::request::Effect;
+use prestack_proto::text::request::{Command, Effect, Form};
 use prestack_proto::udp::Frame;
 use prestack_proto::window::{Source, WINDOW, Window};
-use prestack_proto::{BINARY_REQUEST, MAX_KEY};
+use prestack_proto::MAX_KEY;
 
 use super::reply::PAYLOAD_AT;
-use super::{again, command, get, multi};
+use super::{again, answer, command, commands, get, item, keys};
 use crate::clock;
 use crate::ledger::backend::{self, Arrival};
 use crate::ledger::requests;
 use crate::ledger::writes::{self, End};
 use crate::maps::count;
 use crate::packet::{Headers, Packet};
-use crate::scratch::{SingleGet, scratch};
+use crate::scratch::{Scratch, SingleGet, Walk, scratch};
 
 /// `get ` as the four bytes read little-endian.
 const GET: u32 = u32::from_le_bytes(*b"get ");
@@ -231,7 +231,7 @@ unsafe extern "C" fn prestack_other_datagram(ctx: *mut xdp_md) -> u64 {
 unsafe extern "C" fn prestack_answer_keys(ctx: *mut xdp_md) -> u64 {
     let ctx = XdpContext::new(ctx);
     u64::from(with_datagram(&ctx, |datagram| {
-        multi::answer(&ctx, datagram).unwrap_or(XDP_PASS)
+        answer::answer(&ctx, datagram).unwrap_or(XDP_PASS)
     }))
 }
 
@@ -246,7 +246,7 @@ unsafe extern "C" fn prestack_answer_keys(ctx: *mut xdp_md) -> u64 {
 unsafe extern "C" fn prestack_pass_keys(ctx: *mut xdp_md) -> u64 {
     let ctx = XdpContext::new(ctx);
     u64::from(with_datagram(&ctx, |datagram| {
-        multi::pass(datagram);
+        answer::pass(datagram);
         XDP_PASS
     }))
 }
@@ -279,7 +279,15 @@ fn other(ctx: &XdpContext) -> u32 {
         if end.read_volatile() == 0 {
             return XDP_PASS;
         }
-        multi::look_up_keys();
+        match (&raw const (*scratch).walk.over).read_volatile() {
+            Walk::COMMANDS => {
+                commands::act_on_all();
+                prestack_pass_commands(ctx.ctx);
+                return XDP_PASS;
+            }
+            over @ (Walk::META | Walk::BINARY) => item::look_up(over),
+            _ => keys::look_up_all(),
+        }
         let action = prestack_answer_keys(ctx.ctx) as u32;
         if action != XDP_PASS {
             return action;
@@ -287,6 +295,43 @@ fn other(ctx: &XdpContext) -> u32 {
         prestack_pass_keys(ctx.ctx);
     }
     XDP_PASS
+}
+
+/// Lets a datagram of several commands through. A global function, like
+/// [`prestack_other_datagram`].
+///
+/// # Safety
+///
+/// `ctx` is the program's context.
+#[unsafe(no_mangle)]
+#[inline(never)]
+unsafe extern "C" fn prestack_pass_commands(ctx: *mut xdp_md) -> u64 {
+    let ctx = XdpContext::new(ctx);
+    u64::from(with_datagram(&ctx, |datagram| {
+        let (config, door) = (datagram.config, datagram.door);
+        if !commands::are_understood() {
+            backend::forget(config, door.backend);
+        }
+        let request = Request {
+            kind: Kind::Endless as u8,
+            ..request_to(door)
+        };
+        requests::remember(config, datagram.name(), &request);
+        count!(udp_passed);
+        XDP_PASS
+    }))
+}
+
+/// A request to be remembered of which nothing is known yet.
+#[inline(always)]
+fn request_to(door: Arrival) -> Request {
+    Request {
+        time: clock::now(),
+        kind: Kind::Other as u8,
+        unanswered: 1,
+        backend: door.backend,
+        ..Request::default()
+    }
 }
 
 /// Loads the payload into the window; the walk's end is its length, or 0 if that is not possible.
@@ -321,8 +366,8 @@ unsafe extern "C" fn prestack_load_datagram(ctx: *mut xdp_md) -> u64 {
     0
 }
 
-/// Acts on a datagram that was loaded and parsed. If it is a GET, the walk over its keys is
-/// started, else the walk's end is 0.
+/// Acts on a datagram that was loaded and parsed. If it is a GET, or holds several commands, the walk
+/// over its keys or commands is started, else the walk's end is 0.
 #[inline(always)]
 fn act(datagram: &Datagram<'_>) {
     let (config, door) = (datagram.config, datagram.door);
@@ -341,43 +386,36 @@ fn act(datagram: &Datagram<'_>) {
             len,
         )
     };
-    if len == 0 || window.byte(0) == BINARY_REQUEST {
+    if len == 0 {
         command.effect = Effect::Unknown;
     }
-    let is_alone = command.next + command.data == len
-        && (command.data == 0 || (window.byte(len - 2) == b'\r' && window.byte(len - 1) == b'\n'));
-    let mut request = Request {
-        time: clock::now(),
-        kind: Kind::Other as u8,
-        unanswered: 1,
-        backend: door.backend,
-        ..Request::default()
-    };
+    let seed = backend_seed(config.seed, door.backend);
+    let next = command.next + command.data;
+    if next < len && command.effect as u32 <= Effect::Write as u32 {
+        // SAFETY: this CPU's scratch.
+        unsafe { Walk::start(scratch, Walk::COMMANDS, 0, len, door.backend, seed) };
+        return;
+    }
+    let is_alone = next == len && (command.data == 0 || commands::is_closed(window, len));
+    let mut request = request_to(door);
     match command.effect {
         Effect::Get if is_alone => {
-            multi::start(datagram, scratch, command.key, command.line_end);
-            return;
-        }
-        Effect::Read if is_alone => {
-            // `gets` of one key is answered like a GET, the meta commands by one datagram. Where the
-            // answer to `gets` of several keys ends is not looked for.
-            if window.byte(0) == b'g' {
-                let is_single = command.key + command.key_len == command.line_end;
-                request.kind = if is_single { Kind::Get } else { Kind::Endless } as u8;
+            if start(datagram, scratch, &command, seed) {
+                return;
             }
+            request.kind = Kind::Endless as u8;
         }
-        Effect::Get | Effect::Read | Effect::LongRead if is_alone => {
-            request.kind = Kind::Endless as u8
-        }
+        // `gets` and `mg` have one datagram for an answer, or none.
+        Effect::Read if is_alone => {}
+        Effect::LongRead if is_alone => request.kind = Kind::Endless as u8,
         Effect::Write if is_alone => {
             let end = if command.quiet {
                 End::Settle
             } else {
                 End::Reply
             };
-            let seed = backend_seed(config.seed, door.backend);
-            let key = scan_key(window, command.key, command.key_len, seed);
-            let mark = key.and_then(|key| Some((key, writes::arrived(config, key, end)?)));
+            let mark =
+                command::key(seed).and_then(|key| Some((key, writes::arrived(config, key, end)?)));
             if let Some((key, generation)) = mark {
                 request.kind = if command.quiet {
                     Kind::Endless
@@ -398,4 +436,44 @@ fn act(datagram: &Datagram<'_>) {
     }
     requests::remember(config, datagram.name(), &request);
     count!(udp_passed);
+}
+
+/// Starts the walk over the keys of a GET; false if it has none that memcached would take.
+#[inline(always)]
+fn start(
+    datagram: &Datagram<'_>,
+    scratch: *mut Scratch,
+    command: &Command,
+    seed: u64,
+) -> bool {
+    let door = datagram.door;
+    let Some(state) = backend::backend(door.backend) else {
+        return false;
+    };
+    let (over, at, end) = match command.form {
+        Form::Text => (Walk::KEYS, command.key, command.line_end),
+        Form::TextCas => (Walk::KEYS_CAS, command.key, command.line_end),
+        Form::Meta => (Walk::META, 0, 1),
+        Form::Binary => (Walk::BINARY, 0, 1),
+    };
+    let hash = if over >= Walk::META {
+        match command::key(seed) {
+            Some(hash) => hash,
+            None => return false,
+        }
+    } else {
+        0
+    };
+    // At a wildcard door the packet may be for another host behind this one.
+    let may_fill = door.flags & Door::ANY_ADDRESS == 0;
+    // SAFETY: this CPU's scratch.
+    unsafe {
+        Walk::start(scratch, over, at, end, door.backend, seed);
+        let walk = &raw mut (*scratch).walk;
+        (&raw mut (*walk).epoch).write_volatile(u64::from(backend::epoch(state)));
+        (&raw mut (*walk).may_fill).write_volatile(u64::from(may_fill));
+        (&raw mut (*walk).key).write_volatile(hash);
+        (&raw mut (*walk).keys).write_volatile(u64::from(hash != 0));
+    }
+    true
 }

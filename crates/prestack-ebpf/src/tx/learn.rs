@@ -2,63 +2,64 @@
 
 use aya_ebpf::helpers::generated::bpf_skb_load_bytes;
 use aya_ebpf::programs::TcContext;
-use prestack_abi::cache::MAX_REPLY;
+use prestack_abi::cache::{EntryHeader, MAX_REPLY};
 use prestack_abi::config::Config;
-use prestack_abi::requests::{KeyTicket, Kind, MULTI_KEYS, Request};
-use prestack_proto::hash::{backend_seed, scan_key};
+use prestack_abi::requests::{KeyTicket, Kind, MULTI_KEYS, Request, REQUEST_KEY_WORDS};
+use prestack_proto::MAX_KEY;
+use prestack_proto::hash::{backend_seed, hash_key};
 use prestack_proto::net::UDP_LEN;
-use prestack_proto::text::reply::{END, END_LEN, Value, is_end, is_value, value};
 use prestack_proto::udp::{FRAME_LEN, Frame};
 use prestack_proto::verifier::opaque;
-use prestack_proto::window::Window;
+use prestack_proto::window::{Source, Window};
 
+use super::shown;
 use crate::cache::fill::{self, Ticket, fill};
+use crate::cache::find::{Query, find};
+use crate::clock;
 use crate::ledger::requests::{self, Reply};
 use crate::ledger::{backend, tickets, writes};
-use crate::maps::{KEY_TICKETS, count};
+use crate::maps::{KEY_TICKETS, REQUEST_KEYS, count};
 use crate::packet::Headers;
-use crate::scratch::{Scratch, scratch};
+use crate::scratch::{Item, Scratch, copy_key, scratch};
 
-/// Learns from a datagram of memcached's, which answers the request of this name.
+/// Takes note that a datagram of memcached's answers the request of this name. True if that was a GET
+/// from whose answer something can be [learnt](learn).
 #[inline(never)]
-pub fn from_reply(ctx: &TcContext, headers: &Headers, udp_len: u64, frame: Frame, name: u64) {
+pub fn take_note(ctx: &TcContext, headers: &Headers, udp_len: u64, frame: Frame, name: u64) -> bool {
     let (Some(scratch), Some(config)) = (scratch(), backend::config()) else {
-        return;
+        return false;
     };
     let around = (UDP_LEN + FRAME_LEN) as u64;
     let len = udp_len.wrapping_sub(around);
     let is_whole = frame.is_single() && load(ctx, headers.l4 + around, len, scratch);
+    let ends = shown::parse(if is_whole { len } else { 0 });
     // SAFETY: this CPU's scratch.
-    let window = unsafe { &(*scratch).window };
-    let item = if is_whole {
-        value(window, 0, len)
-    } else {
-        None
-    };
-    // memcached answers a GET of several keys with one message for each hit; the last one, or one of
-    // its own, ends in `END`. Only a message in one datagram shows that: data may end in `END` too.
-    let ends = match &item {
-        Some(item) => is_end(window, item.next, len),
-        None => is_whole && !is_value(window, 0),
-    };
+    let has_item = unsafe { (&raw const (*scratch).item.shown).read_volatile() } != Item::NONE;
     let ends_message = frame.sequence() + 1 >= frame.count();
+    let is_empty = len == 0;
     let reply = Reply {
-        ends_one: if item.is_some() { ends } else { ends_message },
+        ends_one: if has_item { ends } else { ends_message },
         ends_many: ends,
         ends_message,
-        is_split: !frame.is_single(),
+        is_split: !frame.is_single() && !is_empty,
+        is_empty,
     };
     let Some((request, slot)) = requests::answered(name, reply) else {
-        return;
+        return false;
     };
     if request.kind == Kind::Write as u8 {
         // A reply whose owner is in doubt ends nothing.
         if request.unanswered == 1 && frame.is_single() {
             writes::ended(config, request.key, request.version);
         }
-    } else if request.kind <= Kind::MultiGet as u8 {
-        learn(config, &request, slot, item, len, scratch);
+        return false;
     }
+    // SAFETY: this CPU's scratch.
+    unsafe {
+        (&raw mut (*scratch).request).write_volatile(request);
+        (&raw mut (*scratch).slot).write_volatile(u64::from(slot));
+    }
+    Kind::is_get(request.kind) && !(is_empty && request.kind != Kind::Binary as u8)
 }
 
 /// Loads the payload into the window; a longer one than can be stored is not looked at.
@@ -74,61 +75,98 @@ fn load(ctx: &TcContext, at: u64, len: u64, scratch: *mut Scratch) -> bool {
     }
 }
 
-/// The reply to a GET: an item fills the cache if there is a ticket for it; anything else means
-/// that memcached does not have the key, or has nothing that can be stored.
+/// Learns from the reply to a GET: an item fills the cache if there is a ticket for it; anything else
+/// means that memcached does not have the key, or has nothing that can be stored.
 #[inline(always)]
-fn learn(
-    config: &Config,
-    request: &Request,
-    slot: requests::Slot,
-    item: Option<Value>,
-    len: u64,
-    scratch: *mut Scratch,
-) {
-    let Some(item) = item else {
-        if request.kind == Kind::Get as u8 && request.key != 0 {
+pub fn learn() {
+    prestack_learn();
+}
+
+/// A global function (by its unmangled name): the verifier checks it once.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn prestack_learn() -> u64 {
+    let (Some(scratch), Some(config)) = (scratch(), backend::config()) else {
+        return 0;
+    };
+    // SAFETY: this CPU's scratch.
+    let (request, slot, item) = unsafe {
+        (
+            (&raw const (*scratch).request).read_volatile(),
+            (&raw const (*scratch).slot).read_volatile() as u32,
+            (&raw const (*scratch).item).read_volatile(),
+        )
+    };
+    let is_single = request.kind != Kind::MultiGet as u8;
+    let expected = if request.kind == Kind::Meta as u8 {
+        Item::META
+    } else if request.kind == Kind::Binary as u8 {
+        Item::BINARY
+    } else {
+        Item::TEXT
+    };
+    if item.shown != expected {
+        if is_single && request.key != 0 {
             fill::drop_key(config, request.key);
             tickets::release(config, request.key);
         }
-        return;
-    };
-    // SAFETY: this CPU's scratch.
-    let window = unsafe { &mut (*scratch).window };
+        return 0;
+    }
     let seed = backend_seed(config.seed, request.backend);
-    let key = scan_key(window, item.key, item.key_len, seed);
-    let version = key.and_then(|key| ticket_version(request, slot, key));
-    let (Some(key), Some(version)) = (key, version) else {
+    let key = key_of(scratch, &item, slot, expected);
+    // SAFETY: as above.
+    let hash = key.and_then(|len| hash_key(unsafe { &(*scratch).key }, 0, len, seed));
+    let version = hash.and_then(|hash| ticket_version(&request, slot, hash));
+    let (Some(key_len), Some(hash), Some(version)) = (key, hash, version) else {
         count!(fills_refused);
-        if request.tickets != 0 && request.kind == Kind::Get as u8 {
+        if request.tickets != 0 && is_single {
             tickets::release(config, request.key);
         }
-        return;
+        return 0;
     };
-    let is_filled = if close(window, &item, len) {
-        let ticket = Ticket {
-            key,
-            version,
-            epoch: request.epoch,
-            time: request.time,
-            backend: request.backend,
-        };
-        fill(config, window, item.key_len, item.next + END_LEN, &ticket)
-    } else {
-        fill::drop_key(config, key);
-        false
+    let ticket = Ticket {
+        key: hash,
+        version,
+        epoch: request.epoch,
+        backend: request.backend,
     };
-    if is_filled {
+    if store(config, scratch, &item, key_len, request.time, &ticket) {
         count!(fills);
     } else {
         count!(fills_refused);
     }
-    tickets::release(config, key);
+    tickets::release(config, hash);
+    0
 }
 
-/// The version on the request's ticket for this key.
+/// Puts the key of the item into the scratch's `key` and returns its length.
+#[inline(always)]
+fn key_of(scratch: *mut Scratch, item: &Item, slot: u32, shown: u64) -> Option<u64> {
+    // SAFETY: this CPU's scratch.
+    let (window, key) = unsafe { (&(*scratch).window, &mut (*scratch).key) };
+    let len = if shown == Item::TEXT {
+        copy_key(window, item.key, item.key_len, key, 0);
+        item.key_len
+    } else {
+        let kept = REQUEST_KEYS.get_ptr_mut(slot)?;
+        // SAFETY: a map element.
+        let len = unsafe { (&raw const (*kept).len).read_volatile() };
+        for i in 0..REQUEST_KEY_WORDS {
+            // SAFETY: as above.
+            key.set_word(8 * i as u64, unsafe {
+                (&raw const (*kept).words[i]).read_volatile()
+            });
+        }
+        len
+    };
+    let len = window.forgotten(len);
+    (len > 0 && len <= MAX_KEY as u64).then_some(len)
+}
+
+/// The version on the request's ticket for the key with this hash.
 #[inline(always)]
 fn ticket_version(request: &Request, slot: requests::Slot, key: u64) -> Option<u32> {
-    if request.kind == Kind::Get as u8 {
+    if request.kind != Kind::MultiGet as u8 {
         return (request.tickets != 0 && request.key == key).then_some(request.version);
     }
     let tickets = KEY_TICKETS.get_ptr_mut(slot)?;
@@ -153,18 +191,68 @@ fn ticket_version(request: &Request, slot: requests::Slot, key: u64) -> Option<u
     None
 }
 
-/// Makes sure that `END\r\n`, and nothing else, follows the item; false if it does not fit.
+/// Stores the item whose key is in the scratch's `key`, together with what an older entry knows
+/// besides; false if that is not possible.
 #[inline(always)]
-fn close(window: &mut Window, item: &Value, len: u64) -> bool {
-    if item.next + END_LEN > MAX_REPLY as u64 {
-        return false;
+fn store(
+    config: &Config,
+    scratch: *mut Scratch,
+    item: &Item,
+    key_len: u64,
+    time: u64,
+    ticket: &Ticket,
+) -> bool {
+    // SAFETY: this CPU's scratch.
+    let key = unsafe { &(*scratch).key };
+    let mut new = fill::Item {
+        key_len,
+        data: 0,
+        reply_len: 0,
+        knows: item.knows as u8,
+        flags: item.flags as u32,
+        cas: item.cas,
+        time,
+        older: None,
+    };
+    let query = Query {
+        config,
+        backend: ticket.backend,
+        epoch: ticket.epoch,
+        now: clock::now(),
+        hash: ticket.key,
+    };
+    // A live entry is of the same time between two writes as the ticket: what it knows of the item is
+    // still true. It keeps its age. One that is to be fetched anew is not built upon.
+    if let Some(older) = find(query, key, 0, key_len)
+        && !older.is_ageing
+        && older.data_len() == item.data_len
+        && agrees(&new, older.knows, older.flags, older.cas)
+    {
+        let more = older.knows & !new.knows;
+        if more & EntryHeader::FLAGS != 0 {
+            new.flags = older.flags;
+        }
+        if more & EntryHeader::CAS != 0 {
+            new.cas = older.cas;
+        }
+        if more != 0 {
+            new.knows |= more;
+            new.time = older.time;
+            new.older = Some((older.granule, older.seq));
+        }
     }
-    if is_end(window, item.next, len) {
-        return true;
-    }
-    if item.next != len {
-        return false;
-    }
-    window.set_word(item.next, END);
-    true
+    shown::render(scratch, item, &mut new);
+    // SAFETY: as above.
+    fill(config, unsafe { &(*scratch).reply }, &new, ticket)
+}
+
+/// Whether what both know of an item is the same.
+#[inline(always)]
+fn agrees(item: &fill::Item, knows: u8, flags: u32, cas: u64) -> bool {
+    const FORMS: u8 = EntryHeader::KEY_PLAIN | EntryHeader::KEY_BASE64;
+    let both = item.knows & knows;
+    let (form, older) = (item.knows & FORMS, knows & FORMS);
+    (form == 0 || older == 0 || form == older)
+        && (both & EntryHeader::FLAGS == 0 || item.flags == flags)
+        && (both & EntryHeader::CAS == 0 || item.cas == cas)
 }

@@ -1,6 +1,7 @@
 //! Packets on their way from memcached: replies to GETs fill the cache, replies to writes end them.
 
 mod learn;
+mod shown;
 
 use aya_ebpf::bindings::TC_ACT_UNSPEC;
 use aya_ebpf::programs::TcContext;
@@ -48,6 +49,11 @@ pub fn packet(ctx: &TcContext) -> i32 {
         headers.ports,
         frame.id(),
     );
-    learn::from_reply(ctx, &headers, u64::from(u16::from_be(udp_len)), frame, name);
+    backend::has_answered_udp(door.backend);
+    let udp_len = u64::from(u16::from_be(udp_len));
+    // One step after the other, not one in the other: together their stacks would be too large.
+    if learn::take_note(ctx, &headers, udp_len, frame, name) {
+        learn::learn();
+    }
     NEXT
 }

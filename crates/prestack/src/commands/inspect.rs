@@ -2,7 +2,10 @@
 
 use std::{os::unix::ffi::OsStrExt as _, process::ExitCode, time::Duration};
 
-use prestack_abi::control::{Control, Outstanding, fingerprint};
+use prestack_abi::{
+    cache::EntryHeader,
+    control::{Control, Outstanding, fingerprint},
+};
 
 use super::{Running, print_pairs};
 use crate::{
@@ -76,15 +79,44 @@ fn describe(entry: &Entry, epoch: u64, now: u64, max_age: u64, rows: &mut Vec<(&
     let size = format!(
         "{} bytes in {} granules",
         entry.reply.len(),
-        entry.header.granules
+        EntryHeader::granules(entry.header.reply_len.into())
     );
     rows.push(("reply", size));
+    rows.push(("answers", answers(&entry.header)));
     if let Some((flags, value)) = entry.value() {
+        let flags = if entry.header.knows & EntryHeader::FLAGS != 0 {
+            flags.to_string()
+        } else {
+            "unknown".into()
+        };
         rows.push((
             "value",
             format!("{} bytes, flags {flags}: {}", value.len(), preview(value)),
         ));
     }
+    if entry.header.knows & EntryHeader::CAS != 0 {
+        rows.push(("CAS", entry.header.cas.to_string()));
+    }
+}
+
+/// The requests that what is known of the item can answer.
+fn answers(header: &EntryHeader) -> String {
+    const FLAGS_AND_CAS: u8 = EntryHeader::FLAGS | EntryHeader::CAS;
+    [
+        ("get", EntryHeader::FLAGS),
+        ("gets", FLAGS_AND_CAS),
+        ("binary GET", FLAGS_AND_CAS),
+        ("mg", EntryHeader::META),
+        ("mg … f", EntryHeader::META | EntryHeader::FLAGS),
+        ("mg … c", EntryHeader::META | EntryHeader::CAS),
+        ("mg … k", EntryHeader::META | EntryHeader::KEY_PLAIN),
+        ("mg … k b", EntryHeader::META | EntryHeader::KEY_BASE64),
+    ]
+    .into_iter()
+    .filter(|(_, needs)| header.knows & needs == *needs)
+    .map(|(request, _)| request)
+    .collect::<Vec<_>>()
+    .join(", ")
 }
 
 fn seconds(ns: u64) -> f64 {

@@ -1,0 +1,20 @@
+//! The rate limit of a source: a token bucket, kept as the time at which it would be full again
+//! (the generic cell rate algorithm).
+
+use prestack_abi::config::Config;
+
+use crate::maps::RATES;
+
+/// Whether the source may be given one more hit. Out of memory for its bucket it may: the limit is a
+/// help, not a lock.
+#[inline(always)]
+pub fn admits(config: &Config, source: &[u32; 4], now: u64) -> bool {
+    // SAFETY: of several CPUs that read and write at once one wins: the limit is then less exact.
+    let full = unsafe { RATES.get(source) }.copied().unwrap_or(0);
+    let from = if full > now { full } else { now };
+    if from - now > config.rate_burst_ns {
+        return false;
+    }
+    let _ = RATES.insert(source, from + config.rate_interval_ns, 0);
+    true
+}
