@@ -6,6 +6,7 @@
 #![cfg_attr(not(test), no_std)]
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 
+pub mod binary;
 pub mod checksum;
 pub mod command;
 pub mod hash;
@@ -18,5 +19,5 @@ pub mod window;
 
 /// Longest key that memcached accepts, in bytes (`KEY_MAX_LENGTH` in memcached.h).
 pub const MAX_KEY: usize = 250;
-/// First byte of a binary request (`PROTOCOL_BINARY_REQ` in protocol_binary.h).
-pub const BINARY_REQUEST: u8 = 0x80;
+/// First byte of a binary request.
+pub const BINARY_REQUEST: u8 = binary::REQUEST;
