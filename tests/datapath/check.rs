@@ -44,14 +44,7 @@ impl<'a> Reader<'a> {
 /// checksums right.
 pub fn datagram(packet: &[u8]) -> Datagram {
     let mut reader = Reader(packet);
-    let macs = [reader.array(), reader.array()];
-    let mut tags = Vec::new();
-    let mut ethertype = reader.u16();
-    while ethertype == VLAN || ethertype == SERVICE_VLAN {
-        tags.extend(ethertype.to_be_bytes());
-        tags.extend(reader.take(2));
-        ethertype = reader.u16();
-    }
+    let (macs, tags, ethertype) = ethernet(&mut reader);
     let (source, destination, hop_limit) = match ethertype {
         IPV4 => ipv4(&mut reader),
         IPV6 => ipv6(&mut reader),
@@ -86,6 +79,19 @@ pub fn datagram(packet: &[u8]) -> Datagram {
         frame,
         payload: reader.0.to_vec(),
     }
+}
+
+/// The MAC addresses, the VLAN tags and the EtherType behind them.
+fn ethernet(reader: &mut Reader<'_>) -> ([[u8; 6]; 2], Vec<u8>, u16) {
+    let macs = [reader.array(), reader.array()];
+    let mut tags = Vec::new();
+    let mut ethertype = reader.u16();
+    while ethertype == VLAN || ethertype == SERVICE_VLAN {
+        tags.extend(ethertype.to_be_bytes());
+        tags.extend(reader.take(2));
+        ethertype = reader.u16();
+    }
+    (macs, tags, ethertype)
 }
 
 fn ipv4(reader: &mut Reader<'_>) -> (IpAddr, IpAddr, u8) {
@@ -164,14 +170,7 @@ struct Asked {
 impl Asked {
     fn of(packet: &[u8]) -> Self {
         let mut reader = Reader(packet);
-        let macs = [reader.array(), reader.array()];
-        let mut tags = Vec::new();
-        let mut ethertype = reader.u16();
-        while ethertype == VLAN || ethertype == SERVICE_VLAN {
-            tags.extend(ethertype.to_be_bytes());
-            tags.extend(reader.take(2));
-            ethertype = reader.u16();
-        }
+        let (macs, tags, ethertype) = ethernet(&mut reader);
         let (source, destination): (IpAddr, IpAddr) = if ethertype == IPV4 {
             reader.take(12);
             let pair: [[u8; 4]; 2] = [reader.array(), reader.array()];

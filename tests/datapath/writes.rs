@@ -6,8 +6,19 @@ use crate::bytes::{get, hit};
 use crate::harness::{Datapath, Setup, wait};
 use crate::packet::{ACK, PacketBuilder, SYN};
 
+/// A settle time that a test can wait for.
+const SETTLE: Duration = Duration::from_millis(600);
+
 fn filled() -> Datapath {
     filled_with(&Setup::default())
+}
+
+/// A filled cache whose settle time is [`SETTLE`].
+fn settling() -> Datapath {
+    filled_with(&Setup {
+        settle: SETTLE,
+        ..Setup::default()
+    })
 }
 
 fn filled_with(setup: &Setup) -> Datapath {
@@ -15,6 +26,17 @@ fn filled_with(setup: &Setup) -> Datapath {
     path.fill("key", "value");
     path.fill("other", "value");
     path
+}
+
+/// Sends a write of `key`: it invalidates that key alone, and keeps it out of the cache.
+fn begin(path: &mut Datapath, text: &str) -> PacketBuilder {
+    let write = path.request(text);
+    path.pass(&write);
+    assert_eq!(path.epoch(), 0, "{text:?}");
+    path.assert_miss("key");
+    path.assert_hit("other", "value");
+    assert!(!path.can_fill("key", "value"), "{text:?} is under way");
+    write
 }
 
 /// Writes that memcached answers, whether it carries them out or not.
@@ -64,12 +86,7 @@ const UNANSWERED: [&str; 18] = [
 fn an_answered_write_ends_with_its_answer() {
     for (text, answer) in ANSWERED {
         let mut path = filled();
-        let write = path.request(text);
-        path.pass(&write);
-        assert_eq!(path.epoch(), 0, "{text:?}");
-        path.assert_miss("key");
-        path.assert_hit("other", "value");
-        assert!(!path.can_fill("key", "value"), "{text:?} is under way");
+        let write = begin(&mut path, text);
         assert!(!path.can_fill("key", "value"), "{text:?} is under way");
         path.tx(&write.reply(answer));
         path.fill("key", "new");
@@ -97,21 +114,12 @@ fn meta_gets_that_write() {
 #[test]
 fn a_write_without_answer_ends_with_the_settle_time() {
     for text in UNANSWERED {
-        let settle = Duration::from_millis(600);
-        let mut path = filled_with(&Setup {
-            settle,
-            ..Setup::default()
-        });
-        let write = path.request(text);
-        path.pass(&write);
-        assert_eq!(path.epoch(), 0, "{text:?}");
-        path.assert_miss("key");
-        path.assert_hit("other", "value");
-        assert!(!path.can_fill("key", "value"), "{text:?} is under way");
+        let mut path = settling();
+        let write = begin(&mut path, text);
         // Whatever memcached says, for quiet is not silent, ends nothing.
         path.tx(&write.reply("NS\r\n"));
         assert!(!path.can_fill("key", "value"), "{text:?} is under way");
-        wait(settle);
+        wait(SETTLE);
         path.fill("key", "new");
         path.assert_hit("key", "new");
     }
@@ -119,15 +127,11 @@ fn a_write_without_answer_ends_with_the_settle_time() {
 
 #[test]
 fn a_write_that_is_never_answered_ends_with_the_settle_time() {
-    let settle = Duration::from_millis(600);
-    let mut path = filled_with(&Setup {
-        settle,
-        ..Setup::default()
-    });
+    let mut path = settling();
     let write = path.request("set key 0 0 3\r\nnew\r\n");
     path.pass(&write);
     assert!(!path.can_fill("key", "value"));
-    wait(settle);
+    wait(SETTLE);
     path.fill("key", "new");
     // An answer after all, in the middle of the next write.
     path.pass(&PacketBuilder::udp("delete key\r\n").id(9999));
@@ -194,11 +198,7 @@ fn each_of_several_writes_has_to_be_answered() {
 
 #[test]
 fn a_quiet_write_among_others_ends_with_time_alone() {
-    let settle = Duration::from_millis(600);
-    let mut path = filled_with(&Setup {
-        settle,
-        ..Setup::default()
-    });
+    let mut path = settling();
     let first = path.request("set key 0 0 3\r\nnew\r\n");
     let quiet = path.request("delete key noreply\r\n");
     let last = path.request("set key 0 0 3\r\nnew\r\n");
@@ -208,7 +208,7 @@ fn a_quiet_write_among_others_ends_with_time_alone() {
     path.tx(&first.reply("STORED\r\n"));
     path.tx(&last.reply("STORED\r\n"));
     assert!(!path.can_fill("key", "value"));
-    wait(settle);
+    wait(SETTLE);
     path.fill("key", "new");
 }
 
@@ -340,11 +340,7 @@ fn commands_that_change_everything_or_are_not_understood() {
         "incr key\r\n",
         "\x01\r\n",
     ] {
-        let settle = Duration::from_millis(600);
-        let mut path = filled_with(&Setup {
-            settle,
-            ..Setup::default()
-        });
+        let mut path = settling();
         let write = path.request(text);
         path.pass(&write);
         assert_eq!(path.epoch(), 1, "{text:?}");
@@ -355,7 +351,7 @@ fn commands_that_change_everything_or_are_not_understood() {
         }
         path.tx(&write.reply("OK\r\n"));
         assert!(!path.can_fill("key", "value"), "{text:?}");
-        wait(settle);
+        wait(SETTLE);
         path.fill("key", "new");
         path.assert_hit("key", "new");
         path.assert_miss("other");

@@ -157,8 +157,17 @@ fn act(
     Ok(done)
 }
 
-/// Lets clients with these transports and habits loose on memcached with `threads` threads.
-fn contend(threads: u32, udp: &[Writes], tcp: &[Writes], args: &[&str]) -> Result<()> {
+/// Lets clients with these transports and habits loose on memcached with one thread, and with
+/// several.
+fn contend(udp: &[Writes], tcp: &[Writes], args: &[&str]) -> Result<()> {
+    for threads in [1, 4] {
+        contend_with_threads(threads, udp, tcp, &[&["--memory", "8MiB"], args].concat())
+            .with_context(|| format!("{threads} threads"))?;
+    }
+    Ok(())
+}
+
+fn contend_with_threads(threads: u32, udp: &[Writes], tcp: &[Writes], args: &[&str]) -> Result<()> {
     let options = MemcachedOptions {
         threads,
         ..MemcachedOptions::default()
@@ -228,10 +237,7 @@ fn writes_over_udp() -> Result<()> {
         Writes::Never,
         Writes::Never,
     ];
-    for threads in [1, 4] {
-        contend(threads, &clients, &[], &["--memory", "8MiB"])?;
-    }
-    Ok(())
+    contend(&clients, &[], &[])
 }
 
 #[test]
@@ -241,15 +247,7 @@ fn writes_over_tcp() -> Result<()> {
         Writes::Bursts(Duration::from_millis(1_500)),
         Writes::Bursts(Duration::from_millis(700)),
     ];
-    for threads in [1, 4] {
-        contend(
-            threads,
-            &udp,
-            &tcp,
-            &["--memory", "8MiB", "--max-age", "250ms"],
-        )?;
-    }
-    Ok(())
+    contend(&udp, &tcp, &["--max-age", "250ms"])
 }
 
 #[test]
@@ -262,13 +260,5 @@ fn writes_over_both() -> Result<()> {
         Writes::Never,
     ];
     let tcp = [Writes::Bursts(pause), Writes::Bursts(pause)];
-    for threads in [1, 4] {
-        contend(
-            threads,
-            &udp,
-            &tcp,
-            &["--memory", "8MiB", "--max-age", "250ms"],
-        )?;
-    }
-    Ok(())
+    contend(&udp, &tcp, &["--max-age", "250ms"])
 }

@@ -193,26 +193,9 @@ mod tests {
     };
 
     fn memcached(sockets: &[&str]) -> Memcached {
-        let sockets = sockets
-            .iter()
-            .map(|text| {
-                let (transport, address) = text.split_once(' ').expect("a transport");
-                let address: std::net::SocketAddr = address.parse().expect("an address");
-                Socket {
-                    transport: if transport == "udp" {
-                        Transport::Udp
-                    } else {
-                        Transport::Tcp
-                    },
-                    address: address.ip(),
-                    port: address.port(),
-                    inode: 0,
-                }
-            })
-            .collect();
         Memcached {
             process: ProcessId { pid: 1, start: 1 },
-            sockets,
+            sockets: sockets.iter().map(|text| Socket::sample(text, 0)).collect(),
             unix_sockets: Vec::new(),
         }
     }

@@ -52,6 +52,24 @@ impl Socket {
     }
 }
 
+#[cfg(test)]
+impl Socket {
+    /// The socket that a test means by its transport and address (`udp 10.0.0.1:11211`).
+    pub fn sample(text: &str, inode: u64) -> Self {
+        let (transport, address) = text.split_once(' ').expect("a transport");
+        let address: std::net::SocketAddr = address.parse().expect("an address");
+        Self {
+            transport: match transport {
+                "udp" => Transport::Udp,
+                _ => Transport::Tcp,
+            },
+            address: address.ip(),
+            port: address.port(),
+            inode,
+        }
+    }
+}
+
 /// Every socket of the network namespace on which requests can arrive.
 ///
 /// # Errors

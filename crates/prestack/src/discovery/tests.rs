@@ -5,21 +5,6 @@ struct Table {
     selection: Selection,
 }
 
-fn socket(text: &str, inode: u64) -> Socket {
-    let (transport, rest) = text.split_once(' ').expect("a transport");
-    let address: std::net::SocketAddr = rest.parse().expect("an address");
-    Socket {
-        transport: if transport == "udp" {
-            Transport::Udp
-        } else {
-            Transport::Tcp
-        },
-        address: address.ip(),
-        port: address.port(),
-        inode,
-    }
-}
-
 impl Table {
     fn new(ports: &[u16]) -> Self {
         Self {
@@ -43,7 +28,7 @@ impl Table {
         let sockets = sockets
             .iter()
             .enumerate()
-            .map(|(at, text)| socket(text, u64::from(pid) * 100 + at as u64))
+            .map(|(at, text)| Socket::sample(text, u64::from(pid) * 100 + at as u64))
             .collect();
         self.candidates.push(Candidate {
             names: vec![arguments[0].into()],
