@@ -1,9 +1,14 @@
 //! The daemon's life: what is attached, and what happens to the cache when it goes.
 
+use std::path::PathBuf;
+
 use anyhow::Result;
-use prestack_testbed::{Instance, Memcached, MemcachedOptions, TcpClient, Testbed, UdpClient};
+use prestack_testbed::{Memcached, MemcachedOptions, Testbed, UdpClient};
 use prestack_tests::attached::nothing_attached;
 use prestack_tests::stage::{LASTING, PORT, Stage, behind, set, start_prestack, store, until_hit};
+
+/// What an instance that has ended has left.
+const NO_FILES: [PathBuf; 0] = [];
 
 #[test]
 fn it_says_what_it_serves() -> Result<()> {
@@ -18,62 +23,39 @@ fn it_says_what_it_serves() -> Result<()> {
 
 #[test]
 fn sigterm_detaches() -> Result<()> {
-    let Stage {
-        prestack,
-        memcached,
-        bed,
-    } = Stage::new()?;
-    let dev = &bed.links[0].server_dev;
-    let server = (bed.links[0].server4, PORT).into();
-    let mut udp = UdpClient::connect(&bed.client, server)?;
-    let mut tcp = TcpClient::connect(&bed.client, server)?;
-    store(
-        &mut behind(&bed, [127, 0, 0, 1].into(), PORT)?,
-        b"key",
-        b"old",
-    )?;
-    until_hit(&prestack, &mut udp, b"key", b"old")?;
-    assert!(nothing_attached(&bed.server, dev).is_err());
+    let mut stage = Stage::new()?;
+    let dev = &stage.bed.links[0].server_dev;
+    let (mut udp, mut tcp) = (stage.udp()?, stage.tcp()?);
+    store(&mut stage.behind()?, b"key", b"old")?;
+    until_hit(&stage.prestack, &mut udp, b"key", b"old")?;
+    assert!(nothing_attached(&stage.bed.server, dev).is_err());
 
-    prestack.stop()?;
-    nothing_attached(&bed.server, dev)?;
+    stage.prestack.stop()?;
+    nothing_attached(&stage.bed.server, dev)?;
+    assert_eq!(stage.prestack.instance().files()?, NO_FILES);
     assert_eq!(udp.get(b"key")?.as_deref(), Some(&b"old"[..]));
     store(&mut tcp, b"key", b"new")?;
     assert_eq!(udp.get(b"key")?.as_deref(), Some(&b"new"[..]));
 
     // And again, on the same device.
-    let prestack = start_prestack(&bed, 0, &LASTING)?;
+    let mut prestack = start_prestack(&stage.bed, 0, &LASTING)?;
     until_hit(&prestack, &mut udp, b"key", b"new")?;
     prestack.stop()?;
-    nothing_attached(&bed.server, dev)?;
-    drop(memcached);
-    Ok(())
+    nothing_attached(&stage.bed.server, dev)
 }
 
 #[test]
 fn a_killed_daemon_leaves_values_and_connections_intact() -> Result<()> {
-    let Stage {
-        prestack,
-        memcached,
-        bed,
-    } = Stage::new()?;
-    let dev = &bed.links[0].server_dev;
-    let server = (bed.links[0].server4, PORT).into();
-    let (mut udp, mut writer) = (
-        UdpClient::connect(&bed.client, server)?,
-        UdpClient::connect(&bed.client, server)?,
-    );
-    let mut tcp = TcpClient::connect(&bed.client, server)?;
+    let mut stage = Stage::new()?;
+    let dev = &stage.bed.links[0].server_dev;
+    let (mut udp, mut writer, mut tcp) = (stage.udp()?, stage.udp()?, stage.tcp()?);
     store(&mut tcp, b"key", b"0")?;
-    until_hit(&prestack, &mut udp, b"key", b"0")?;
+    until_hit(&stage.prestack, &mut udp, b"key", b"0")?;
 
-    let mut prestack = Some(prestack);
     for n in 1..200_u32 {
         if n == 50 {
             // In the middle of everything.
-            if let Some(prestack) = prestack.take() {
-                prestack.kill()?;
-            }
+            stage.prestack.kill()?;
         }
         let value = n.to_string().into_bytes();
         if n % 2 == 0 {
@@ -84,13 +66,16 @@ fn a_killed_daemon_leaves_values_and_connections_intact() -> Result<()> {
         assert_eq!(udp.get(b"key")?.as_ref(), Some(&value));
         assert_eq!(tcp.get(b"key")?.as_ref(), Some(&value));
     }
-    nothing_attached(&bed.server, dev)?;
+    nothing_attached(&stage.bed.server, dev)?;
 
     // The next one starts as if nothing had been.
-    let prestack = start_prestack(&bed, 0, &LASTING)?;
+    let prestack = start_prestack(&stage.bed, 0, &LASTING)?;
     until_hit(&prestack, &mut udp, b"key", b"199")?;
-    drop(memcached);
-    Ok(())
+    // What the first one has written down goes when it is asked for.
+    let killed = stage.prestack.instance();
+    killed.command(&["detach"])?;
+    assert_eq!(killed.files()?, NO_FILES);
+    until_hit(&prestack, &mut udp, b"key", b"199")
 }
 
 #[test]
@@ -107,8 +92,8 @@ fn two_instances_do_not_disturb_each_other() -> Result<()> {
         b"value",
     )?;
 
-    let one = start_prestack(&bed, 0, &LASTING)?;
-    let two = start_prestack(&bed, 1, &LASTING)?;
+    let mut one = start_prestack(&bed, 0, &LASTING)?;
+    let mut two = start_prestack(&bed, 1, &LASTING)?;
     until_hit(&one, &mut first, b"key", b"value")?;
     until_hit(&two, &mut second, b"key", b"value")?;
     let before = two.stats()?.get("udp.hits")?;
@@ -146,57 +131,29 @@ fn generic_mode_serves_as_well() -> Result<()> {
 #[test]
 fn clsact_serves_as_well() -> Result<()> {
     let args = [&LASTING[..], &["--egress", "clsact"]].concat();
-    let Stage {
-        prestack,
-        memcached,
-        bed,
-    } = Stage::with(MemcachedOptions::default(), &args)?;
-    let dev = &bed.links[0].server_dev;
-    let mut udp = UdpClient::connect(&bed.client, (bed.links[0].server4, PORT).into())?;
-    store(
-        &mut behind(&bed, [127, 0, 0, 1].into(), PORT)?,
-        b"key",
-        b"old",
-    )?;
-    until_hit(&prestack, &mut udp, b"key", b"old")?;
-    prestack.stop()?;
-    nothing_attached(&bed.server, dev)?;
-    drop(memcached);
-    Ok(())
-}
-
-/// An instance whose programs stay when its daemon ends: they go with this value.
-struct Pinned(Instance);
-
-impl Drop for Pinned {
-    fn drop(&mut self) {
-        // It may be detached already.
-        let _ = self.0.command(&["detach"]);
-    }
+    let mut stage = Stage::with(MemcachedOptions::default(), &args)?;
+    store(&mut stage.behind()?, b"key", b"old")?;
+    until_hit(&stage.prestack, &mut stage.udp()?, b"key", b"old")?;
+    stage.prestack.stop()?;
+    nothing_attached(&stage.bed.server, &stage.bed.links[0].server_dev)
 }
 
 #[test]
 fn pinned_programs_serve_nothing_without_a_daemon() -> Result<()> {
     let args = [&LASTING[..], &["--pin"]].concat();
-    let Stage {
-        prestack,
-        memcached,
-        bed,
-    } = Stage::with(MemcachedOptions::default(), &args)?;
-    let dev = &bed.links[0].server_dev;
-    let mut udp = UdpClient::connect(&bed.client, (bed.links[0].server4, PORT).into())?;
-    let mut behind = behind(&bed, [127, 0, 0, 1].into(), PORT)?;
+    let mut stage = Stage::with(MemcachedOptions::default(), &args)?;
+    let dev = &stage.bed.links[0].server_dev;
+    let (mut udp, mut behind) = (stage.udp()?, stage.behind()?);
     store(&mut behind, b"key", b"old")?;
-    until_hit(&prestack, &mut udp, b"key", b"old")?;
-    let pinned = Pinned(prestack.instance().clone());
-    prestack.stop()?;
-    assert!(nothing_attached(&bed.server, dev).is_err());
+    until_hit(&stage.prestack, &mut udp, b"key", b"old")?;
+    stage.prestack.stop()?;
+    assert!(nothing_attached(&stage.bed.server, dev).is_err());
     store(&mut behind, b"key", b"new")?;
     for _ in 0..10 {
         assert_eq!(udp.get(b"key")?.as_deref(), Some(&b"new"[..]));
     }
-    pinned.0.command(&["detach"])?;
-    nothing_attached(&bed.server, dev)?;
-    drop(memcached);
+    stage.prestack.instance().command(&["detach"])?;
+    nothing_attached(&stage.bed.server, dev)?;
+    assert_eq!(stage.prestack.instance().files()?, NO_FILES);
     Ok(())
 }

@@ -106,7 +106,7 @@ impl Comparison {
             "--settle",
             "100ms",
         ];
-        let prestack = Prestack::start_binary(self.prestack.clone(), &self.bed.server, &args)?;
+        let mut prestack = Prestack::start_binary(self.prestack.clone(), &self.bed.server, &args)?;
         cpu::pin_process(prestack.pid(), &self.split.server)?;
         // The kernel may have made new threads for the device with its XDP program.
         self.bed.separate_cpus(&self.split)?;

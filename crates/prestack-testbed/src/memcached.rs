@@ -3,7 +3,6 @@
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
-use std::process::ExitStatus;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -149,7 +148,7 @@ impl Memcached {
     ///
     /// # Errors
     /// When it does not end by itself.
-    pub fn stop(mut self) -> Result<()> {
+    pub fn stop(&mut self) -> Result<()> {
         self.process.signal(Signal::SIGTERM)?;
         self.process.wait(Duration::from_secs(5))?;
         Ok(())
@@ -159,8 +158,9 @@ impl Memcached {
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub fn kill(mut self) -> Result<ExitStatus> {
-        Ok(self.process.kill()?.0)
+    pub fn kill(&mut self) -> Result<()> {
+        self.process.kill()?;
+        Ok(())
     }
 }
 

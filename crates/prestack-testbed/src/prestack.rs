@@ -1,8 +1,8 @@
 //! `prestack run` and the commands that talk to it.
 
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
-use std::process::ExitStatus;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -11,6 +11,9 @@ use serde_json::Value;
 
 use crate::namespace::Namespace;
 use crate::process::{Process, Signal};
+
+/// Where prestack keeps its instances' files.
+const RUN_FOLDER: &str = "/run/prestack";
 
 /// How long prestack may take to serve, or to end.
 const LIMIT: Duration = Duration::from_secs(15);
@@ -26,7 +29,7 @@ pub struct Instance {
     name: String,
 }
 
-/// A running `prestack run`; ended when dropped.
+/// A `prestack run`. When this is dropped it is ended, and what it has left is removed.
 pub struct Prestack {
     instance: Instance,
     process: Process,
@@ -75,6 +78,26 @@ impl Instance {
         Counters::parse(&self.command(&["stats", "--json"])?)
     }
 
+    /// The files that are there for the instance.
+    ///
+    /// # Errors
+    /// When the folder cannot be read.
+    pub fn files(&self) -> Result<Vec<PathBuf>> {
+        let prefix = format!("{}.", self.name);
+        let mut files = Vec::new();
+        let entries = match std::fs::read_dir(RUN_FOLDER) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(files),
+            entries => entries.context("reading prestack's run folder")?,
+        };
+        for entry in entries {
+            let entry = entry?;
+            if entry.file_name().to_string_lossy().starts_with(&prefix) {
+                files.push(entry.path());
+            }
+        }
+        Ok(files)
+    }
+
     fn run(&self, args: &[&str]) -> Result<Process> {
         let mut command = self.namespace.command(&self.binary);
         command.args(["run", "--instance", &self.name]).args(args);
@@ -108,16 +131,18 @@ impl Prestack {
         })
     }
 
-    /// Runs `prestack run` with `args`, which must fail; returns what it says on standard error.
+    /// Runs `prestack run` with `args`, which must fail and leave no files; returns what it says
+    /// on standard error.
     ///
     /// # Errors
-    /// When it does not end, or ends well.
+    /// When it does not end, or ends well, or leaves files.
     pub fn refusal(namespace: &Namespace, args: &[&str]) -> Result<String> {
-        let mut process = Instance::new(namespace, binary()?).run(args)?;
-        let (status, stderr) = process.wait(LIMIT)?;
-        if status.success() || status.code().is_none() {
+        let instance = Instance::new(namespace, binary()?);
+        let (status, stderr) = instance.run(args)?.wait(LIMIT)?;
+        let files = instance.files()?;
+        if status.success() || status.code().is_none() || !files.is_empty() {
             bail!(
-                "`prestack run {}` ended with {status}: {stderr}",
+                "`prestack run {}` ended with {status} and left {files:?}: {stderr}",
                 args.join(" ")
             );
         }
@@ -154,7 +179,7 @@ impl Prestack {
     ///
     /// # Errors
     /// When it does not end by itself with status 0.
-    pub fn stop(mut self) -> Result<()> {
+    pub fn stop(&mut self) -> Result<()> {
         self.process.signal(Signal::SIGTERM)?;
         let (status, stderr) = self.process.wait(LIMIT)?;
         if !status.success() {
@@ -167,17 +192,22 @@ impl Prestack {
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub fn kill(mut self) -> Result<ExitStatus> {
-        Ok(self.process.kill()?.0)
+    pub fn kill(&mut self) -> Result<()> {
+        self.process.kill()?;
+        Ok(())
     }
 }
 
 impl Drop for Prestack {
     fn drop(&mut self) {
-        // Let it remove what it has written down. When it does not end by itself it is killed.
+        // It removes by itself what it has written down. When it does not end it is killed.
         if let Ok(false) = self.process.has_ended() {
             let _ = self.process.signal(Signal::SIGTERM);
             let _ = self.process.wait(LIMIT);
+        }
+        // A pinned or a killed one has left something.
+        if self.instance.files().is_ok_and(|files| !files.is_empty()) {
+            let _ = self.instance.command(&["detach"]);
         }
     }
 }

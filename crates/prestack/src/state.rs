@@ -1,23 +1,17 @@
-//! What a running instance leaves for other commands to find: a state file and a lock.
+//! What a running instance has in `/run` for other commands to find: a state file and a lock.
 
 use std::{
-    fs::{self, File, OpenOptions},
-    io,
+    fs, io,
     net::IpAddr,
-    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use ipnet::IpNet;
-use nix::{
-    errno::Errno,
-    fcntl::{FcntlArg, fcntl},
-    libc,
-};
 use serde::{Deserialize, Serialize};
 
-use crate::{doors::DoorSpec, maps::MapIds, units::InstanceName};
+use crate::{doors::DoorSpec, lock::Lock, maps::MapIds, units::InstanceName};
 
 /// Where the state of all instances is.
 pub const RUN_FOLDER: &str = "/run/prestack";
@@ -120,12 +114,6 @@ pub enum StateError {
     Running { name: InstanceName },
 }
 
-/// Held by the daemon while it runs; released by the kernel however it ends.
-#[derive(Debug)]
-pub struct Lock {
-    _file: File,
-}
-
 impl Instance {
     /// The instance of this name, running or not.
     #[must_use]
@@ -160,26 +148,19 @@ impl Instance {
         Path::new(PIN_FOLDER).join(self.name.as_str())
     }
 
-    /// Makes sure that no other process runs this instance.
+    /// Makes sure that no other process runs this instance, as long as the lock is kept.
     ///
     /// # Errors
     /// One does, or the lock file cannot be made.
     pub fn lock(&self) -> Result<Lock, StateError> {
         let path = self.lock_path();
-        let failed = |source: io::Error| StateError::Io {
-            path: path.clone(),
-            source,
-        };
-        fs::create_dir_all(&self.folder).map_err(failed)?;
-        let mut options = OpenOptions::new();
-        options.write(true).create(true).truncate(false).mode(0o600);
-        let file = options.open(&path).map_err(failed)?;
-        match fcntl(&file, FcntlArg::F_OFD_SETLK(&whole_file())) {
-            Ok(_) => Ok(Lock { _file: file }),
-            Err(Errno::EAGAIN | Errno::EACCES) => Err(StateError::Running {
+        let lock = fs::create_dir_all(&self.folder).and_then(|()| Lock::take(&path));
+        match lock {
+            Ok(Some(lock)) => Ok(lock),
+            Ok(None) => Err(StateError::Running {
                 name: self.name.clone(),
             }),
-            Err(error) => Err(failed(error.into())),
+            Err(source) => Err(StateError::Io { path, source }),
         }
     }
 
@@ -189,17 +170,7 @@ impl Instance {
     /// The lock file cannot be read.
     pub fn is_running(&self) -> Result<bool, StateError> {
         let path = self.lock_path();
-        let file = match OpenOptions::new().write(true).open(&path) {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
-            Err(source) => return Err(StateError::Io { path, source }),
-        };
-        let mut lock = whole_file();
-        fcntl(&file, FcntlArg::F_OFD_GETLK(&mut lock)).map_err(|error| StateError::Io {
-            path,
-            source: error.into(),
-        })?;
-        Ok(i32::from(lock.l_type) != libc::F_UNLCK)
+        Lock::is_held(&path).map_err(|source| StateError::Io { path, source })
     }
 
     /// The state last written; `None` if there is none.
@@ -260,17 +231,6 @@ impl Instance {
             let state = Self::in_folder(name.clone(), &self.folder).state().ok()??;
             state.programs.contains(&program).then_some(name)
         })
-    }
-}
-
-/// A write lock on all of a file.
-fn whole_file() -> libc::flock {
-    libc::flock {
-        l_type: libc::F_WRLCK as libc::c_short,
-        l_whence: libc::SEEK_SET as libc::c_short,
-        l_start: 0,
-        l_len: 0,
-        l_pid: 0,
     }
 }
 
@@ -421,7 +381,8 @@ mod tests {
         assert!(matches!(instance.lock(), Err(StateError::Running { .. })));
         drop(lock);
         assert!(!instance.is_running().expect("readable"));
-        instance.lock().expect("free again");
+        drop(instance.lock().expect("free again"));
+        assert_eq!(fs::read_dir(folder.path()).expect("readable").count(), 0);
     }
 
     #[test]

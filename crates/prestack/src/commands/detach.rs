@@ -47,6 +47,9 @@ pub fn detach(args: &InstanceArgs) -> anyhow::Result<ExitCode> {
     if instance.is_running()? {
         done.push(format!("stopped the daemon (pid {})", stop(&instance)?));
     }
+    // Nobody must start the instance anew meanwhile. With the lock goes the file of one that was
+    // killed.
+    let _lock = instance.lock()?;
     let removed = leftovers::remove(&instance)?;
     done.extend(removed.into_iter().map(|what| format!("removed {what}")));
     if done.is_empty() {
