@@ -3,6 +3,7 @@
 
 mod allow;
 mod backends;
+mod changes;
 mod coherence;
 mod daemon;
 mod flush;

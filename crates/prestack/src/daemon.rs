@@ -22,7 +22,7 @@ use crate::{
     attach::{Attachment, Datapath},
     bpffs, clock, leftovers,
     maps::{Controls, covering_ns},
-    netlink::{self, Interface},
+    netlink::{self, Interface, Notices},
     preflight,
     settings::Options,
     state::{AttachedState, Instance, State, current_netns, unix_time},
@@ -71,6 +71,7 @@ pub struct Daemon {
     datapath: Datapath,
     controls: Controls,
     watch: Watch,
+    notices: Notices,
     mtu: u32,
     /// Said already.
     trouble: Option<String>,
@@ -82,6 +83,8 @@ impl Daemon {
     /// # Errors
     /// Something stands in the way; nothing is left attached.
     pub fn start(options: &Options, instance: Instance) -> anyhow::Result<Self> {
+        // From before anything is looked at, so that no change is missed.
+        let notices = Notices::subscribe()?;
         preflight::interfaces(options)?;
         let local = preflight::addresses(options)?;
         let watch = Watch::new(options, &local)?;
@@ -104,6 +107,7 @@ impl Daemon {
             datapath,
             controls,
             watch,
+            notices,
             mtu,
             trouble: None,
         };
@@ -178,12 +182,13 @@ impl Daemon {
                 return Ok(());
             }
             let mut changed = self.watch.notice_ends(&self.controls);
+            let notified = self.is_notified()?;
             let pause = if self.watch.is_waiting() {
                 RESCAN_WAITING
             } else {
                 RESCAN
             };
-            if changed || looked.elapsed() >= pause {
+            if changed || notified || looked.elapsed() >= pause {
                 changed |= self.look()?;
                 looked = Instant::now();
             }
@@ -193,18 +198,24 @@ impl Daemon {
         }
     }
 
-    /// Waits for the next heartbeat, a signal, or the end of a backend.
+    /// Waits for the next heartbeat, a signal, a notice of the kernel, or the end of a backend.
     fn wait(&self, signals: &Signals) -> io::Result<()> {
-        let mut fds = vec![PollFd::new(signals.0.as_fd(), PollFlags::POLLIN)];
-        fds.extend(
-            self.watch
-                .ends()
-                .map(|end| PollFd::new(end, PollFlags::POLLIN)),
-        );
+        let mut fds: Vec<_> = [signals.0.as_fd(), self.notices.as_fd()]
+            .into_iter()
+            .chain(self.watch.ends())
+            .map(|fd| PollFd::new(fd, PollFlags::POLLIN))
+            .collect();
         match poll(&mut fds, PollTimeout::from(HEARTBEAT_MS)) {
             Ok(_) | Err(Errno::EINTR) => Ok(()),
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// Whether the kernel has noted a change of the host's addresses or of an attached interface.
+    fn is_notified(&self) -> io::Result<bool> {
+        let attached = self.attachments.iter().map(Attachment::interface);
+        let indices: Vec<_> = attached.map(|interface| interface.index).collect();
+        self.notices.concern(&indices)
     }
 
     /// Looks at the host. Returns whether something changed.

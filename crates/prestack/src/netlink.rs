@@ -1,6 +1,9 @@
 //! What the kernel says over rtnetlink about interfaces and their traffic control filters.
 
-use std::io;
+use std::{
+    io,
+    os::fd::{AsFd, BorrowedFd},
+};
 
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkBuffer, NetlinkHeader, NetlinkMessage,
@@ -194,13 +197,7 @@ fn request(message: RouteNetlinkMessage, flags: u16) -> io::Result<Vec<RouteNetl
     let mut replies = Vec::new();
     loop {
         let (datagram, _) = socket.recv_from_full()?;
-        let mut rest = &datagram[..];
-        while !rest.is_empty() {
-            let length = NetlinkBuffer::new_checked(rest)
-                .map_err(io::Error::other)?
-                .length();
-            let reply = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest)
-                .map_err(io::Error::other)?;
+        for reply in messages(&datagram)? {
             match reply.payload {
                 NetlinkPayload::Done(_) => return Ok(replies),
                 NetlinkPayload::Error(error) if error.code.is_some() => return Err(error.to_io()),
@@ -208,9 +205,78 @@ fn request(message: RouteNetlinkMessage, flags: u16) -> io::Result<Vec<RouteNetl
                 NetlinkPayload::InnerMessage(reply) => replies.push(reply),
                 _ => {}
             }
-            let step = (length as usize).next_multiple_of(4).min(rest.len());
-            rest = &rest[step..];
         }
+    }
+}
+
+/// The messages in a datagram.
+fn messages(mut datagram: &[u8]) -> io::Result<Vec<NetlinkMessage<RouteNetlinkMessage>>> {
+    let mut messages = Vec::new();
+    while !datagram.is_empty() {
+        let length = NetlinkBuffer::new_checked(datagram)
+            .map_err(io::Error::other)?
+            .length();
+        messages.push(NetlinkMessage::deserialize(datagram).map_err(io::Error::other)?);
+        let step = (length as usize).next_multiple_of(4).min(datagram.len());
+        datagram = &datagram[step..];
+    }
+    Ok(messages)
+}
+
+/// The kernel's notices that interfaces or addresses have changed; the descriptor is readable when
+/// there is one.
+#[derive(Debug)]
+pub struct Notices(Socket);
+
+impl Notices {
+    /// Every change from now on is noted.
+    ///
+    /// # Errors
+    /// The kernel refused.
+    pub fn subscribe() -> io::Result<Self> {
+        let groups = libc::RTMGRP_LINK | libc::RTMGRP_IPV4_IFADDR | libc::RTMGRP_IPV6_IFADDR;
+        let mut socket = Socket::new(NETLINK_ROUTE)?;
+        socket.set_non_blocking(true)?;
+        socket.bind(&SocketAddr::new(0, groups.cast_unsigned()))?;
+        Ok(Self(socket))
+    }
+
+    /// Takes the notices that have come, and returns whether one may be about an address, or about
+    /// one of these interfaces.
+    ///
+    /// # Errors
+    /// The kernel refused.
+    pub fn concern(&self, interfaces: &[u32]) -> io::Result<bool> {
+        let mut concern = false;
+        loop {
+            match self.0.recv_from_full() {
+                // What cannot be read may be about anything.
+                Ok((datagram, _)) => {
+                    concern |= messages(&datagram).map_or(true, |notices| {
+                        notices.iter().any(|notice| match &notice.payload {
+                            NetlinkPayload::InnerMessage(
+                                RouteNetlinkMessage::NewLink(link)
+                                | RouteNetlinkMessage::DelLink(link),
+                            ) => interfaces.contains(&link.header.index),
+                            _ => true,
+                        })
+                    });
+                }
+                Err(error) => match error.raw_os_error() {
+                    Some(libc::EAGAIN) => return Ok(concern),
+                    // Some were dropped for want of room.
+                    Some(libc::ENOBUFS) => concern = true,
+                    Some(libc::EINTR) => {}
+                    _ => return Err(error),
+                },
+            }
+        }
+    }
+}
+
+impl AsFd for Notices {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
     }
 }
 

@@ -1,0 +1,71 @@
+//! The host changes while prestack runs: the datapath is told at once.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use prestack_testbed::pace::{patience, wait_for};
+use prestack_tests::stage::{Stage, store, until_hit};
+
+/// How often a test changes something. Each change is made as soon as the one before has shown: if
+/// the host were only looked at once in a second, each would take that long.
+const ROUNDS: u8 = 6;
+/// What all of them may take.
+const AT_ONCE: Duration = Duration::from_secs(3);
+
+/// Makes the changes, one after the other, with `change` waiting until each has shown.
+fn in_no_time(mut change: impl FnMut(u8) -> Result<()>) -> Result<()> {
+    let start = Instant::now();
+    for round in 0..ROUNDS {
+        change(round)?;
+    }
+    let took = start.elapsed();
+    ensure!(took < patience(AT_ONCE), "{ROUNDS} changes took {took:?}");
+    Ok(())
+}
+
+#[test]
+fn a_new_address_brings_its_subnet() -> Result<()> {
+    let stage = Stage::new()?;
+    in_no_time(|round| {
+        let address = Ipv4Addr::new(10, 100 + round, 0, 1);
+        stage.bed.add_server_address(0, IpAddr::V4(address))?;
+        let allowed = format!("10.{}.0.0/24", 100 + round);
+        wait_for("the subnet to be allowed", Duration::from_secs(10), || {
+            let status = stage.prestack.instance().command(&["status"])?;
+            Ok(status.contains(&allowed).then_some(()))
+        })
+    })
+}
+
+#[test]
+fn no_reply_exceeds_a_new_mtu() -> Result<()> {
+    let stage = Stage::new()?;
+    // Keys so long that the reply to all of them is little longer than the request: the packet has
+    // room for it everywhere.
+    let keys: Vec<_> = (0..5)
+        .map(|n| format!("{n}{}", "k".repeat(229)).into_bytes())
+        .collect();
+    let keys: Vec<_> = keys.iter().map(Vec::as_slice).collect();
+    let (mut udp, mut behind) = (stage.udp()?, stage.behind()?);
+    for key in &keys {
+        store(&mut behind, key, b"0123456789")?;
+        until_hit(&stage.prestack, &mut udp, key, b"0123456789")?;
+    }
+    let mut until_served = |served| {
+        wait_for("the new MTU to count", Duration::from_secs(10), || {
+            let before = stage.hits()?;
+            ensure!(udp.get_many(&keys)?.len() == keys.len());
+            Ok(((stage.hits()? > before) == served).then_some(()))
+        })
+    };
+    until_served(true)?;
+    in_no_time(|round| {
+        // The reply has 1,316 bytes with its headers. The client takes them at any time, so that
+        // none is lost before the new MTU counts.
+        let mtu = ["1280", "1500"][usize::from(round % 2)];
+        let dev = &stage.bed.links[0].server_dev;
+        stage.bed.server.ip(["link", "set", dev, "mtu", mtu])?;
+        until_served(mtu == "1500")
+    })
+}
