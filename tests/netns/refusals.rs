@@ -1,6 +1,7 @@
 //! Start-up errors: each says what is wrong, and leaves nothing attached.
 
 use std::fs::File;
+use std::io::Write as _;
 use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
 use std::time::Duration;
@@ -146,15 +147,92 @@ fn another_instance_on_the_interface() -> Result<()> {
 }
 
 #[test]
+fn a_full_standard_output() -> Result<()> {
+    let bed = Testbed::new()?;
+    let _memcached = Memcached::start(&bed.server, MemcachedOptions::default())?;
+    let dev = &bed.links[0].server_dev;
+    let name = format!("full-{}", std::process::id());
+    let mut command = bed.server.command("sh");
+    command
+        .args(["-c", r#"exec "$0" "$@" > /dev/full"#])
+        .arg(binary()?)
+        // What is pinned does not go by itself.
+        .args(["run", "--pin", "--instance", &name, "--interface", dev]);
+    let (status, said) = Process::spawn(command)?.wait(Duration::from_secs(15))?;
+    ensure!(!status.success());
+    says(&said, &["standard output"])?;
+    nothing_attached(&bed.server, dev)?;
+    let (status, _) = ask(&bed, &["detach", "--instance", &name])?;
+    ensure!(status == NOT_RUNNING, "something was left");
+    Ok(())
+}
+
+/// Exit status when there is no such instance.
+const NOT_RUNNING: Option<i32> = Some(3);
+
+/// Runs one of prestack's commands; returns its exit status, and what it says on standard error.
+fn ask(bed: &Testbed, args: &[&str]) -> Result<(Option<i32>, String)> {
+    let mut command = bed.server.command(binary()?);
+    command.args(args);
+    let (status, said) = Process::spawn(command)?.wait(Duration::from_secs(15))?;
+    Ok((status.code(), said))
+}
+
+#[test]
+fn no_such_instance() -> Result<()> {
+    let bed = Testbed::new()?;
+    let _memcached = Memcached::start(&bed.server, MemcachedOptions::default())?;
+    let other = start_prestack(&bed, 0, &LASTING)?;
+    let other = other.instance().name();
+    for command in ["status", "stats", "inspect=key", "flush", "detach"] {
+        let mut args: Vec<_> = command.split('=').collect();
+        args.extend(["--instance", "nosuch"]);
+        let (status, said) = ask(&bed, &args)?;
+        ensure!(status == NOT_RUNNING, "{command} ended with {status:?}");
+        says(&said, &["nosuch", other])?;
+    }
+    let (status, said) = ask(&bed, &["inspect", "a key", "--instance", other])?;
+    ensure!(status == Some(1));
+    says(&said, &["space", "byte 2"])
+}
+
+#[test]
 fn values_out_of_range() -> Result<()> {
     let bed = Testbed::new()?;
     let _memcached = Memcached::start(&bed.server, MemcachedOptions::default())?;
     refused(&bed, &["--memory", "1KiB"], &["--memory"])?;
+    refused(&bed, &["--memory", "1TiB"], &["--memory"])?;
+    refused(&bed, &["--memory", "much"], &["--memory", "256MiB"])?;
     refused(&bed, &["--max-age", "1ms"], &["max-age"])?;
+    refused(&bed, &["--max-age", "soon"], &["max-age", "500ms"])?;
     refused(&bed, &["--port", "0"], &["port"])?;
-    refused(&bed, &["--allow", "10.0.0.0/33"], &["--allow"])?;
+    refused(
+        &bed,
+        &["--allow", "10.0.0.0/33"],
+        &["--allow", "10.0.0.0/8"],
+    )?;
     refused(&bed, &["--address", "192.0.2.1"], &["192.0.2.1"])?;
-    refused(&bed, &["--config", "/nosuch.toml"], &["/nosuch.toml"])
+    refused(
+        &bed,
+        &["--address", "127.0.0.1"],
+        &["127.0.0.1", "--address"],
+    )?;
+    refused(&bed, &["--config", "/nosuch.toml"], &["/nosuch.toml"])?;
+    for (line, words) in [
+        ("interfaces = ['vs']", ["interfaces", "line 1"]),
+        ("memory = 'much'", ["memory", "256MiB"]),
+        ("max-age = 'soon'", ["max-age", "500ms"]),
+        ("allow = '10.0.0.0/33'", ["allow", "10.0.0.0/8"]),
+        ("port = 70000", ["port", "70000"]),
+        ("instance = 'a/b'", ["instance", "letters"]),
+    ] {
+        let mut file = tempfile::NamedTempFile::new()?;
+        file.write_all(line.as_bytes())?;
+        let path = file.path().display().to_string();
+        let words = [&words[..], &[path.as_str()]].concat();
+        refused(&bed, &["--config", &path], &words)?;
+    }
+    Ok(())
 }
 
 #[test]

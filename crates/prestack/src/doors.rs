@@ -187,10 +187,7 @@ fn tenant_doors(tenant: &Tenant<'_>, local: &[LocalAddress], selection: &Selecti
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::discovery::{
-        process::ProcessId,
-        procnet::{Socket, Transport},
-    };
+    use crate::discovery::{process::ProcessId, procnet::Socket};
 
     fn memcached(sockets: &[&str]) -> Memcached {
         Memcached {

@@ -1,6 +1,7 @@
 //! The host's own addresses and interfaces.
 
 use std::{
+    collections::BTreeSet,
     io,
     net::{IpAddr, Ipv6Addr},
 };
@@ -79,6 +80,14 @@ pub fn mapped(address: IpAddr) -> Ipv6Addr {
         IpAddr::V4(address) => address.to_ipv6_mapped(),
         IpAddr::V6(address) => address,
     }
+}
+
+/// Addresses in words, each once.
+#[must_use]
+pub fn list(addresses: impl Iterator<Item = IpAddr>) -> String {
+    let unique: BTreeSet<_> = addresses.collect();
+    let words: Vec<_> = unique.iter().map(ToString::to_string).collect();
+    words.join(", ")
 }
 
 /// Names of the interfaces there are, for messages.

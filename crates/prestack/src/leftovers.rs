@@ -83,6 +83,7 @@ pub fn remove(instance: &Instance) -> Result<Vec<String>, LeftoverError> {
         await_detached(&state)?;
     }
     instance.clear()?;
+    removed.push("its state file".into());
     Ok(removed)
 }
 

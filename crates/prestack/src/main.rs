@@ -24,24 +24,34 @@ fn main() -> ExitCode {
         .init();
     let result = match &cli.command {
         Command::Run(args) => commands::run::run(args),
-        Command::Status(args) => commands::status::status(args),
-        Command::Stats(args) => commands::stats::stats(args),
-        Command::Inspect(args) => commands::inspect::inspect(args),
-        Command::Flush(args) => commands::flush::flush(args),
-        Command::Detach(args) => commands::detach::detach(args),
-        Command::Demo(options) => finish(prestack_bench::demo::run(options)),
-        Command::Bench(options) => finish(prestack_bench::bench::run(options)),
+        Command::Status(args) => {
+            commands::status::status(args).and_then(|text| commands::print(&text))
+        }
+        Command::Stats(args) => {
+            commands::stats::stats(args).and_then(|text| commands::print(&text))
+        }
+        Command::Inspect(args) => {
+            commands::inspect::inspect(args).and_then(|text| commands::print(&text))
+        }
+        Command::Flush(args) => {
+            commands::flush::flush(args).and_then(|text| commands::print(&text))
+        }
+        Command::Detach(args) => {
+            commands::detach::detach(args).and_then(|text| commands::print(&text))
+        }
+        Command::Demo(options) => with_causes(prestack_bench::demo::run(options)),
+        Command::Bench(options) => with_causes(prestack_bench::bench::run(options)),
     };
-    result.unwrap_or_else(|error| {
-        eprintln!("error: {error}");
-        commands::exit_code(&error)
-    })
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            commands::exit_code(&error)
+        }
+    }
 }
 
-/// The exit status of a measurement; an error is told with all its causes.
-fn finish(result: anyhow::Result<()>) -> anyhow::Result<ExitCode> {
-    match result {
-        Ok(()) => Ok(ExitCode::SUCCESS),
-        Err(error) => Err(anyhow::anyhow!("{error:#}")),
-    }
+/// An error of a measurement is told with all its causes.
+fn with_causes(result: anyhow::Result<()>) -> anyhow::Result<()> {
+    result.map_err(|error| anyhow::anyhow!("{error:#}"))
 }

@@ -15,7 +15,7 @@ use serde::Deserialize;
 
 use crate::{
     one_or_many::one_or_many,
-    units::{InstanceName, Network, Span},
+    units::{InstanceName, Network, Size, Span},
 };
 
 /// memcached's port, served when none is given.
@@ -37,7 +37,7 @@ pub const MAX_AGE: Duration = Duration::from_secs(24 * 3600);
 pub enum SettingsError {
     #[error("cannot read the configuration file {path}: {source}")]
     Unreadable { path: PathBuf, source: io::Error },
-    #[error("configuration file {path}: {source}")]
+    #[error("configuration file {path}: {}", .source.to_string().trim_end())]
     Malformed {
         path: PathBuf,
         source: Box<toml::de::Error>,
@@ -114,7 +114,7 @@ pub struct Settings {
 
     /// Memory of the cache, allocated at start [default: 256MiB]
     #[arg(long, short, value_name = "SIZE")]
-    pub memory: Option<ByteSize>,
+    pub memory: Option<Size>,
 
     /// Greatest age of what is served, counted from when memcached was asked [default: 1s]
     #[arg(long, value_name = "TIME")]
@@ -205,7 +205,7 @@ impl Settings {
         if ports[0] == 0 {
             return Err(SettingsError::PortZero);
         }
-        let memory = self.memory.unwrap_or(DEFAULT_MEMORY);
+        let memory = self.memory.map_or(DEFAULT_MEMORY, |size| size.0);
         let max_age = self.max_age.map_or(DEFAULT_MAX_AGE, |span| span.0);
         let settle = self.settle.map_or(max_age, |span| span.0);
         in_range("max-age", max_age, MIN_AGE)?;

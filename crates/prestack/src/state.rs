@@ -218,18 +218,30 @@ impl Instance {
         }
     }
 
+    /// The other instances that have written down a state.
+    #[must_use]
+    pub fn others(&self) -> Vec<InstanceName> {
+        let entries = fs::read_dir(&self.folder).into_iter().flatten();
+        let name = |path: &Path| path.file_stem()?.to_str()?.parse().ok();
+        let mut names: Vec<_> = entries
+            .filter_map(|entry| Some(entry.ok()?.path()))
+            .filter(|path| {
+                path.extension()
+                    .is_some_and(|extension| extension == "json")
+            })
+            .filter_map(|path| name(&path))
+            .filter(|name| *name != self.name)
+            .collect();
+        names.sort_unstable();
+        names
+    }
+
     /// The instance, other than this one, that has the program of this number.
     #[must_use]
     pub fn other_with_program(&self, program: u32) -> Option<InstanceName> {
-        let entries = fs::read_dir(&self.folder).ok()?;
-        entries.filter_map(Result::ok).find_map(|entry| {
-            let path = entry.path();
-            let name: InstanceName = path.file_stem()?.to_str()?.parse().ok()?;
-            if path.extension()? != "json" || name == self.name {
-                return None;
-            }
-            let state = Self::in_folder(name.clone(), &self.folder).state().ok()??;
-            state.programs.contains(&program).then_some(name)
+        self.others().into_iter().find(|name| {
+            let other = Self::in_folder(name.clone(), &self.folder);
+            matches!(other.state(), Ok(Some(state)) if state.programs.contains(&program))
         })
     }
 }

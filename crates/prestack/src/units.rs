@@ -2,6 +2,7 @@
 
 use std::{fmt, net::IpAddr, str::FromStr, time::Duration};
 
+use bytesize::ByteSize;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
@@ -14,15 +15,17 @@ pub const DEFAULT_INSTANCE: &str = "default";
 pub struct Span(pub Duration);
 
 impl FromStr for Span {
-    type Err = humantime::DurationError;
+    type Err = String;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        humantime::parse_duration(text).map(Self)
+        humantime::parse_duration(text)
+            .map(Self)
+            .map_err(|_| "a duration has a number and a unit, such as 500ms or 1s".into())
     }
 }
 
 impl TryFrom<String> for Span {
-    type Error = humantime::DurationError;
+    type Error = String;
 
     fn try_from(text: String) -> Result<Self, Self::Error> {
         text.parse()
@@ -41,6 +44,43 @@ impl fmt::Display for Span {
     }
 }
 
+/// A number of bytes (`256MiB`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]
+#[serde(try_from = "SizeText")]
+pub struct Size(pub ByteSize);
+
+/// How a configuration file may give a size.
+#[derive(Deserialize)]
+#[serde(
+    untagged,
+    expecting = "a size is written as a string, such as \"256MiB\""
+)]
+enum SizeText {
+    Bytes(u64),
+    Text(String),
+}
+
+impl FromStr for Size {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        text.parse()
+            .map(Self)
+            .map_err(|_| "a size has a number and a unit, such as 256MiB".into())
+    }
+}
+
+impl TryFrom<SizeText> for Size {
+    type Error = String;
+
+    fn try_from(size: SizeText) -> Result<Self, Self::Error> {
+        match size {
+            SizeText::Bytes(bytes) => Ok(Self(ByteSize::b(bytes))),
+            SizeText::Text(text) => text.parse(),
+        }
+    }
+}
+
 /// A network, or a single address, from which clients may be served.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]
 #[serde(try_from = "String")]
@@ -53,7 +93,9 @@ impl FromStr for Network {
         text.parse::<IpNet>()
             .or_else(|_| text.parse::<IpAddr>().map(IpNet::from))
             .map(|net| Self(net.trunc()))
-            .map_err(|_| format!("{text} is no network in CIDR notation, such as 10.0.0.0/8"))
+            .map_err(|_| {
+                "a network is written as an address and a prefix length, such as 10.0.0.0/8".into()
+            })
     }
 }
 
@@ -66,7 +108,7 @@ impl TryFrom<String> for Network {
 }
 
 /// Name of an instance: it names files, also on bpffs, which refuses dots.
-#[derive(Clone, PartialEq, Eq, Debug, Deserialize, Serialize)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Deserialize, Serialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct InstanceName(String);
 
@@ -125,6 +167,13 @@ mod tests {
         assert_eq!("500ms".parse(), Ok(Span(Duration::from_millis(500))));
         assert_eq!(Span(Duration::from_millis(1500)).to_string(), "1s 500ms");
         assert!("1".parse::<Span>().is_err());
+    }
+
+    #[test]
+    fn sizes_have_units_or_are_bytes() {
+        assert_eq!("64MiB".parse(), Ok(Size(ByteSize::mib(64))));
+        assert_eq!("4096".parse(), Ok(Size(ByteSize::kib(4))));
+        assert!("much".parse::<Size>().is_err());
     }
 
     #[test]

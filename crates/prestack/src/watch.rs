@@ -47,6 +47,15 @@ pub enum WatchError {
         interfaces: String,
     },
     #[error(
+        "memcached (pid {pid}) cannot be reached from {interfaces} at {addresses}, given with \
+         --address: give an address of an interface that is served, or none"
+    )]
+    UnreachableAddress {
+        pid: u32,
+        addresses: String,
+        interfaces: String,
+    },
+    #[error(
         "there are more than {} memcached processes: run several instances",
         prestack_abi::backend::MAX_BACKENDS
     )]
@@ -299,14 +308,20 @@ impl Watch {
             .iter()
             .filter(|(number, slot)| slot.alive && !serves(*number))
             .map(|(_, slot)| {
+                let pid = slot.memcached.process.pid;
+                let interfaces = self.interfaces.join(", ");
+                if !self.selection.addresses.is_empty() {
+                    return WatchError::UnreachableAddress {
+                        pid,
+                        addresses: host::list(self.selection.addresses.iter().copied()),
+                        interfaces,
+                    };
+                }
                 let sockets = &slot.memcached.sockets;
-                let addresses: Vec<_> = sockets.iter().map(|s| s.address.to_string()).collect();
-                let mut unique = addresses;
-                unique.dedup();
                 WatchError::Unreachable {
-                    pid: slot.memcached.process.pid,
-                    addresses: unique.join(", "),
-                    interfaces: self.interfaces.join(", "),
+                    pid,
+                    addresses: host::list(sockets.iter().map(|socket| socket.address)),
+                    interfaces,
                 }
             })
             .collect()

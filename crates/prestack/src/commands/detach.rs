@@ -1,7 +1,6 @@
 //! `prestack detach`.
 
 use std::{
-    process::ExitCode,
     thread::sleep,
     time::{Duration, Instant},
 };
@@ -12,6 +11,7 @@ use nix::{
     unistd::Pid,
 };
 
+use super::AskError;
 use crate::{cli::InstanceArgs, leftovers, preflight, state::Instance, units::InstanceName};
 
 /// How long the daemon is given to end.
@@ -36,11 +36,11 @@ pub enum DetachError {
     Stuck { name: InstanceName, pid: u32 },
 }
 
-/// Stops the daemon and removes everything that is attached or pinned.
+/// Stops the daemon and removes everything that is attached or pinned; says what that was.
 ///
 /// # Errors
-/// Something cannot be stopped or removed.
-pub fn detach(args: &InstanceArgs) -> anyhow::Result<ExitCode> {
+/// Something cannot be stopped or removed, or there is nothing.
+pub fn detach(args: &InstanceArgs) -> anyhow::Result<String> {
     preflight::privileges()?;
     let instance = Instance::new(args.instance.clone());
     let mut done = Vec::new();
@@ -53,14 +53,17 @@ pub fn detach(args: &InstanceArgs) -> anyhow::Result<ExitCode> {
     let removed = leftovers::remove(&instance)?;
     done.extend(removed.into_iter().map(|what| format!("removed {what}")));
     if done.is_empty() {
-        println!(
-            "nothing to detach: no instance named {} is there",
-            args.instance
-        );
-    } else {
-        println!("detached instance {}: {}", args.instance, done.join(", "));
+        return Err(AskError::NothingThere {
+            name: args.instance.clone(),
+            others: instance.others(),
+        }
+        .into());
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(format!(
+        "detached instance {}: {}\n",
+        args.instance,
+        done.join(", ")
+    ))
 }
 
 /// Ends the daemon and waits until it has.

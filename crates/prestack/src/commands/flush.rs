@@ -1,15 +1,13 @@
 //! `prestack flush`.
 
-use std::process::ExitCode;
-
 use super::Running;
 use crate::{cache, cli::InstanceArgs, clock};
 
-/// Empties the cache of every backend.
+/// Empties the cache of every backend, and says how much was in it.
 ///
 /// # Errors
 /// The instance does not run, or cannot be asked.
-pub fn flush(args: &InstanceArgs) -> anyhow::Result<ExitCode> {
+pub fn flush(args: &InstanceArgs) -> anyhow::Result<String> {
     let running = Running::find(&args.instance)?;
     let maps = running.cache()?;
     let backends = running.backends();
@@ -19,6 +17,5 @@ pub fn flush(args: &InstanceArgs) -> anyhow::Result<ExitCode> {
     }
     let entries: u64 = usage.iter().map(|usage| usage.entries).sum();
     let noun = if entries == 1 { "entry" } else { "entries" };
-    println!("dropped {entries} {noun}");
-    Ok(ExitCode::SUCCESS)
+    Ok(format!("dropped {entries} {noun}\n"))
 }

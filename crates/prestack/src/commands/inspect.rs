@@ -1,13 +1,13 @@
 //! `prestack inspect`.
 
-use std::{os::unix::ffi::OsStrExt as _, process::ExitCode, time::Duration};
+use std::{os::unix::ffi::OsStrExt as _, time::Duration};
 
 use prestack_abi::{
     cache::EntryHeader,
     control::{Control, Outstanding, fingerprint},
 };
 
-use super::{Running, print_pairs};
+use super::{Running, table};
 use crate::{
     cache::{self, Entry},
     cli::InspectArgs,
@@ -20,25 +20,29 @@ const MAX_KEY: usize = 250;
 const PREVIEW: usize = 64;
 
 /// Why a key cannot be looked up.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[allow(missing_docs, reason = "the messages say it")]
 pub enum InspectError {
-    /// The key is too short or too long.
     #[error("keys have 1 to {MAX_KEY} bytes, not {0}")]
-    KeyLength(usize),
+    Length(usize),
+    #[error(
+        "keys have no spaces or control characters, and byte {at} of this one is {byte:#04x}: give \
+         the key alone, as after `get`"
+    )]
+    Byte { byte: u8, at: usize },
 }
 
-/// Prints what every backend has cached under a key.
+/// What every backend has cached under a key.
 ///
 /// # Errors
 /// The instance does not run, or cannot be asked.
-pub fn inspect(args: &InspectArgs) -> anyhow::Result<ExitCode> {
+pub fn inspect(args: &InspectArgs) -> anyhow::Result<String> {
     let key = args.key.as_bytes();
-    if !(1..=MAX_KEY).contains(&key.len()) {
-        return Err(InspectError::KeyLength(key.len()).into());
-    }
+    check(key)?;
     let running = Running::find(&args.instance.instance)?;
     let maps = running.cache()?;
     let config = running.controls.config();
+    let mut text = String::new();
     for backend in &running.state.backends {
         let number = backend.number;
         let (place, hash) = cache::place(&config, number, key);
@@ -56,9 +60,26 @@ pub fn inspect(args: &InspectArgs) -> anyhow::Result<ExitCode> {
             "bucket",
             format!("{} (version {})", place.bucket, control.version),
         ));
-        print_pairs(&rows);
+        text += &table(&rows);
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(text)
+}
+
+/// Whether memcached can have such a key.
+fn check(key: &[u8]) -> Result<(), InspectError> {
+    if !(1..=MAX_KEY).contains(&key.len()) {
+        return Err(InspectError::Length(key.len()));
+    }
+    match key
+        .iter()
+        .position(|byte| byte.is_ascii_whitespace() || byte.is_ascii_control())
+    {
+        Some(at) => Err(InspectError::Byte {
+            byte: key[at],
+            at: at + 1,
+        }),
+        None => Ok(()),
+    }
 }
 
 fn describe(entry: &Entry, epoch: u64, now: u64, max_age: u64, rows: &mut Vec<(&str, String)>) {
@@ -150,6 +171,18 @@ fn outstanding(control: &Control, fingerprint: u16, now: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn keys_are_those_of_the_text_protocol() {
+        assert_eq!(check(b"key\xff"), Ok(()));
+        assert_eq!(check(b""), Err(InspectError::Length(0)));
+        assert_eq!(check(&[b'k'; 251]), Err(InspectError::Length(251)));
+        assert_eq!(check(b"a b"), Err(InspectError::Byte { byte: b' ', at: 2 }));
+        assert_eq!(
+            check(b"a\n"),
+            Err(InspectError::Byte { byte: b'\n', at: 2 })
+        );
+    }
 
     #[test]
     fn values_are_shown_escaped_and_cut() {

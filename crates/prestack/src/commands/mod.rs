@@ -7,7 +7,10 @@ pub mod run;
 pub mod stats;
 pub mod status;
 
-use std::process::ExitCode;
+use std::{
+    io::{self, Write as _},
+    process::ExitCode,
+};
 
 use crate::{
     cli::NOT_RUNNING,
@@ -21,8 +24,19 @@ use crate::{
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs, reason = "the messages say it")]
 pub enum AskError {
-    #[error("no instance named {0} is running: start one with `prestack run`")]
-    NotRunning(InstanceName),
+    #[error(
+        "no instance named {name} is running{}: start one with `prestack run`, or name another \
+         with --instance", there_are(.others)
+    )]
+    NotRunning {
+        name: InstanceName,
+        others: Vec<InstanceName>,
+    },
+    #[error("nothing to detach: there is no instance named {name}{}", there_are(.others))]
+    NothingThere {
+        name: InstanceName,
+        others: Vec<InstanceName>,
+    },
     #[error("instance {0} is starting: try again")]
     Starting(InstanceName),
     #[error(
@@ -38,11 +52,42 @@ pub enum AskError {
     Maps(#[from] MapsError),
 }
 
+/// Prints what a command has to say.
+///
+/// # Errors
+/// Standard output takes nothing.
+pub fn print(text: &str) -> anyhow::Result<()> {
+    let mut out = io::stdout();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        // The reader, such as `head`, has seen enough.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        printed => printed.map_err(|source| PrintError { source }.into()),
+    }
+}
+
+/// Which instances there are instead.
+fn there_are(others: &[InstanceName]) -> String {
+    if others.is_empty() {
+        return String::new();
+    }
+    let names: Vec<_> = others.iter().map(ToString::to_string).collect();
+    format!(" (there are: {})", names.join(", "))
+}
+
+/// Standard output takes nothing.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot write to standard output: {source}")]
+struct PrintError {
+    source: io::Error,
+}
+
 /// The exit status that goes with an error.
 #[must_use]
 pub fn exit_code(error: &anyhow::Error) -> ExitCode {
     match error.downcast_ref() {
-        Some(AskError::NotRunning(_)) => ExitCode::from(NOT_RUNNING),
+        Some(AskError::NotRunning { .. } | AskError::NothingThere { .. }) => {
+            ExitCode::from(NOT_RUNNING)
+        }
         _ => ExitCode::FAILURE,
     }
 }
@@ -66,17 +111,21 @@ impl Running {
     pub fn find(name: &InstanceName) -> Result<Self, AskError> {
         preflight::privileges()?;
         let instance = Instance::new(name.clone());
+        let not_running = || AskError::NotRunning {
+            name: name.clone(),
+            others: instance.others(),
+        };
         let has_daemon = instance.is_running()?;
         let Some(state) = instance.state()? else {
             return Err(if has_daemon {
                 AskError::Starting(name.clone())
             } else {
-                AskError::NotRunning(name.clone())
+                not_running()
             });
         };
         if !has_daemon && !state.pinned {
             // The daemon was killed, and its programs went with it.
-            return Err(AskError::NotRunning(name.clone()));
+            return Err(not_running());
         }
         if state.layout != prestack_abi::LAYOUT {
             return Err(AskError::OtherVersion {
@@ -91,7 +140,7 @@ impl Running {
                 controls,
             }),
             // Someone has removed the pins.
-            Err(_) if !has_daemon => Err(AskError::NotRunning(name.clone())),
+            Err(_) if !has_daemon => Err(not_running()),
             Err(error) => Err(error.into()),
         }
     }
@@ -112,10 +161,10 @@ impl Running {
     }
 }
 
-/// Prints the rows of a table in two columns.
-fn print_pairs<V: AsRef<str>>(rows: &[(&str, V)]) {
+/// The rows of a table in two columns.
+fn table<V: AsRef<str>>(rows: &[(&str, V)]) -> String {
     let width = rows.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
-    for (name, value) in rows {
-        println!("{name:width$}  {}", value.as_ref());
-    }
+    rows.iter()
+        .map(|(name, value)| format!("{name:width$}  {}\n", value.as_ref()))
+        .collect()
 }

@@ -1,9 +1,8 @@
 //! `prestack run`.
 
-use std::{io::Write as _, process::ExitCode};
-
 use tracing::info;
 
+use super::print;
 use crate::{
     cli::RunArgs,
     daemon::{Daemon, Signals},
@@ -16,7 +15,7 @@ use crate::{
 ///
 /// # Errors
 /// It cannot start, or cannot go on; nothing is left attached.
-pub fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
+pub fn run(args: &RunArgs) -> anyhow::Result<()> {
     let mut settings = args.settings.clone();
     if let Some(path) = &args.config {
         settings = settings.over(Settings::read(path)?);
@@ -30,10 +29,7 @@ pub fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     let signals = Signals::catch()?;
 
     let mut daemon = Daemon::start(&options, instance)?;
-    let mut out = std::io::stdout();
-    writeln!(out, "{}", daemon.banner())?;
-    out.flush()?;
-    let served = daemon.serve(&signals);
+    let served = print(&format!("{}\n", daemon.banner())).and_then(|()| daemon.serve(&signals));
     let pinned = options.pin && served.is_ok();
     daemon.stop(pinned)?;
     if pinned {
@@ -45,5 +41,5 @@ pub fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     } else {
         info!("detached");
     }
-    served.map(|()| ExitCode::SUCCESS)
+    served
 }

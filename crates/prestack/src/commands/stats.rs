@@ -1,11 +1,9 @@
 //! `prestack stats`.
 
-use std::process::ExitCode;
-
 use prestack_abi::stats::Stats;
 use serde_json::{Map, Value, json};
 
-use super::{Running, print_pairs};
+use super::{Running, table};
 use crate::{
     cache::{self, Usage},
     cli::StatsArgs,
@@ -18,11 +16,11 @@ struct Share {
     usage: Usage,
 }
 
-/// Prints what the datapath has counted.
+/// What the datapath has counted.
 ///
 /// # Errors
 /// The instance does not run, or cannot be asked.
-pub fn stats(args: &StatsArgs) -> anyhow::Result<ExitCode> {
+pub fn stats(args: &StatsArgs) -> anyhow::Result<String> {
     let running = Running::find(&args.instance.instance)?;
     let counters = maps::counters(&running.state.maps)?;
     let maps = running.cache()?;
@@ -40,14 +38,10 @@ pub fn stats(args: &StatsArgs) -> anyhow::Result<ExitCode> {
         })
         .collect();
     if args.json {
-        println!(
-            "{}",
-            serde_json::to_string_pretty(&to_json(&counters, &shares))?
-        );
-    } else {
-        print(&counters, &shares);
+        let json = serde_json::to_string_pretty(&to_json(&counters, &shares))?;
+        return Ok(json + "\n");
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(to_text(&counters, &shares))
 }
 
 /// Everything, with the counters of a transport in an object of their own.
@@ -89,7 +83,7 @@ fn total(shares: &[Share]) -> Share {
     }
 }
 
-fn print(counters: &Stats, shares: &[Share]) {
+fn to_text(counters: &Stats, shares: &[Share]) -> String {
     let ratio = |hits: u64, misses: u64| match hits + misses {
         0 => "-".into(),
         gets => format!("{:.1}%", 100.0 * hits as f64 / gets as f64),
@@ -118,7 +112,7 @@ fn print(counters: &Stats, shares: &[Share]) {
         .iter()
         .map(|(name, value)| (*name, format!("{value:>width$}")))
         .collect();
-    print_pairs(&rows);
+    table(&rows)
 }
 
 #[cfg(test)]

@@ -1,17 +1,17 @@
 //! `prestack status`.
 
-use std::{fmt::Display, process::ExitCode, time::Duration};
+use std::{fmt::Display, time::Duration};
 
 use bytesize::ByteSize;
 
-use super::{Running, print_pairs};
+use super::{Running, table};
 use crate::{cli::InstanceArgs, state::BackendState, units::Span};
 
-/// Prints what the running instance serves.
+/// What the running instance serves.
 ///
 /// # Errors
 /// The instance does not run, or cannot be asked.
-pub fn status(args: &InstanceArgs) -> anyhow::Result<ExitCode> {
+pub fn status(args: &InstanceArgs) -> anyhow::Result<String> {
     let running = Running::find(&args.instance)?;
     let state = &running.state;
     let pid = if running.has_daemon {
@@ -50,8 +50,7 @@ pub fn status(args: &InstanceArgs) -> anyhow::Result<ExitCode> {
             ),
         ));
     }
-    print_pairs(&rows);
-    Ok(ExitCode::SUCCESS)
+    Ok(table(&rows))
 }
 
 fn interfaces(running: &Running) -> String {
