@@ -11,7 +11,7 @@ use netlink_packet_core::{
 };
 use netlink_packet_route::{
     RouteNetlinkMessage,
-    link::{LinkAttribute, LinkMessage, LinkXdp},
+    link::{LinkAttribute, LinkLayerType, LinkMessage, LinkXdp},
     tc::{TcAttribute, TcFilterBpfOption, TcHandle, TcMessage, TcOption},
 };
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
@@ -37,6 +37,8 @@ pub struct Interface {
     pub name: String,
     /// Its index.
     pub index: u32,
+    /// Whether its frames have an Ethernet header.
+    pub ethernet: bool,
     /// Longest IP packet it sends, in bytes.
     pub mtu: u32,
     /// Kernel's numbers of the XDP programs attached to it.
@@ -75,6 +77,10 @@ fn read_link(link: &LinkMessage) -> Interface {
     let mut interface = Interface {
         name: String::new(),
         index: link.header.index,
+        ethernet: matches!(
+            link.header.link_layer_type,
+            LinkLayerType::Ether | LinkLayerType::Loopback
+        ),
         mtu: 0,
         xdp: Vec::new(),
     };
@@ -288,7 +294,20 @@ mod tests {
     fn the_loopback_interface_is_described() {
         let lo = interface("lo").expect("an answer").expect("there is one");
         assert_eq!(lo.name, "lo");
-        assert!(lo.index > 0 && lo.mtu >= 1500);
+        assert!(lo.index > 0 && lo.ethernet && lo.mtu >= 1500);
+    }
+
+    #[test]
+    fn only_some_interfaces_have_ethernet_headers() {
+        for (link_layer_type, ethernet) in [
+            (LinkLayerType::Ether, true),
+            (LinkLayerType::Tunnel, false),
+            (LinkLayerType::None, false),
+        ] {
+            let mut link = LinkMessage::default();
+            link.header.link_layer_type = link_layer_type;
+            assert_eq!(read_link(&link).ethernet, ethernet, "{link_layer_type:?}");
+        }
     }
 
     #[test]

@@ -29,8 +29,13 @@ pub enum PreflightError {
         OLDEST_KERNEL.0, OLDEST_KERNEL.1
     )]
     OldKernel { release: String },
-    #[error("there is no interface {name} in this network namespace (there are: {available})")]
+    #[error("there is no interface '{name}' in this network namespace (there are: {available})")]
     NoSuchInterface { name: String, available: String },
+    #[error(
+        "interface {name} carries no Ethernet frames, and prestack understands no others: give one \
+         that does"
+    )]
+    NotEthernet { name: String },
     #[error(
         "interface {interface} already has an XDP program, {program} (id {id}): remove it with `ip \
          link set dev {interface} xdp off`, or stop what attached it"
@@ -131,7 +136,7 @@ fn version(release: &str) -> Option<(u32, u32)> {
 /// Looks up the interfaces.
 ///
 /// # Errors
-/// There is no such interface.
+/// There is no such interface, or prestack cannot read its frames.
 pub fn interfaces(options: &Options) -> Result<Vec<Interface>, PreflightError> {
     options
         .interfaces
@@ -149,10 +154,14 @@ fn interface(name: &str) -> Result<Interface, PreflightError> {
     } else {
         None
     };
-    found.ok_or_else(|| PreflightError::NoSuchInterface {
-        name: name.into(),
-        available: host::interface_names(),
-    })
+    match found {
+        Some(found) if found.ethernet => Ok(found),
+        Some(_) => Err(PreflightError::NotEthernet { name: name.into() }),
+        None => Err(PreflightError::NoSuchInterface {
+            name: name.into(),
+            available: host::interface_names(),
+        }),
+    }
 }
 
 /// Checks that nobody else's XDP program is on the interfaces.
@@ -199,13 +208,9 @@ pub fn addresses(options: &Options) -> Result<Vec<LocalAddress>, PreflightError>
         })?;
     for &address in &options.addresses {
         if !local.iter().any(|here| here.address() == address) {
-            let available: Vec<_> = local
-                .iter()
-                .map(|here| here.address().to_string())
-                .collect();
             return Err(PreflightError::ForeignAddress {
                 address,
-                available: available.join(", "),
+                available: host::list(local.iter().map(LocalAddress::address)),
             });
         }
     }
