@@ -178,4 +178,57 @@ mod tests {
         assert!(check(&[write(1, 10, 11), read(1, 2, 3)]).is_err());
         assert!(check(&[write(1, 0, 1), write(1, 2, 3)]).is_err());
     }
+
+    #[test]
+    fn a_value_that_comes_and_goes_while_another_stays_is_stale() {
+        // The first is there from 1 to 40 at least, whenever the other write happened.
+        let around = [write(1, 0, 1), read(1, 40, 41)];
+        let within = [write(2, 10, 20), read(2, 21, 22)];
+        assert!(check(&[&around[..], &within].concat()).is_err());
+        assert!(check(&[&around[..], &within[..1]].concat()).is_err());
+        // But it may have ended with either edge.
+        check(&[&around[..], &[write(2, 1, 20)]].concat()).unwrap();
+        check(&[&around[..], &[write(2, 10, 40)]].concat()).unwrap();
+    }
+
+    /// Whether some order of the operations, none before one that had ended when it began, has
+    /// every read find what was written last.
+    fn some_order_fits(rest: &[Operation], current: Option<u64>) -> bool {
+        rest.is_empty()
+            || (0..rest.len()).any(|next| {
+                let chosen = rest[next];
+                let mut others = rest.to_vec();
+                others.swap_remove(next);
+                others.iter().all(|other| other.end >= chosen.start)
+                    && (chosen.write || current == Some(chosen.value))
+                    && some_order_fits(&others, Some(chosen.value))
+            })
+    }
+
+    #[test]
+    fn it_agrees_with_trying_every_order() {
+        let mut random = fastrand::Rng::with_seed(1);
+        let mut fitting = 0;
+        let rounds = 20_000;
+        for _ in 0..rounds {
+            let writes = random.u64(1..=3);
+            let history: Vec<_> = (0..writes + random.u64(..=4))
+                .map(|number| {
+                    let start = random.u64(..24);
+                    let end = start + random.u64(1..8);
+                    if number >= writes {
+                        read(random.u64(..writes), start, end)
+                    } else if random.u32(..8) == 0 {
+                        write(number, start, Time::MAX)
+                    } else {
+                        write(number, start, end)
+                    }
+                })
+                .collect();
+            let fits = some_order_fits(&history, None);
+            assert_eq!(check(&history).is_ok(), fits, "{history:?}");
+            fitting += u32::from(fits);
+        }
+        assert!((rounds / 5..rounds * 4 / 5).contains(&fitting), "{fitting}");
+    }
 }
