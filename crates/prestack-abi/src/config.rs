@@ -6,6 +6,10 @@ pub const MAX_DOORS: usize = 64;
 /// Most networks in the allow list, for each of IPv4 and IPv6.
 pub const MAX_ALLOWED: usize = 32;
 
+/// Most sources whose rate is known at a time: when there are more, the one heard of longest ago is
+/// forgotten, and starts anew.
+pub const RATED_SOURCES: u32 = 65_536;
+
 /// The one element of the `CONFIG` map.
 #[repr(C, align(64))]
 #[derive(Clone, Copy)]

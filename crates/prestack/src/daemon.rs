@@ -3,6 +3,7 @@
 use std::{
     fs::File,
     io::{self, Read as _},
+    num::NonZeroU32,
     os::fd::AsFd as _,
     time::{Duration, Instant},
 };
@@ -94,7 +95,7 @@ impl Daemon {
         let interfaces = preflight::interfaces(options)?;
         preflight::no_other_xdp(&instance, &interfaces)?;
 
-        let datapath = Datapath::load(options.buckets, options.memory)?;
+        let datapath = Datapath::load(options)?;
         let controls = Controls::open(&datapath.maps)?;
         let mtu = interfaces.iter().map(|i| i.mtu).min().unwrap_or(0);
         let mut config = config(options, mtu)?;
@@ -290,6 +291,7 @@ fn config(options: &Options, mtu: u32) -> io::Result<Config> {
     File::open("/dev/urandom")?.read_exact(&mut seed)?;
     // An entry's age is measured with a clock that may lag behind.
     let max_age_ns = clock::nanoseconds(options.max_age) - clock::resolution_ns();
+    let (rate_interval_ns, rate_burst_ns) = rate(options.rate_limit);
     Ok(Config {
         seed: u64::from_ne_bytes(seed),
         max_age_ns,
@@ -298,8 +300,24 @@ fn config(options: &Options, mtu: u32) -> io::Result<Config> {
         remember_ns: covering_ns(REMEMBER),
         buckets: options.buckets,
         mtu,
+        serve_reserved_ports: options.serve_reserved_ports.into(),
+        rate_interval_ns,
+        rate_burst_ns,
         ..Config::empty()
     })
+}
+
+/// A rate limit as the datapath has it: the time between two hits, and how far one may be ahead. A
+/// burst is a tenth of a second's worth: much more than a step of the datapath's clock.
+fn rate(limit: Option<NonZeroU32>) -> (u64, u64) {
+    const BURST: Duration = Duration::from_millis(100);
+    match limit {
+        None => (0, 0),
+        Some(limit) => (
+            Duration::from_secs(1).as_nanos() as u64 / u64::from(limit.get()),
+            BURST.as_nanos() as u64,
+        ),
+    }
 }
 
 /// What is known before anything is attached.

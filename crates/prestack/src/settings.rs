@@ -3,6 +3,7 @@
 use std::{
     fs, io,
     net::IpAddr,
+    num::NonZeroU32,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -126,6 +127,16 @@ pub struct Settings {
     #[serde(deserialize_with = "one_or_many")]
     pub allow: Vec<Network>,
 
+    /// Hits per second that one source address may have; what is more goes to memcached [default: no
+    /// limit]
+    #[arg(long, value_name = "PPS")]
+    pub rate_limit: Option<NonZeroU32>,
+
+    /// Serve also requests from ports below 1024. A forged request from a server's port makes the two
+    /// servers talk to each other
+    #[arg(long)]
+    pub serve_reserved_ports: bool,
+
     /// Name of this instance: several on one host need different ones [default: default]
     #[arg(long, value_name = "NAME")]
     pub instance: Option<InstanceName>,
@@ -174,6 +185,8 @@ impl Settings {
             memory: self.memory.or(file.memory),
             max_age: self.max_age.or(file.max_age),
             allow: first(self.allow, file.allow),
+            rate_limit: self.rate_limit.or(file.rate_limit),
+            serve_reserved_ports: self.serve_reserved_ports || file.serve_reserved_ports,
             instance: self.instance.or(file.instance),
             pin: self.pin || file.pin,
             settle: self.settle.or(file.settle),
@@ -221,6 +234,8 @@ impl Settings {
             max_age,
             settle,
             allow: self.allow.into_iter().map(|net| net.0).collect(),
+            rate_limit: self.rate_limit,
+            serve_reserved_ports: self.serve_reserved_ports,
             pin: self.pin,
             egress: self.egress.unwrap_or_default(),
         })
@@ -279,6 +294,10 @@ pub struct Options {
     pub settle: Duration,
     /// Who may be served; the interfaces' own subnets if empty.
     pub allow: Vec<IpNet>,
+    /// Hits per second that one source may have.
+    pub rate_limit: Option<NonZeroU32>,
+    /// Whether ports below 1024 are served.
+    pub serve_reserved_ports: bool,
     /// Whether the programs outlive the process.
     pub pin: bool,
     /// How to attach at egress.

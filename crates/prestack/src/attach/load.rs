@@ -7,9 +7,9 @@ use aya::{
     maps::{Map, MapData, MapError},
     programs::{ProgramError, SchedClassifier, Xdp},
 };
-use prestack_abi::names;
+use prestack_abi::{config::RATED_SOURCES, names};
 
-use crate::{maps::MapIds, object::OBJECT};
+use crate::{maps::MapIds, object::OBJECT, settings::Options};
 
 /// Lines of the verifier's log that are shown.
 const LOG_LINES: usize = 20;
@@ -57,15 +57,22 @@ pub struct Datapath {
 }
 
 impl Datapath {
-    /// Loads the programs, with maps for a cache of `buckets` buckets (`memory` in messages).
+    /// Loads the programs, with maps of the sizes that are asked for.
     ///
     /// # Errors
     /// The kernel refused.
-    pub fn load(buckets: u32, memory: bytesize::ByteSize) -> Result<Self, LoadError> {
+    pub fn load(options: &Options) -> Result<Self, LoadError> {
+        let (buckets, memory) = (options.buckets, options.memory);
+        let sources = if options.rate_limit.is_some() {
+            RATED_SOURCES
+        } else {
+            1
+        };
         let mut ebpf = EbpfLoader::new()
             .map_max_entries(names::INDEX, buckets)
             .map_max_entries(names::BLOCKS, buckets)
             .map_max_entries(names::CONTROL, buckets)
+            .map_max_entries(names::RATES, sources)
             .load(OBJECT)
             .map_err(|error| match error {
                 EbpfError::MapError(MapError::CreateError { name, io_error }) => LoadError::Map {
