@@ -2,7 +2,6 @@
 
 use prestack_abi::config::{Config, MAX_ALLOWED};
 use prestack_proto::net::{MAC_GROUP, MEMCACHED_PORT, RESERVED_PORTS};
-use prestack_proto::window::Source;
 
 use crate::ledger::backend;
 use crate::packet::{Headers, Packet};

@@ -3,7 +3,7 @@
 use prestack_proto::hash::{hash_key, scan_key};
 use prestack_proto::text::request::{Effect, Form};
 use prestack_proto::window::{Source, WINDOW};
-use prestack_proto::{BINARY_REQUEST, MAX_KEY, base64, binary, text};
+use prestack_proto::{MAX_KEY, base64, binary, text};
 
 use crate::scratch::{copy_key, scratch};
 
@@ -26,7 +26,7 @@ extern "C" fn prestack_parse_command(at: u64, limit: u64) -> u64 {
     // SAFETY: this CPU's scratch.
     unsafe {
         let window = &(*scratch).window;
-        let command = if window.byte(at) == BINARY_REQUEST {
+        let command = if window.byte(at) == binary::REQUEST {
             binary::request::parse(window, at, limit)
         } else {
             text::request::parse(window, at, limit)

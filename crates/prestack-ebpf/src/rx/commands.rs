@@ -3,7 +3,7 @@
 use aya_ebpf::helpers::generated::bpf_loop;
 use core::ffi::c_void;
 use prestack_abi::flow::TcpFlow;
-use prestack_proto::BINARY_REQUEST;
+use prestack_proto::binary;
 use prestack_proto::text::request::Effect;
 use prestack_proto::window::{WINDOW, Window};
 
@@ -56,7 +56,7 @@ extern "C" fn act(_: u32, _: *mut c_void) -> i64 {
     if at >= end {
         return 1;
     }
-    let protocol = if window.byte(at) == BINARY_REQUEST {
+    let protocol = if window.byte(at) == binary::REQUEST {
         u64::from(TcpFlow::BINARY)
     } else {
         u64::from(TcpFlow::TEXT)

@@ -4,10 +4,11 @@
 use aya_ebpf::helpers::generated::bpf_loop;
 use core::ffi::c_void;
 use prestack_abi::cache::{EntryHeader, MAX_REPLY};
+use prestack_proto::binary::opcode::{GETK, GETKQ};
 use prestack_proto::binary::{HEADER_LEN, RESPONSE};
 use prestack_proto::text::meta::{self, Head, MAX_FLAGS};
 use prestack_proto::window::{Source, Window};
-use prestack_proto::{MAX_KEY, binary};
+use prestack_proto::MAX_KEY;
 
 use super::keys::{copy_out, miss, query, take_ticket};
 use crate::cache::find::{Found, find};
@@ -151,7 +152,7 @@ fn binary_head(scratch: *mut Scratch) -> u64 {
         )
     };
     let opcode = u64::from(window.byte(1));
-    let key_len = if binary::shows_key(opcode) {
+    let key_len = if opcode == u64::from(GETK) || opcode == u64::from(GETKQ) {
         item.key_len
     } else {
         0
@@ -162,7 +163,7 @@ fn binary_head(scratch: *mut Scratch) -> u64 {
     let at = reply.forgotten(HEAD_ROOM - head_len);
     // Magic, opcode, key length (big-endian), length of the extras; data type and status are 0.
     let key_len = u64::from((key_len as u16).swap_bytes());
-    let first = u64::from(BINARY_RESPONSE) | opcode << 8 | key_len << 16 | 4 << 32;
+    let first = u64::from(RESPONSE) | opcode << 8 | key_len << 16 | 4 << 32;
     reply.set_word(at, first);
     // Length of the body; the opaque is the request's, in the same place.
     let opaque = window.word(8) >> 32 << 32;

@@ -195,7 +195,7 @@ fn ticket_version(request: &Request, slot: requests::Slot, key: u64) -> Option<u
 /// besides; false if that is not possible.
 #[inline(always)]
 fn store(
-    config: &Config,
+    config: &'static Config,
     scratch: *mut Scratch,
     item: &Item,
     key_len: u64,

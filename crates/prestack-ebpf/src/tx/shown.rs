@@ -5,8 +5,7 @@ use prestack_proto::binary;
 use prestack_proto::text::meta;
 use prestack_proto::text::number::render as render_number;
 use prestack_proto::text::reply::{END, END_LEN, KEY_AT, VALUE, is_end, is_value, value};
-use prestack_proto::window::{Source, Window};
-use prestack_proto::{BINARY_RESPONSE, window::WINDOW};
+use prestack_proto::window::{Source, WINDOW, Window};
 
 use crate::cache::fill;
 use crate::cache::find::BEHIND_DATA;
@@ -37,7 +36,7 @@ extern "C" fn prestack_parse_reply(len: u64) -> u64 {
     if len == 0 || len > WINDOW as u64 {
         return 0;
     }
-    if window.byte(0) == BINARY_RESPONSE {
+    if window.byte(0) == binary::RESPONSE {
         parse_binary(window, len, item);
         0
     } else if is_value(window, 0) {

@@ -6,7 +6,7 @@ use crate::MAX_KEY;
 use crate::window::{Source, Window};
 
 /// `VALUE ` as the first six bytes of a word.
-const VALUE: u64 = u64::from_le_bytes(*b"VALUE \0\0");
+pub const VALUE: u64 = u64::from_le_bytes(*b"VALUE \0\0");
 /// `END\r\n` as the first five bytes of a word.
 pub const END: u64 = u64::from_le_bytes(*b"END\r\n\0\0\0");
 /// Bytes of `END\r\n`.
