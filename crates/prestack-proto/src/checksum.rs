@@ -27,6 +27,14 @@ pub const fn add_word(sum: u64, word: u64) -> u64 {
 /// The sum of the first `len` bytes (at most [`WINDOW`]) of a window, folded.
 #[inline(always)]
 pub fn window_sum(window: &Window, len: u64) -> u16 {
+    window_sum_from(window, 0, len)
+}
+
+/// The sum of the `len` bytes (at most [`WINDOW`]) at `at` of a window, folded. The first byte is
+/// the first of a 16-bit word, whatever the position.
+#[inline(always)]
+pub fn window_sum_from(window: &Window, at: u64, len: u64) -> u16 {
+    let at = window.forgotten(at);
     let len = window.forgotten(len);
     let mut sum = 0;
     let mut done = 0;
@@ -34,10 +42,11 @@ pub fn window_sum(window: &Window, len: u64) -> u16 {
         if done + 8 > len {
             break;
         }
-        sum = add_word(sum, window.word(done));
+        sum = add_word(sum, window.word(at + done));
         done += 8;
     }
-    fold(add_word(sum, swar::keep(window.word(done), len - done)))
+    let last = window.word(at + done);
+    fold(add_word(sum, swar::keep(last, len - done)))
 }
 
 /// The sum of some bytes, an odd last one padded with zero, not folded.
@@ -77,6 +86,13 @@ mod tests {
         fn agrees_with_the_rfc(bytes in proptest::collection::vec(any::<u8>(), 0..1500)) {
             prop_assert_eq!(fold(sum(&bytes)), reference(&bytes));
             prop_assert_eq!(window_sum(&Window::showing(&bytes), bytes.len() as u64), reference(&bytes));
+        }
+
+        #[test]
+        fn sums_start_anywhere(bytes in proptest::collection::vec(any::<u8>(), 0..1500), at: prop::sample::Index) {
+            let at = at.index(bytes.len() + 1);
+            let len = (bytes.len() - at) as u64;
+            prop_assert_eq!(window_sum_from(&Window::showing(&bytes), at as u64, len), reference(&bytes[at..]));
         }
 
         #[test]

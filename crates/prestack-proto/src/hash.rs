@@ -37,6 +37,26 @@ pub const fn backend_seed(seed: u64, backend: u8) -> u64 {
 /// least eight bytes precede the key in the source.
 #[inline(always)]
 pub fn scan_key<S: Source>(source: &S, at: u64, len: u64, seed: u64) -> Option<u64> {
+    hash_words::<S, true>(source, at, len, seed)
+}
+
+/// The hash of the key of `len` bytes (1 to 250) at `at`, any bytes, for a [`backend_seed`].
+///
+/// `None` if a byte of the key lies outside the source. At least eight bytes precede the key in the
+/// source.
+#[inline(always)]
+pub fn hash_key<S: Source>(source: &S, at: u64, len: u64, seed: u64) -> Option<u64> {
+    hash_words::<S, false>(source, at, len, seed)
+}
+
+/// `TEXT`: spaces and control characters are refused.
+#[inline(always)]
+fn hash_words<S: Source, const TEXT: bool>(
+    source: &S,
+    at: u64,
+    len: u64,
+    seed: u64,
+) -> Option<u64> {
     let len = source.forgotten(len);
     let mut hash = seed;
     let mut done = 0;
@@ -45,7 +65,7 @@ pub fn scan_key<S: Source>(source: &S, at: u64, len: u64, seed: u64) -> Option<u
             break;
         }
         let word = source.word(at + done)?;
-        if swar::below(word, 0x21) != 0 {
+        if TEXT && swar::below(word, 0x21) != 0 {
             return None;
         }
         hash = mix(hash, word);
@@ -59,7 +79,7 @@ pub fn scan_key<S: Source>(source: &S, at: u64, len: u64, seed: u64) -> Option<u
         // Read backwards from the key's end: what follows the key may lie outside the source.
         let word = source.word(at + len - 8)? >> (8 * (8 - rest));
         let padded = word | (swar::repeat(0x21) << (8 * rest));
-        if swar::below(padded, 0x21) != 0 {
+        if TEXT && swar::below(padded, 0x21) != 0 {
             return None;
         }
         hash = mix(hash, word);
@@ -89,6 +109,18 @@ mod tests {
             let mut bytes = junk.to_vec();
             bytes.extend(&key);
             prop_assert_eq!(scan_key(&bytes.as_slice(), 8, key.len() as u64, seed), Some(key_hash(seed, &key)));
+        }
+
+        #[test]
+        fn any_key_has_its_hash(seed: u64, key in proptest::collection::vec(any::<u8>(), 1..=250), junk: [u8; 8]) {
+            let mut bytes = junk.to_vec();
+            bytes.extend(&key);
+            let (source, len) = (bytes.as_slice(), key.len() as u64);
+            prop_assert_eq!(hash_key(&source, 8, len, seed), Some(key_hash(seed, &key)));
+            if let Some(hash) = scan_key(&source, 8, len, seed) {
+                prop_assert_eq!(hash_key(&source, 8, len, seed), Some(hash));
+            }
+            prop_assert_eq!(hash_key(&&source[..bytes.len() - 1], 8, len, seed), None);
         }
 
         #[test]
