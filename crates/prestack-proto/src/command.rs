@@ -61,7 +61,7 @@ pub struct Command {
     /// understood.
     pub quiet: bool,
     /// Whether the item's key is what the key decodes to by base64 (`b`). memcached skips what
-    /// stands for no digit there, so a key that does not decode strictly may be
+    /// stands for no digit there, so a key that [does not decode](crate::base64::decode) may be
     /// that of any item.
     pub is_base64: bool,
 }

@@ -6,6 +6,7 @@
 #![cfg_attr(not(test), no_std)]
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 
+pub mod base64;
 pub mod binary;
 pub mod checksum;
 pub mod command;
