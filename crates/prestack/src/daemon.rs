@@ -94,6 +94,7 @@ impl Daemon {
         }
         let interfaces = preflight::interfaces(options)?;
         preflight::no_other_xdp(&instance, &interfaces)?;
+        preflight::memory(options.memory)?;
 
         let datapath = Datapath::load(options)?;
         let controls = Controls::open(&datapath.maps)?;

@@ -1,7 +1,13 @@
 //! What has to be so before anything is loaded, each with its own message when it is not.
 
-use std::{fs, io, net::IpAddr};
+use std::{
+    fs, io,
+    net::IpAddr,
+    thread,
+    time::{Duration, Instant},
+};
 
+use bytesize::ByteSize;
 use nix::sys::utsname::uname;
 
 use crate::{
@@ -14,6 +20,9 @@ use crate::{
 
 /// Oldest kernel that is supported.
 pub const OLDEST_KERNEL: (u32, u32) = (6, 1);
+
+/// How long the kernel is given to free the maps of an instance that has ended.
+const FREE_TIME: Duration = Duration::from_secs(2);
 
 /// Longest name of an interface (`IFNAMSIZ`, less the NUL).
 const LONGEST_NAME: usize = 15;
@@ -57,6 +66,14 @@ pub enum PreflightError {
         "{address}, given with --address, is not an address of this host (there are: {available})"
     )]
     ForeignAddress { address: IpAddr, available: String },
+    #[error(
+        "--memory {given} is more than this host has to spare, which is {available}: give less, or \
+         free some"
+    )]
+    TooMuchMemory {
+        given: ByteSize,
+        available: ByteSize,
+    },
     #[error("cannot ask the kernel about {what}: {source}")]
     Unanswered { what: String, source: io::Error },
 }
@@ -131,6 +148,37 @@ pub fn kernel() -> Result<(), PreflightError> {
 fn version(release: &str) -> Option<(u32, u32)> {
     let mut numbers = release.split(|c: char| !c.is_ascii_digit());
     Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
+}
+
+/// Checks that there is room for the cache. The kernel would find out as well, but only after it
+/// had taken all the memory there is.
+///
+/// # Errors
+/// There is not.
+pub fn memory(given: ByteSize) -> Result<(), PreflightError> {
+    let deadline = Instant::now() + FREE_TIME;
+    loop {
+        let meminfo =
+            fs::read_to_string("/proc/meminfo").map_err(|source| PreflightError::Unanswered {
+                what: "its memory".into(),
+                source,
+            })?;
+        let available = available_memory(&meminfo).unwrap_or(given);
+        if available >= given {
+            return Ok(());
+        }
+        if Instant::now() >= deadline {
+            return Err(PreflightError::TooMuchMemory { given, available });
+        }
+        thread::sleep(Duration::from_millis(50));
+    }
+}
+
+fn available_memory(meminfo: &str) -> Option<ByteSize> {
+    let lines = &mut meminfo.lines();
+    let amount = lines.find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let kibibytes = amount.trim().strip_suffix(" kB")?.parse().ok()?;
+    Some(ByteSize::kib(kibibytes))
 }
 
 /// Looks up the interfaces.
@@ -228,6 +276,14 @@ mod tests {
         assert_eq!(version("7.2-rc1"), Some((7, 2)));
         assert_eq!(version("next"), None);
         assert!(version("6.0.19") < Some(OLDEST_KERNEL) && version("7.0") > Some(OLDEST_KERNEL));
+    }
+
+    #[test]
+    fn available_memory_is_read() {
+        let meminfo = "MemTotal:       24000 kB\nMemAvailable:    1024 kB\nBuffers: 1 kB\n";
+        assert_eq!(available_memory(meminfo), Some(ByteSize::mib(1)));
+        assert_eq!(available_memory("MemTotal: 24000 kB\n"), None);
+        assert!(memory(ByteSize::kib(4)).is_ok());
     }
 
     #[test]
