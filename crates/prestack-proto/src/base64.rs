@@ -35,14 +35,15 @@ pub fn decode(source: &Window, at: u64, len: u64, target: &mut Window) -> Option
     let digits = source.forgotten(len - padding);
     let (mut done, mut out) = (0, 0);
     for _ in 0..MAX_LEN / 8 {
-        if done >= digits {
+        // Forgotten, or the verifier follows every length to the end.
+        if done >= source.forgotten(digits) {
             break;
         }
-        // Behind the end the digits are 0.
-        let here = digits - done;
         let word = source.word(at + done);
+        // Behind the end the digits are 0.
+        let here = source.forgotten(digits - done);
         let word = if here < 8 {
-            swar::keep(word, here) | swar::repeat(b'A') << (8 * (here & 7))
+            word ^ (word ^ swar::repeat(b'A')) & u64::MAX << (8 * (here & 7))
         } else {
             word
         };
