@@ -88,6 +88,30 @@ pub fn token_end(window: &Window, at: u64, end: u64, max_words: usize) -> u64 {
     window.forgotten(if at < end { at } else { end })
 }
 
+/// A set of letters, the flags of meta commands.
+pub(super) const fn letters(names: &[u8]) -> u64 {
+    let mut set = 0;
+    let mut i = 0;
+    while i < names.len() {
+        set |= 1 << (names[i] & 0x3f);
+        i += 1;
+    }
+    set
+}
+
+/// The set of one letter; `None` for what is none. `A` to `Z` and `a` to `z` have distinct low six
+/// bits. (Two tests, not a range: the verifier of Linux 6.1 loses the bounds of a fused one.)
+#[inline(always)]
+pub(super) fn letter_bit(letter: u8) -> Option<u64> {
+    if letter < b'A' {
+        return None;
+    }
+    if letter > b'z' {
+        return None;
+    }
+    Some(1 << (letter & 0x3f))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,22 +1,12 @@
 //! Meta commands (doc/protocol.txt, "Meta Commands").
 
 use super::super::number::decimal;
+use super::super::scan::{letter_bit, letters};
 use super::{ARGUMENT_WORDS, Arguments, META_DEBUG, META_GET, META_SET};
 use crate::command::{Command, Effect, Form};
 use crate::window::Source;
 
-/// A set of flag letters.
-const fn letters(names: &[u8]) -> u64 {
-    let mut set = 0;
-    let mut i = 0;
-    while i < names.len() {
-        set |= 1 << (names[i] & 0x3f);
-        i += 1;
-    }
-    set
-}
-
-/// Flags with which `mg` reads and no more. `A` to `Z` and `a` to `z` have distinct low six bits.
+/// Flags with which `mg` reads and no more.
 const READS: u64 = letters(b"vfksctOqhlb");
 /// Flags with which `mg` can be answered from a cache.
 const SERVABLE: u64 = letters(b"vkfscqOb");
@@ -29,7 +19,7 @@ const ANY: u64 = u64::MAX;
 const MAX_FLAGS: usize = 12;
 /// Bytes of the longest flag that is understood, its letter included: memcached refuses a longer
 /// opaque token.
-const MAX_FLAG: u64 = 32;
+pub(in crate::text) const MAX_FLAG: u64 = 32;
 
 /// The flags of a command.
 struct Flags {
@@ -40,8 +30,7 @@ struct Flags {
 }
 
 impl Flags {
-    /// The flags are all arguments that remain. (Two tests of the letter, not a range: the verifier
-    /// of Linux 6.1 loses the bounds of a fused one.)
+    /// The flags are all arguments that remain.
     #[inline(always)]
     fn read(arguments: &mut Arguments<'_>) -> Self {
         let window = arguments.window;
@@ -55,14 +44,9 @@ impl Flags {
             if len == 0 {
                 return flags;
             }
-            let letter = window.byte(start);
-            if letter < b'A' {
+            let Some(bit) = letter_bit(window.byte(start)) else {
                 break;
-            }
-            if letter > b'z' {
-                break;
-            }
-            let bit = 1 << (letter & 0x3f);
+            };
             // No comparison: the verifier would follow both outcomes.
             flags.odd =
                 window.forgotten(flags.odd | flags.set & bit | MAX_FLAG.wrapping_sub(len) >> 63);

@@ -7,6 +7,8 @@ mod meta;
 #[cfg(test)]
 mod tests;
 
+pub(super) use meta::MAX_FLAG;
+
 use super::number::{decimal, is_digits};
 use super::scan::{LineEnd, line_end, skip_spaces, token_end};
 pub use crate::command::{Command, Effect, Form};
