@@ -6,6 +6,7 @@
 
 use std::collections::VecDeque;
 
+use crate::binary;
 use crate::bytes::{get, item};
 use crate::harness::{Datapath, Setup, Verdict, random, volume};
 use crate::packet::{Frame, PacketBuilder};
@@ -18,10 +19,12 @@ const DATAGRAM: usize = 1392;
 enum Command {
     /// `get` of any number of keys.
     Get(Vec<usize>),
-    /// `gets` of one key.
-    Gets(usize),
-    /// `mg` with `v`.
-    MetaGet(usize),
+    /// `gets`.
+    Gets(Vec<usize>),
+    /// `mg` with these flags.
+    MetaGet(usize, &'static str),
+    /// A binary GET with this opcode.
+    Binary(usize, u8),
     /// A new value, by `set` or by `ms`.
     Set {
         key: usize,
@@ -38,15 +41,30 @@ enum Command {
     FlushAll,
 }
 
+/// What binary requests carry and their replies repeat.
+const OPAQUE: u32 = 0x0a0b_0c0d;
+
+/// An item in memcached.
+#[derive(Clone)]
+struct Stored {
+    value: Vec<u8>,
+    flags: u32,
+    cas: u64,
+}
+
 fn name(key: usize) -> String {
     format!("key-{key}")
+}
+
+fn names(keys: &[usize]) -> Vec<String> {
+    keys.iter().map(|&key| name(key)).collect()
 }
 
 impl Command {
     fn text(&self) -> Vec<u8> {
         let text = match self {
             Self::Get(keys) => {
-                return get(&keys.iter().map(|&key| name(key)).collect::<Vec<_>>());
+                return get(&names(keys));
             }
             Self::Set {
                 key,
@@ -63,8 +81,11 @@ impl Command {
                 };
                 return [line.as_bytes(), value, b"\r\n"].concat();
             }
-            Self::Gets(key) => format!("gets {}\r\n", name(*key)),
-            Self::MetaGet(key) => format!("mg {} v\r\n", name(*key)),
+            Self::Gets(keys) => format!("gets {}\r\n", names(keys).join(" ")),
+            Self::MetaGet(key, flags) => format!("mg {} {flags}\r\n", name(*key)),
+            Self::Binary(key, opcode) => {
+                return binary::get(*opcode, name(*key).as_bytes(), OPAQUE);
+            }
             Self::Delete {
                 key,
                 is_meta,
@@ -86,7 +107,7 @@ struct World {
     random: fastrand::Rng,
     path: Datapath,
     /// What memcached holds.
-    items: Vec<Option<Vec<u8>>>,
+    items: Vec<Option<Stored>>,
     /// What has arrived and not been carried out.
     arrived: Vec<(PacketBuilder, Command)>,
     /// What has been carried out: the datagrams that have not left, by request.
@@ -113,7 +134,15 @@ impl World {
         let keys = random.usize(1..8);
         Self {
             path: Datapath::with(&setup),
-            items: (0..keys).map(|key| Some(vec![b'a'; key])).collect(),
+            items: (0..keys)
+                .map(|key| {
+                    Some(Stored {
+                        value: vec![b'a'; key],
+                        flags: 0,
+                        cas: 1 << 40,
+                    })
+                })
+                .collect(),
             arrived: Vec::new(),
             leaving: Vec::new(),
             next_id: 0,
@@ -147,10 +176,22 @@ impl World {
         let is_meta = self.random.bool();
         if self.random.u32(..1000) >= self.writes {
             return match self.random.u32(..20) {
-                ..14 => Command::Get(vec![key]),
-                14..18 => Command::Get((0..self.random.usize(2..5)).map(|_| self.key()).collect()),
-                18 => Command::Gets(key),
-                _ => Command::MetaGet(key),
+                ..8 => Command::Get(vec![key]),
+                8..11 => Command::Get((0..self.random.usize(2..5)).map(|_| self.key()).collect()),
+                11..13 => Command::Gets(vec![key]),
+                13 => Command::Gets((0..self.random.usize(2..5)).map(|_| self.key()).collect()),
+                14..17 => Command::MetaGet(
+                    key,
+                    self.random
+                        .choice(["v", "v f c k", "c v", "k v f"])
+                        .expect("a choice"),
+                ),
+                _ => Command::Binary(
+                    key,
+                    self.random
+                        .choice([binary::GET, binary::GETQ, binary::GETK, binary::GETKQ])
+                        .expect("a choice"),
+                ),
             };
         }
         let is_quiet = self.is_mishap();
@@ -211,16 +252,7 @@ impl World {
             }
         ));
         if let Verdict::Served(served) = verdict {
-            let Command::Get(keys) = &command else {
-                panic!("{command:?} is answered by the cache\n{}", self.story());
-            };
-            let mut current = Vec::new();
-            for &key in keys {
-                if let Some(value) = &self.items[key] {
-                    current.extend(item(name(key), 0, value));
-                }
-            }
-            current.extend(b"END\r\n");
+            let current: Vec<u8> = self.answer(&command).concat();
             assert!(
                 served == current,
                 "memcached has {}\n{}",
@@ -245,6 +277,10 @@ impl World {
             .push(format!("carried out: {}", short(&request.payload)));
         let mut datagrams = VecDeque::new();
         for message in messages {
+            if message.is_empty() {
+                datagrams.push_back(request.nothing());
+                continue;
+            }
             let parts = message.chunks(DATAGRAM);
             let count = parts.len() as u16;
             for (sequence, part) in (0..).zip(parts) {
@@ -271,37 +307,56 @@ impl World {
         };
         match command {
             Command::Get(keys) => {
-                let mut messages = Vec::new();
-                for &key in keys {
-                    if let Some(value) = &self.items[key] {
-                        messages.push(item(name(key), 0, value));
-                    }
-                }
-                // The end is part of the last hit's message, or a message of its own.
-                match messages.last_mut() {
-                    Some(last) if keys.len() == 1 || self.random.bool() => last.extend(b"END\r\n"),
-                    _ => messages.push(b"END\r\n".to_vec()),
-                }
-                messages
+                self.text_answer(keys, |name, stored| item(name, stored.flags, &stored.value))
             }
-            Command::Gets(key) => {
-                let found = self.items[*key].as_ref().map(|value| {
-                    let line = format!("VALUE {} 0 {} 17\r\n", name(*key), value.len());
-                    [line.as_bytes(), value, b"\r\n"].concat()
-                });
-                vec![[&found.unwrap_or_default()[..], b"END\r\n"].concat()]
-            }
-            Command::MetaGet(key) => vec![self.items[*key].as_ref().map_or_else(
+            Command::Gets(keys) => self.text_answer(keys, |name, stored| {
+                let Stored { value, flags, cas } = stored;
+                let line = format!("VALUE {name} {flags} {} {cas}\r\n", value.len());
+                [line.as_bytes(), value, b"\r\n"].concat()
+            }),
+            Command::MetaGet(key, asked) => vec![self.items[*key].as_ref().map_or_else(
                 || b"EN\r\n".to_vec(),
-                |value| [format!("VA {}\r\n", value.len()).as_bytes(), value, b"\r\n"].concat(),
+                |Stored { value, flags, cas }| {
+                    let mut head = format!("VA {}", value.len());
+                    for flag in asked.split(' ') {
+                        match flag {
+                            "f" => head += &format!(" f{flags}"),
+                            "c" => head += &format!(" c{cas}"),
+                            "k" => head += &format!(" k{}", name(*key)),
+                            _ => {}
+                        }
+                    }
+                    [head.as_bytes(), b"\r\n", value, b"\r\n"].concat()
+                },
             )],
+            Command::Binary(key, opcode) => {
+                let name = name(*key);
+                let is_quiet = matches!(*opcode, binary::GETQ | binary::GETKQ);
+                match &self.items[*key] {
+                    Some(Stored { value, flags, cas }) => vec![binary::hit(
+                        *opcode,
+                        name.as_bytes(),
+                        *flags,
+                        *cas,
+                        value,
+                        OPAQUE,
+                    )],
+                    // In a datagram without payload.
+                    None if is_quiet => vec![Vec::new()],
+                    None => vec![binary::not_found(*opcode, OPAQUE)],
+                }
+            }
             Command::Set {
                 key,
                 value,
                 is_meta,
                 is_quiet,
             } => {
-                self.items[*key] = Some(value.clone());
+                self.items[*key] = Some(Stored {
+                    value: value.clone(),
+                    flags: 0,
+                    cas: self.written.into(),
+                });
                 reply(*is_quiet, if *is_meta { "HD\r\n" } else { "STORED\r\n" })
             }
             Command::Delete {
@@ -322,6 +377,31 @@ impl World {
                 reply(false, "OK\r\n")
             }
         }
+    }
+
+    /// The messages that answer a text GET.
+    fn text_answer(
+        &mut self,
+        keys: &[usize],
+        show: impl Fn(String, &Stored) -> Vec<u8>,
+    ) -> Vec<Vec<u8>> {
+        let mut messages = Vec::new();
+        for (i, &key) in keys.iter().enumerate() {
+            if let Some(stored) = &self.items[key] {
+                messages.push(show(name(key), stored));
+            } else if i == 0 && keys.len() > 1 {
+                // memcached's way of saying nothing of the first.
+                messages.push(Vec::new());
+            }
+        }
+        // The end is part of the last hit's message, or a message of its own.
+        match messages.last_mut() {
+            Some(last) if !last.is_empty() && (keys.len() == 1 || self.random.bool()) => {
+                last.extend(b"END\r\n");
+            }
+            _ => messages.push(b"END\r\n".to_vec()),
+        }
+        messages
     }
 
     /// The next datagram of one of the replies leaves, or is lost with the rest.

@@ -203,7 +203,7 @@ fn what_is_not_understood_empties_the_cache() {
         b"GET key\r\n",
         b"delete\r\n",
         b"gat 0 key other\r\n",
-        b"md Zm9v b\r\n",
+        b"md Zm9 b\r\n",
         b"ms key x\r\n",
         b"noise\r\n",
         b"\r\n",

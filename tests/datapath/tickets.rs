@@ -120,11 +120,10 @@ fn an_epoch_in_between() {
 
 #[test]
 fn replies_that_are_not_what_was_asked_for() {
-    let replies: [&[u8]; 15] = [
+    let replies: [&[u8]; 14] = [
         b"VALUE kez 0 5\r\nvalue\r\nEND\r\n",
         b"VALUE keyy 0 5\r\nvalue\r\nEND\r\n",
         b"VALUE ke 0 5\r\nvalue\r\nEND\r\n",
-        b"VALUE key 0 5 17\r\nvalue\r\nEND\r\n",
         b"VALUE key 0 6\r\nvalue\r\nEND\r\n",
         b"VALUE key 0 4\r\nvalue\r\nEND\r\n",
         b"VALUE key 0 5\r\nvalue\r\nEND",

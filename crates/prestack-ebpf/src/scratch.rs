@@ -6,6 +6,7 @@
 
 use prestack_abi::requests::{MULTI_KEYS, REQUEST_KEY_WORDS, Request};
 use prestack_proto::checksum::window_sum_from;
+use prestack_proto::text::meta::{self, HeadCursor};
 use prestack_proto::text::request::Command;
 use prestack_proto::window::{Source, Window};
 
@@ -35,8 +36,9 @@ pub struct Scratch {
     pub request: Request,
     /// Its place in `REQUESTS`.
     pub slot: u64,
-    /// The first line of a reply to `mg`.
+    /// The first line of a reply to `mg`, and how far it is written.
     pub head: Window,
+    pub shown: Shown,
     /// A reply that is put together.
     pub reply: Window,
     /// Request bytes under a reply that is being written.
@@ -76,6 +78,18 @@ pub struct Missed {
     pub version: u32,
     /// Explicit padding.
     pub reserved: u32,
+}
+
+/// The writing of the first line of a reply to `mg`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Shown {
+    /// What is known of the item.
+    pub item: meta::Item,
+    /// How far it is written.
+    pub cursor: HeadCursor,
+    /// Non-zero once all flags have been heeded.
+    pub is_complete: u64,
 }
 
 /// An item and what is known of it.

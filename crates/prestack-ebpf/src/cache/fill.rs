@@ -82,8 +82,7 @@ pub fn fill(config: &Config, window: &Window, item: &Item, ticket: &Ticket) -> b
     // release are inlined.
     let is_valid = unsafe {
         lock(control);
-        let is_valid =
-            (*control).version == ticket.version && is_there(index, place, item.older);
+        let is_valid = (*control).version == ticket.version && is_there(index, place, item.older);
         if is_valid {
             raise_seq(index);
             evicted = store(index, block, place, window, &header);

@@ -194,10 +194,7 @@ pub fn answered(name: u64, reply: Reply) -> Option<(Request, Slot)> {
             let is_last = match request.kind {
                 k if k == Kind::Get as u8 => reply.ends_one,
                 k if k == Kind::MultiGet as u8 => reply.ends_many,
-                k if k == Kind::Other as u8
-                    || k == Kind::Meta as u8
-                    || k == Kind::Binary as u8 =>
-                {
+                k if k == Kind::Other as u8 || k == Kind::Meta as u8 || k == Kind::Binary as u8 => {
                     reply.ends_message
                 }
                 // No answer to a write takes several datagrams: such a one belongs to another.

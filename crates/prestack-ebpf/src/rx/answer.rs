@@ -78,7 +78,9 @@ fn serve(
     // SAFETY: behind the reply buffer there is as much of the scratch as a start can be off, and
     // more.
     let stored = unsafe {
-        let from = reply.start().add((opaque(start) & (HEAD_ROOM - 1)) as usize);
+        let from = reply
+            .start()
+            .add((opaque(start) & (HEAD_ROOM - 1)) as usize);
         bpf_xdp_store_bytes(ctx.ctx, at as u32, from.cast(), Window::size(len))
     };
     let packet = Packet::of(ctx, config);

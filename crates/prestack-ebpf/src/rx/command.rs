@@ -61,7 +61,10 @@ extern "C" fn prestack_key(seed: u64) -> u64 {
             &mut (*scratch).item,
         )
     };
-    let (at, len) = (window.forgotten(command.key), window.forgotten(command.key_len));
+    let (at, len) = (
+        window.forgotten(command.key),
+        window.forgotten(command.key_len),
+    );
     if len == 0 || len > MAX_KEY as u64 {
         return 0;
     }
@@ -85,4 +88,3 @@ extern "C" fn prestack_key(seed: u64) -> u64 {
         scan_key(window, at, len, seed).unwrap_or(0)
     }
 }
-

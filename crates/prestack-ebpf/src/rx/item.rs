@@ -4,11 +4,11 @@
 use aya_ebpf::helpers::generated::bpf_loop;
 use core::ffi::c_void;
 use prestack_abi::cache::{EntryHeader, MAX_REPLY};
+use prestack_proto::MAX_KEY;
 use prestack_proto::binary::opcode::{GETK, GETKQ};
 use prestack_proto::binary::{HEADER_LEN, RESPONSE};
-use prestack_proto::text::meta::{self, Head, MAX_FLAGS};
+use prestack_proto::text::meta::{self, Step, head_end, head_start, head_token};
 use prestack_proto::window::{Source, Window};
-use prestack_proto::MAX_KEY;
 
 use super::keys::{copy_out, miss, query, take_ticket};
 use crate::cache::find::{Found, find};
@@ -18,6 +18,8 @@ use crate::scratch::{Scratch, Walk, scratch};
 /// Where the data of the reply starts in the reply buffer: the head is put before it. Longer than
 /// any head: `mg` can show a key of 250 bytes, an opaque token of 32 and numbers.
 pub const HEAD_ROOM: u64 = 512;
+/// More flags than an `mg` that is answered has.
+const MAX_FLAGS: u32 = 16;
 /// Bytes of a binary head: the header and the flags.
 const BINARY_HEAD: u64 = HEADER_LEN + 4;
 
@@ -27,7 +29,14 @@ pub fn look_up(over: u64) {
     prestack_look_up_item();
     if over == Walk::META {
         // SAFETY: the callback fits the helper.
-        unsafe { bpf_loop(MAX_FLAGS, add_token as *mut c_void, core::ptr::null_mut(), 0) };
+        unsafe {
+            bpf_loop(
+                MAX_FLAGS,
+                add_token as *mut c_void,
+                core::ptr::null_mut(),
+                0,
+            )
+        };
     }
     prestack_put_head();
 }
@@ -92,14 +101,47 @@ fn take(scratch: *mut Scratch, found: &Found) -> Option<()> {
     }
     walk.out = out;
     // SAFETY: as above.
-    unsafe {
-        let item = &raw mut (*scratch).item;
-        (&raw mut (*item).data_len).write_volatile(data_len);
-        (&raw mut (*item).knows).write_volatile(u64::from(knows));
-        (&raw mut (*item).flags).write_volatile(u64::from(flags));
-        (&raw mut (*item).cas).write_volatile(cas);
+    let item = unsafe { &mut (*scratch).item };
+    item.data_len = data_len;
+    item.flags = u64::from(flags);
+    item.cas = cas;
+    if is_meta {
+        start_head(scratch, u64::from(knows));
     }
     Some(())
+}
+
+/// Starts the head of a reply to `mg`.
+#[inline(always)]
+fn start_head(scratch: *mut Scratch, knows: u64) {
+    // SAFETY: this CPU's scratch.
+    let (item, command, shown, head) = unsafe {
+        (
+            &(*scratch).item,
+            &(*scratch).command,
+            &mut (*scratch).shown,
+            &mut (*scratch).head,
+        )
+    };
+    let has = |what: u8| knows & u64::from(what) != 0;
+    shown.item = meta::Item {
+        size: item.data_len,
+        flags: item.flags as u32,
+        cas: item.cas,
+        key_len: item.key_len,
+        token_at: command.key,
+        token_len: if item.is_canonical != 0 {
+            command.key_len
+        } else {
+            0
+        },
+        has_flags: has(EntryHeader::FLAGS),
+        has_cas: has(EntryHeader::CAS),
+        has_key: has(EntryHeader::KEY_PLAIN | EntryHeader::KEY_BASE64),
+        is_key_base64: has(EntryHeader::KEY_BASE64),
+    };
+    shown.cursor = head_start(command.flags, command.line_end, &shown.item, head);
+    shown.is_complete = 0;
 }
 
 /// Adds what one flag of an `mg` asks for to the head: one step of a walk. Returns 1 at its end.
@@ -107,34 +149,40 @@ fn take(scratch: *mut Scratch, found: &Found) -> Option<()> {
 extern "C" fn add_token(_: u32, _: *mut c_void) -> i64 {
     let Some(scratch) = scratch() else { return 1 };
     // SAFETY: this CPU's scratch.
-    unsafe {
-        meta::head_token(
+    let (window, key, shown, head) = unsafe {
+        (
             &(*scratch).window,
             &(*scratch).key,
-            &mut (*scratch).cursor,
+            &mut (*scratch).shown,
             &mut (*scratch).head,
         )
+    };
+    match head_token(window, &mut shown.cursor, &shown.item, key, head) {
+        Step::More => 0,
+        Step::End => {
+            shown.is_complete = 1;
+            1
+        }
+        Step::Refused => 1,
     }
 }
 
-/// Puts the head of a reply to `mg` before the data, and returns its length.
+/// Puts the head of a reply to `mg` before the data, and returns its length; `None` if something that
+/// is asked for is not known.
 #[inline(always)]
 fn meta_head(scratch: *mut Scratch) -> Option<u64> {
     // SAFETY: this CPU's scratch.
-    let (head, reply, cursor) = unsafe {
+    let (head, reply, shown) = unsafe {
         (
-            &(*scratch).head,
+            &mut (*scratch).head,
             &mut (*scratch).reply,
-            &raw const (*scratch).cursor,
+            &(*scratch).shown,
         )
     };
-    // SAFETY: as above.
-    let len = unsafe {
-        if (&raw const (*cursor).is_unknown).read_volatile() != 0 {
-            return None;
-        }
-        (&raw const (*cursor).out).read_volatile()
-    };
+    if shown.is_complete == 0 {
+        return None;
+    }
+    let len = head_end(&shown.cursor, head);
     copy_back(head, len, reply, HEAD_ROOM);
     Some(len)
 }

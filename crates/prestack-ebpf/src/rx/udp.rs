@@ -6,12 +6,12 @@ use aya_ebpf::helpers::generated::bpf_xdp_load_bytes;
 use aya_ebpf::programs::XdpContext;
 use prestack_abi::config::{Config, Door};
 use prestack_abi::requests::{Kind, Request};
+use prestack_proto::MAX_KEY;
 use prestack_proto::hash::{backend_seed, scan_key};
 use prestack_proto::net::UDP_LEN;
 use prestack_proto::text::request::{Command, Effect, Form};
 use prestack_proto::udp::Frame;
 use prestack_proto::window::{Source, WINDOW, Window};
-use prestack_proto::MAX_KEY;
 
 use super::reply::PAYLOAD_AT;
 use super::{again, answer, command, commands, get, item, keys};
@@ -440,12 +440,7 @@ fn act(datagram: &Datagram<'_>) {
 
 /// Starts the walk over the keys of a GET; false if it has none that memcached would take.
 #[inline(always)]
-fn start(
-    datagram: &Datagram<'_>,
-    scratch: *mut Scratch,
-    command: &Command,
-    seed: u64,
-) -> bool {
+fn start(datagram: &Datagram<'_>, scratch: *mut Scratch, command: &Command, seed: u64) -> bool {
     let door = datagram.door;
     let Some(state) = backend::backend(door.backend) else {
         return false;

@@ -4,9 +4,9 @@ use aya_ebpf::helpers::generated::bpf_skb_load_bytes;
 use aya_ebpf::programs::TcContext;
 use prestack_abi::cache::{EntryHeader, MAX_REPLY};
 use prestack_abi::config::Config;
-use prestack_abi::requests::{KeyTicket, Kind, MULTI_KEYS, Request, REQUEST_KEY_WORDS};
+use prestack_abi::requests::{KeyTicket, Kind, MULTI_KEYS, REQUEST_KEY_WORDS, Request};
 use prestack_proto::MAX_KEY;
-use prestack_proto::hash::{backend_seed, hash_key};
+use prestack_proto::hash::{backend_seed, hash_key, scan_key};
 use prestack_proto::net::UDP_LEN;
 use prestack_proto::udp::{FRAME_LEN, Frame};
 use prestack_proto::verifier::opaque;
@@ -25,7 +25,13 @@ use crate::scratch::{Item, Scratch, copy_key, scratch};
 /// Takes note that a datagram of memcached's answers the request of this name. True if that was a GET
 /// from whose answer something can be [learnt](learn).
 #[inline(never)]
-pub fn take_note(ctx: &TcContext, headers: &Headers, udp_len: u64, frame: Frame, name: u64) -> bool {
+pub fn take_note(
+    ctx: &TcContext,
+    headers: &Headers,
+    udp_len: u64,
+    frame: Frame,
+    name: u64,
+) -> bool {
     let (Some(scratch), Some(config)) = (scratch(), backend::config()) else {
         return false;
     };
@@ -115,7 +121,16 @@ extern "C" fn prestack_learn() -> u64 {
     let seed = backend_seed(config.seed, request.backend);
     let key = key_of(scratch, &item, slot, expected);
     // SAFETY: as above.
-    let hash = key.and_then(|len| hash_key(unsafe { &(*scratch).key }, 0, len, seed));
+    let bytes = unsafe { &(*scratch).key };
+    // A key with a space, which the binary protocol can store, looks like flags where `mg` shows it.
+    let is_clear = item.knows & u64::from(EntryHeader::KEY_PLAIN) != 0;
+    let hash = key.and_then(|len| {
+        if is_clear {
+            scan_key(bytes, 0, len, seed)
+        } else {
+            hash_key(bytes, 0, len, seed)
+        }
+    });
     let version = hash.and_then(|hash| ticket_version(&request, slot, hash));
     let (Some(key_len), Some(hash), Some(version)) = (key, hash, version) else {
         count!(fills_refused);
