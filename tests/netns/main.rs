@@ -6,6 +6,7 @@ mod backends;
 mod changes;
 mod coherence;
 mod daemon;
+mod differential;
 mod flush;
 mod max_age;
 mod overtaking;

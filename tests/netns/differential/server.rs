@@ -1,0 +1,159 @@
+//! The two servers, one with prestack before it, and sockets to both.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use nix::sys::socket::{setsockopt, sockopt::RcvBufForce};
+use prestack_testbed::{Memcached, MemcachedOptions, Prestack, TcpClient, Testbed, pace};
+use prestack_tests::stage::{PORT, behind, start_prestack};
+
+/// How long an answer may take.
+const TIMEOUT: Duration = Duration::from_secs(5);
+/// Room for the answers to a batch.
+const RECEIVE_BUFFER: usize = 8 << 20;
+
+/// memcached in namespaces of its own, with prestack or without.
+pub struct Server {
+    /// prestack; it goes first.
+    pub prestack: Option<Prestack>,
+    _memcached: Memcached,
+    bed: Testbed,
+}
+
+impl Server {
+    /// Starts memcached, and prestack with `prestack` as its arguments.
+    pub fn start(prestack: Option<&[&str]>) -> Result<Self> {
+        let bed = Testbed::new()?;
+        // One thread, so that commands are executed in the order in which they come; memory enough
+        // that no item has to go.
+        let options = MemcachedOptions {
+            threads: 1,
+            memory_mib: 1024,
+            ..MemcachedOptions::default()
+        };
+        let memcached = Memcached::start(&bed.server, options)?;
+        let prestack = prestack
+            .map(|args| start_prestack(&bed, 0, args))
+            .transpose()?;
+        Ok(Self {
+            prestack,
+            _memcached: memcached,
+            bed,
+        })
+    }
+
+    /// Its address in one of the two families.
+    fn address(&self, v6: bool) -> SocketAddr {
+        let link = &self.bed.links[0];
+        (if v6 { link.server6 } else { link.server4 }, PORT).into()
+    }
+
+    /// A UDP socket that is connected to it.
+    pub fn udp(&self, v6: bool) -> Result<UdpSocket> {
+        let any: IpAddr = if v6 {
+            Ipv6Addr::UNSPECIFIED.into()
+        } else {
+            Ipv4Addr::UNSPECIFIED.into()
+        };
+        let address = self.address(v6);
+        let socket = self.bed.client.run(|| {
+            let socket = UdpSocket::bind((any, 0))?;
+            socket.connect(address)?;
+            std::io::Result::Ok(socket)
+        })?;
+        setsockopt(&socket, RcvBufForce, &RECEIVE_BUFFER).context("a larger receive buffer")?;
+        socket.set_read_timeout(Some(pace::patience(TIMEOUT)))?;
+        Ok(socket)
+    }
+
+    /// A TCP connection to it.
+    pub fn tcp(&self, v6: bool) -> Result<TcpStream> {
+        let address = self.address(v6);
+        let stream = self.bed.client.run(|| TcpStream::connect(address))?;
+        stream.set_nodelay(true)?;
+        stream.set_read_timeout(Some(pace::patience(TIMEOUT)))?;
+        Ok(stream)
+    }
+
+    /// A client that prestack does not see.
+    pub fn behind(&self) -> Result<TcpClient> {
+        behind(&self.bed, Ipv4Addr::LOCALHOST.into(), PORT)
+    }
+}
+
+/// The keys that memcached has found for GETs.
+pub fn get_hits(client: &mut TcpClient) -> Result<u64> {
+    client.send(b"stats\r\n")?;
+    let mut hits = None;
+    loop {
+        let line = String::from_utf8(client.line()?)?;
+        if line == "END\r\n" {
+            return hits.context("memcached does not count its hits");
+        }
+        if let Some(count) = line.strip_prefix("STAT get_hits ") {
+            hits = Some(count.trim_end().parse()?);
+        }
+    }
+}
+
+/// Connections to both servers on which the same is said.
+pub struct Connections {
+    streams: [TcpStream; 2],
+    v6: bool,
+}
+
+impl Connections {
+    /// Connects to both.
+    pub fn open(servers: &[Server; 2], v6: bool) -> Result<Self> {
+        let [a, b] = servers;
+        Ok(Self {
+            streams: [a.tcp(v6)?, b.tcp(v6)?],
+            v6,
+        })
+    }
+
+    /// Sends `pieces`, in as many segments, to both; returns what each answers until `end` or until
+    /// it closes the connection, in which case there are new ones afterwards.
+    pub fn exchange(
+        &mut self,
+        servers: &[Server; 2],
+        pieces: &[&[u8]],
+        end: &[u8],
+    ) -> Result<[Vec<u8>; 2]> {
+        for stream in &mut self.streams {
+            for piece in pieces {
+                stream.write_all(piece).context("sending")?;
+            }
+        }
+        let mut closed = false;
+        let mut answers = [Vec::new(), Vec::new()];
+        for (stream, answer) in self.streams.iter_mut().zip(&mut answers) {
+            closed |= !read_until(stream, end, answer)?;
+        }
+        if closed {
+            *self = Self::open(servers, self.v6)?;
+        }
+        Ok(answers)
+    }
+}
+
+/// Reads until what was read ends with `end`; returns whether it did before the end of the
+/// connection.
+fn read_until(stream: &mut TcpStream, end: &[u8], answer: &mut Vec<u8>) -> Result<bool> {
+    let mut buffer = [0; 16_384];
+    while !answer.ends_with(end) {
+        match stream.read(&mut buffer) {
+            Ok(0) => return Ok(false),
+            Ok(len) => answer.extend(&buffer[..len]),
+            Err(e) if e.kind() == ErrorKind::ConnectionReset => return Ok(false),
+            Err(e) if e.kind() == ErrorKind::Interrupted => {}
+            Err(e) => bail!(
+                "no answer over TCP ({e}) after \"{}\"",
+                answer[answer.len().saturating_sub(200)..].escape_ascii()
+            ),
+        }
+    }
+    Ok(true)
+}
