@@ -6,7 +6,7 @@ use std::fmt;
 /// How many are kept.
 const KEPT: usize = 24;
 /// Bytes of a command that are shown.
-const SHOWN: usize = 1_500;
+const SHOWN: usize = 700;
 
 /// Something that was sent.
 struct Entry {

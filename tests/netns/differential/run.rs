@@ -15,16 +15,17 @@ use super::source::Source;
 use super::stream::Stretch;
 use super::text;
 
-/// Ids of requests: few, so that they are soon used again.
-const IDS: u16 = 200;
-/// The first of the ids of `mn`.
-const LAST_IDS: u16 = 1_000;
+/// The ids below this are used again and again.
+const FEW_IDS: u16 = 200;
 /// Most commands in one batch.
 const BATCH: usize = 64;
 /// Most datagrams that answer one batch, as the device's queue holds 256.
 const BATCH_ANSWERS: usize = 80;
 /// Most bytes of one batch.
 const BATCH_BYTES: usize = 24_000;
+
+/// The text connection of calm stretches: nothing on it is cut, or too long for a segment.
+const CALM: usize = 2;
 
 /// When a run ends.
 #[derive(Clone, Copy)]
@@ -45,7 +46,7 @@ pub struct Run {
     behind: [TcpClient; 2],
     history: History,
     tally: Tally,
-    last: u16,
+    ids: u16,
 }
 
 impl Run {
@@ -54,25 +55,28 @@ impl Run {
         let servers = [Server::start(prestack)?, Server::start(None)?];
         let families = [false, false, false, true, true];
         let sockets = families.map(|v6| Sockets::open(&servers, v6));
-        let connections = || [false, true].map(|v6| Connections::open(&servers, v6));
+        let connect = |families: &[bool]| -> Result<Vec<_>> {
+            let connections = families.iter().map(|v6| Connections::open(&servers, *v6));
+            connections.collect()
+        };
         Ok(Self {
             source: Source::new(seed),
             sockets: sockets.into_iter().collect::<Result<_>>()?,
-            text: connections().into_iter().collect::<Result<_>>()?,
-            binary: connections().into_iter().collect::<Result<_>>()?,
+            text: connect(&[false, true, false])?,
+            binary: connect(&[false, true])?,
             behind: [servers[0].behind()?, servers[1].behind()?],
             history: History::default(),
             tally: Tally::default(),
-            last: 0,
+            ids: FEW_IDS + 1,
             servers,
         })
     }
 
-    /// Sends commands up to `limit`, in stretches of about `stretch` commands; fails when an
-    /// answer differs.
-    pub fn go(&mut self, limit: Limit, stretch: usize) -> Result<()> {
+    /// Sends commands up to `limit`, and starts prestack anew after each `round` of them; fails when
+    /// an answer differs.
+    pub fn go(&mut self, limit: Limit, round: u64) -> Result<()> {
         let start = Instant::now();
-        let result = self.stretches(limit, stretch);
+        let result = self.stretches(limit, round);
         let commands = self.history.commands;
         let rate = commands as f64 / start.elapsed().as_secs_f64();
         println!("{commands} commands, {rate:.0}/s");
@@ -93,21 +97,24 @@ impl Run {
         Ok(&self.tally)
     }
 
-    fn stretches(&mut self, limit: Limit, length: usize) -> Result<()> {
+    fn stretches(&mut self, limit: Limit, round: u64) -> Result<()> {
         let start = Instant::now();
         let is_over = |commands| match limit {
             Limit::Commands(limit) => commands >= limit,
             Limit::Time(limit) => start.elapsed() >= limit,
         };
+        let mut begun = 0;
         while !is_over(self.history.commands) {
-            let stretch = Stretch::any(&mut self.source);
-            let length = if stretch.is_calm() {
-                length
-            } else {
-                length / 10
-            };
-            let end = self.history.commands + (length / 2 + self.source.below(length)) as u64;
-            self.replenish()?;
+            if self.history.commands >= begun + round {
+                begun = self.history.commands;
+                self.restart().context("restarting prestack")?;
+            }
+            let progress = (self.history.commands - begun) as f64 / round as f64;
+            let stretch = Stretch::any(&mut self.source, progress);
+            let length = stretch.length(round);
+            let length = length / 2 + self.source.below(length as usize) as u64;
+            let end = self.history.commands + length;
+            self.replenish(stretch)?;
             while self.history.commands < end && !is_over(self.history.commands) {
                 self.step(stretch)
                     .with_context(|| format!("in a stretch {stretch:?}"))?;
@@ -116,20 +123,30 @@ impl Run {
         Ok(())
     }
 
+    /// Starts prestack anew. It does not follow a TCP connection that was there before.
+    fn restart(&mut self) -> Result<()> {
+        self.servers[0].restart_prestack()?;
+        self.text[CALM] = Connections::open(&self.servers, false)?;
+        for (connections, v6) in self.binary.iter_mut().zip([false, true]) {
+            *connections = Connections::open(&self.servers, v6)?;
+        }
+        Ok(())
+    }
+
     /// Gives every hot key a value.
-    fn replenish(&mut self) -> Result<()> {
+    fn replenish(&mut self, stretch: Stretch) -> Result<()> {
         let mut batch = Vec::new();
         for key in self.source.hot_keys().to_vec() {
             let mut value = self.source.value();
             value.truncate(1_000);
             batch.push(Datagram::new(text::set(&key, &value)));
         }
-        self.datagrams(batch)
+        self.datagrams(stretch, batch)
     }
 
     fn step(&mut self, stretch: Stretch) -> Result<()> {
-        if !stretch.is_calm() && self.source.one_in(3) {
-            return if self.source.one_in(2) {
+        if self.source.one_in(stretch.datagrams_per_segment()) {
+            return if self.source.one_in(2) || stretch.is_calm() {
                 self.text_segment(stretch)
             } else {
                 self.binary_segment(stretch)
@@ -138,7 +155,7 @@ impl Run {
         let forms = stretch.counted();
         if !forms.is_empty() && self.source.one_in(4) {
             let form = forms[self.source.below(forms.len())];
-            return self.counted(form);
+            return self.counted(stretch, form);
         }
         let mut left =
             [1, 1 + self.source.below(8), 1 + self.source.below(BATCH)][self.source.below(3)];
@@ -150,14 +167,14 @@ impl Run {
             bytes += datagram.payload.len();
             batch.push(datagram);
         }
-        self.datagrams(batch)
+        self.datagrams(stretch, batch)
     }
 
     /// GETs of one form, of which is counted how many reach memcached.
-    fn counted(&mut self, form: Form) -> Result<()> {
+    fn counted(&mut self, stretch: Stretch, form: Form) -> Result<()> {
         let batch = (0..24).map(|_| form.ask(&mut self.source)).collect();
         let before = self.get_hits()?;
-        self.datagrams(batch)?;
+        self.datagrams(stretch, batch)?;
         let after = self.get_hits()?;
         let [looked_for, found] = [0, 1].map(|side| after[side] - before[side]);
         self.tally.count(form, found, looked_for);
@@ -170,13 +187,20 @@ impl Run {
     }
 
     /// Sends a batch from one of the sockets and compares the answers.
-    fn datagrams(&mut self, batch: Vec<Datagram>) -> Result<()> {
+    fn datagrams(&mut self, stretch: Stretch, batch: Vec<Datagram>) -> Result<()> {
         let socket = self.source.below(self.sockets.len());
-        let first = self.source.below(IDS.into()) as u16;
-        let ids = (0..IDS).map(|i| (first + i * 7) % IDS);
+        let (first, limit) = if stretch != Stretch::Text && self.source.one_in(8) {
+            (self.source.below(FEW_IDS.into()) as u16, FEW_IDS)
+        } else {
+            (self.ids, u16::MAX)
+        };
+        let ids = (first..limit).chain(0..);
         let batch: Vec<_> = ids.zip(batch).collect();
-        self.last = (self.last + 1) % 50;
-        let exchanged = self.sockets[socket].exchange(&batch, LAST_IDS + self.last);
+        self.ids = self
+            .ids
+            .checked_add(BATCH as u16 + 1)
+            .unwrap_or(FEW_IDS + 1);
+        let exchanged = self.sockets[socket].exchange(&batch, self.ids - 1);
         let Ok(exchanged) = exchanged else {
             for (id, datagram) in batch {
                 self.remember(socket, id, datagram);
@@ -216,21 +240,26 @@ impl Run {
 
     fn text_segment(&mut self, stretch: Stretch) -> Result<()> {
         let segment = stretch.text_segment(&mut self.source);
-        let at = self.source.below(self.text.len());
-        self.segment(true, at, segment, b"mn\r\n", b"MN\r\n")
+        let at = if stretch.is_calm() {
+            CALM
+        } else {
+            self.source.below(CALM)
+        };
+        self.segment(stretch, true, at, segment, b"mn\r\n", b"MN\r\n")
     }
 
     fn binary_segment(&mut self, stretch: Stretch) -> Result<()> {
         let segment = stretch.binary_segment(&mut self.source);
         let at = self.source.below(self.binary.len());
         let (noop, answer) = binary::noop(self.source.number() as u32);
-        self.segment(false, at, segment, &noop, &answer)
+        self.segment(stretch, false, at, segment, &noop, &answer)
     }
 
     /// Sends commands over one of the connections, sometimes in pieces, and compares what comes
     /// back up to the answer `end` to `last`.
     fn segment(
         &mut self,
+        stretch: Stretch,
         text: bool,
         at: usize,
         mut bytes: Vec<u8>,
@@ -239,7 +268,7 @@ impl Run {
     ) -> Result<()> {
         bytes.extend(last);
         let mut pieces = vec![&bytes[..]];
-        while pieces.len() < 4 && self.source.one_in(3) {
+        while !stretch.is_calm() && pieces.len() < 4 && self.source.one_in(3) {
             let piece = pieces.pop().unwrap_or_default();
             let (head, tail) = piece.split_at(self.source.below(piece.len()));
             pieces.extend([head, tail]);

@@ -18,6 +18,7 @@ const RECEIVE_BUFFER: usize = 8 << 20;
 pub struct Server {
     /// prestack; it goes first.
     pub prestack: Option<Prestack>,
+    args: Vec<String>,
     _memcached: Memcached,
     bed: Testbed,
 }
@@ -27,21 +28,41 @@ impl Server {
     pub fn start(prestack: Option<&[&str]>) -> Result<Self> {
         let bed = Testbed::new()?;
         // One thread, so that commands are executed in the order in which they come; memory enough
-        // that no item has to go.
+        // that no item has to go; and no thread that holds items while it orders them, for a number
+        // is counted down in place, and so filled up with blanks, only while nobody else holds it.
         let options = MemcachedOptions {
             threads: 1,
             memory_mib: 1024,
+            args: vec!["-o".into(), "no_lru_maintainer".into()],
             ..MemcachedOptions::default()
         };
         let memcached = Memcached::start(&bed.server, options)?;
-        let prestack = prestack
-            .map(|args| start_prestack(&bed, 0, args))
-            .transpose()?;
-        Ok(Self {
-            prestack,
+        let args = prestack.unwrap_or_default();
+        let args = args.iter().map(|arg| (*arg).to_owned()).collect();
+        let mut server = Self {
+            prestack: None,
+            args,
             _memcached: memcached,
             bed,
-        })
+        };
+        if prestack.is_some() {
+            server.prestack = Some(server.start_prestack()?);
+        }
+        Ok(server)
+    }
+
+    fn start_prestack(&self) -> Result<Prestack> {
+        let args: Vec<&str> = self.args.iter().map(String::as_str).collect();
+        start_prestack(&self.bed, 0, &args)
+    }
+
+    /// Ends prestack, if there is one, and starts it again.
+    pub fn restart_prestack(&mut self) -> Result<()> {
+        if let Some(prestack) = self.prestack.take() {
+            prestack.stop()?;
+            self.prestack = Some(self.start_prestack()?);
+        }
+        Ok(())
     }
 
     /// Its address in one of the two families.

@@ -5,8 +5,9 @@ use super::forms::{FORMS, Form};
 use super::source::Source;
 use super::{binary, meta, odd, text};
 
-/// Longest request that needs no fragments.
-const UNFRAGMENTED: usize = 1_400;
+/// Longest request in calm stretches: it needs no fragments and no second segment, and what it stores
+/// is answered by one datagram.
+const CALM_REQUEST: usize = 1_200;
 
 /// A while in which commands of some kinds are sent: where everything is sent at any time, hardly
 /// anything stays in the cache long enough to be served.
@@ -23,12 +24,36 @@ pub enum Stretch {
 }
 
 impl Stretch {
-    /// One of them.
-    pub fn any(source: &mut Source) -> Self {
-        [Self::Text, Self::Calm, Self::Calm, Self::Busy, Self::Wild][source.below(5)]
+    /// One of them, where so much of the time since prestack was started is over. Requests that may
+    /// never be answered are remembered for half a minute, and while many are, nothing is learnt: so
+    /// the wildest stretches come last.
+    pub fn any(source: &mut Source, progress: f64) -> Self {
+        let stretches: &[&Self] = match progress {
+            ..0.2 => &[&Self::Text],
+            ..0.8 => &[&Self::Text, &Self::Calm, &Self::Calm, &Self::Busy],
+            _ => &[&Self::Calm, &Self::Busy, &Self::Wild],
+        };
+        *source.pick(stretches)
     }
 
-    /// Whether the cache comes to serve.
+    /// About how many commands it takes, of a round of so many.
+    pub fn length(self, round: u64) -> u64 {
+        match self {
+            Self::Text | Self::Calm => round / 50,
+            Self::Busy | Self::Wild => round / 200,
+        }
+    }
+
+    /// One in so many times a TCP connection is used.
+    pub fn datagrams_per_segment(self) -> usize {
+        match self {
+            Self::Text => 200,
+            Self::Calm => 50,
+            Self::Busy | Self::Wild => 3,
+        }
+    }
+
+    /// Whether nothing is sent that may empty the cache.
     pub fn is_calm(self) -> bool {
         matches!(self, Self::Text | Self::Calm)
     }
@@ -47,7 +72,7 @@ impl Stretch {
         match self {
             Self::Text | Self::Calm => loop {
                 let datagram = self.calm_datagram(source);
-                if datagram.payload.len() <= UNFRAGMENTED {
+                if datagram.payload.len() <= CALM_REQUEST {
                     return datagram;
                 }
             },
@@ -63,7 +88,6 @@ impl Stretch {
     fn calm_datagram(self, source: &mut Source) -> Datagram {
         let is_write = source.one_in(50);
         match (self, source.below(3)) {
-            (Self::Text, 0) if is_write => Datagram::new(meta::write(source, true)),
             (Self::Text, _) if is_write => Datagram::new(text::write(source, true)),
             (Self::Text, _) => {
                 let keys = 1 + source.below(2) * source.below(6);
@@ -80,14 +104,25 @@ impl Stretch {
 
     /// What is sent over a text connection at once.
     pub fn text_segment(self, source: &mut Source) -> Vec<u8> {
+        if self.is_calm() {
+            return loop {
+                let write = text::write(source, true);
+                if write.len() <= CALM_REQUEST {
+                    break write;
+                }
+            };
+        }
+        // A GET that is refused drops the answers to what came before it, if they have not been sent.
+        if self == Self::Wild && source.one_in(8) {
+            return odd::line(source);
+        }
         let commands = [1, 1, 2 + source.below(6)][source.below(3)];
-        // Counting up in place leaves blanks behind, and is only done when no answer with the item
-        // is still to be sent: that depends on how much memcached has read at once.
+        // A number is counted down in place only while no answer with it is still to be sent: that
+        // depends on how much memcached has read at once.
         let writes = source.one_in(2);
         let mut segment = Vec::new();
         for _ in 0..commands {
             segment.extend(match source.below(20) {
-                0 if self == Self::Wild => odd::line(source),
                 1 if self == Self::Wild && source.one_in(30) => text::flush(source),
                 0..6 if writes => meta::write(source, false),
                 _ if writes => text::write(source, false),
