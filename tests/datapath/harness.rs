@@ -36,6 +36,10 @@ pub struct Setup {
     pub remember: Duration,
     pub doors: Vec<DoorSpec>,
     pub allow: Vec<IpNet>,
+    pub serve_reserved_ports: bool,
+    /// Zero means no limit.
+    pub rate_interval: Duration,
+    pub rate_burst: Duration,
 }
 
 impl Default for Setup {
@@ -54,6 +58,9 @@ impl Default for Setup {
             allow: ["10.0.0.0/24", "fd00::/64"]
                 .map(|net| net.parse().expect("a network"))
                 .to_vec(),
+            serve_reserved_ports: false,
+            rate_interval: Duration::ZERO,
+            rate_burst: Duration::ZERO,
         }
     }
 }
@@ -87,6 +94,9 @@ impl Setup {
             remember_ns: clock::nanoseconds(self.remember),
             buckets: self.buckets,
             mtu: self.mtu,
+            serve_reserved_ports: self.serve_reserved_ports.into(),
+            rate_interval_ns: clock::nanoseconds(self.rate_interval),
+            rate_burst_ns: clock::nanoseconds(self.rate_burst),
             ..Config::empty()
         };
         assert!(self.buckets <= BUCKETS);

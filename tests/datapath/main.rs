@@ -19,6 +19,7 @@ mod packet;
 mod passing;
 mod protocols;
 mod refresh;
+mod security;
 mod tcp;
 mod tickets;
 mod writes;

@@ -168,12 +168,17 @@ impl Controls {
         self.epoch(backend).fetch_add(1, Ordering::SeqCst);
     }
 
-    /// Empties a backend's cache, and keeps it empty for `settle` from now: writes that were not
-    /// seen may be under way. That it answers over UDP has to be seen anew.
-    pub fn empty_and_settle(&self, backend: u8, settle: Duration) {
+    /// A backend has to be seen answering over UDP, anew, before it is served there.
+    pub fn doubt_udp(&self, backend: u8) {
         self.backends
             .atomic_u64(backend.into(), offset_of!(Backend, answers_udp))
             .store(0, Ordering::SeqCst);
+    }
+
+    /// Empties a backend's cache, and keeps it empty for `settle` from now: writes that were not
+    /// seen may be under way. That it answers over UDP has to be seen anew.
+    pub fn empty_and_settle(&self, backend: u8, settle: Duration) {
+        self.doubt_udp(backend);
         let until = clock::now_ns() + covering_ns(settle);
         self.backends
             .atomic_u64(backend.into(), offset_of!(Backend, quiet_until))

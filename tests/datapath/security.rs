@@ -1,0 +1,156 @@
+//! Who is not answered, although what was asked for is in the cache.
+
+use std::time::Duration;
+
+use crate::bytes::hit;
+use crate::harness::{Datapath, Setup, Verdict, wait};
+use crate::packet::{PORT, PacketBuilder, SERVER4};
+
+fn filled(setup: &Setup) -> Datapath {
+    let mut path = Datapath::with(setup);
+    path.fill("key", "value");
+    path
+}
+
+/// The request is passed in the plain form of a GET and in every other.
+fn assert_refused(path: &mut Datapath, alter: impl Fn(PacketBuilder) -> PacketBuilder) {
+    for text in ["get key\r\n", "get  key\r\n", "get key key\r\n"] {
+        let request = path.request(text);
+        assert_eq!(
+            path.rx(&request),
+            Verdict::Served(reply_to(text)),
+            "{text:?} as it is"
+        );
+        let request = path.request(text);
+        path.pass(&alter(request));
+    }
+}
+
+fn reply_to(text: &str) -> Vec<u8> {
+    let block = hit("key", "value");
+    match text {
+        "get key key\r\n" => [&block[..block.len() - 5], &block].concat(),
+        _ => block,
+    }
+}
+
+#[test]
+fn ports_of_servers() {
+    let mut path = filled(&Setup::default());
+    for port in [0, 1, 53, 123, 1023, 11211, PORT] {
+        assert_refused(&mut path, |request| request.client_port(port));
+    }
+    assert_eq!(path.stats().spoof_prone, 21);
+    assert_eq!(path.stats().not_allowed, 0);
+}
+
+#[test]
+fn reserved_ports_may_be_served() {
+    let mut path = filled(&Setup {
+        serve_reserved_ports: true,
+        ..Setup::default()
+    });
+    for port in [0, 1, 53, 1023] {
+        let request = path.get_of("key").client_port(port);
+        assert_eq!(path.rx(&request), Verdict::Served(hit("key", "value")));
+    }
+    assert_refused(&mut path, |request| request.client_port(PORT));
+}
+
+#[test]
+fn the_backend_itself() {
+    let anybody = ["0.0.0.0/0", "::/0"].map(|net| net.parse().expect("a network"));
+    let mut path = filled(&Setup {
+        allow: anybody.to_vec(),
+        ..Setup::default()
+    });
+    assert_refused(&mut path, |request| request.from((SERVER4, PORT)));
+}
+
+#[test]
+fn group_addresses() {
+    let anybody = ["0.0.0.0/0", "::/0"].map(|net| net.parse().expect("a network"));
+    let mut path = filled(&Setup {
+        allow: anybody.to_vec(),
+        ..Setup::default()
+    });
+    for mac in [[0xff; 6], [1, 0, 0x5e, 0, 0, 1], [0x33, 0x33, 0, 0, 0, 1]] {
+        assert_refused(&mut path, |mut request| {
+            request.destination_mac = mac;
+            request
+        });
+        assert_refused(&mut path, |mut request| {
+            request.source_mac = mac;
+            request
+        });
+    }
+    for source in [
+        "0.0.0.0",
+        "224.0.0.1",
+        "239.255.255.250",
+        "240.0.0.1",
+        "255.255.255.255",
+    ] {
+        let source: std::net::Ipv4Addr = source.parse().expect("an address");
+        assert_refused(&mut path, |request| request.from((source, 40_000)));
+    }
+    for source in ["::", "ff02::1", "ff0e::1"] {
+        let source: std::net::Ipv6Addr = source.parse().expect("an address");
+        let request = path.get_of("key").v6().from((source, 40_000));
+        path.pass(&request);
+    }
+}
+
+#[test]
+fn the_broadcast_address_of_an_allowed_network() {
+    let mut path = filled(&Setup::default());
+    for source in [[10, 0, 0, 255], [10, 0, 0, 0]] {
+        assert_refused(&mut path, |request| request.from((source, 40_000)));
+    }
+    // RFC 3021: of two hosts none is the broadcast address; a single one is not either.
+    for (network, source) in [("10.0.0.8/31", 8), ("10.0.0.8/31", 9), ("10.0.0.7/32", 7)] {
+        let mut path = filled(&Setup {
+            allow: vec![network.parse().expect("a network")],
+            ..Setup::default()
+        });
+        let request = path.get_of("key").from(([10, 0, 0, source], 40_000));
+        assert_eq!(path.rx(&request), Verdict::Served(hit("key", "value")));
+    }
+}
+
+#[test]
+fn a_memcached_that_was_not_seen_answering_over_udp() {
+    let mut path = filled(&Setup::default());
+    path.kernel().controls.doubt_udp(0);
+    for text in ["get key\r\n", "get key key\r\n", "gets key\r\n"] {
+        path.only_pass(text);
+    }
+    path.exchange("mn\r\n", "MN\r\n");
+    path.assert_hit("key", "value");
+}
+
+#[test]
+fn a_source_above_its_rate() {
+    // A hit every 50 ms, and no more than two at once.
+    let interval = Duration::from_millis(50);
+    let mut path = filled(&Setup {
+        rate_interval: interval,
+        rate_burst: interval,
+        ..Setup::default()
+    });
+    let hits = |path: &mut Datapath, host: u8| {
+        let asked = (0..10)
+            .map(|_| path.get_of("key").from(([10, 0, 0, host], 40_000)))
+            .collect::<Vec<_>>();
+        asked
+            .iter()
+            .filter(|request| path.rx(request) != Verdict::Passed)
+            .count()
+    };
+    assert!((2..=3).contains(&hits(&mut path, 2)));
+    assert!(path.stats().rate_limited >= 7);
+    // Another source has its own.
+    assert!((2..=3).contains(&hits(&mut path, 3)));
+    wait(4 * interval);
+    assert!((2..=3).contains(&hits(&mut path, 2)));
+}
