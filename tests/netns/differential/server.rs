@@ -58,7 +58,7 @@ impl Server {
 
     /// Ends prestack, if there is one, and starts it again.
     pub fn restart_prestack(&mut self) -> Result<()> {
-        if let Some(prestack) = self.prestack.take() {
+        if let Some(mut prestack) = self.prestack.take() {
             prestack.stop()?;
             self.prestack = Some(self.start_prestack()?);
         }
