@@ -16,7 +16,7 @@ const RUNTIME: &[Requirement] = &[
 
 /// What the tests need beyond that.
 const TESTS: &[Requirement] = &[
-    Requirement::program("memcstat", "libmemcached-tools"),
+    Requirement::program("memccapable", "libmemcached-tools"),
     Requirement::file(
         "/usr/lib/python3/dist-packages/pymemcache",
         "python3-pymemcache",
