@@ -4,6 +4,7 @@
 mod allow;
 mod backends;
 mod changes;
+mod classic;
 mod clients;
 mod coherence;
 mod daemon;

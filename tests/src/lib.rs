@@ -2,6 +2,7 @@
 
 pub mod attached;
 pub mod binary;
+pub mod classic;
 pub mod history;
 pub mod kernel;
 pub mod stage;

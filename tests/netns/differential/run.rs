@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use prestack_testbed::TcpClient;
+use prestack_tests::stage::store;
 
-use super::binary;
 use super::command::{Comparison, Datagram};
 use super::datagrams::Sockets;
 use super::forms::{Form, Tally};
@@ -13,7 +13,7 @@ use super::history::History;
 use super::server::{Connections, Server, get_hits};
 use super::source::Source;
 use super::stream::Stretch;
-use super::text;
+use super::{binary, say, text};
 
 /// The ids below this are used again and again.
 const FEW_IDS: u16 = 200;
@@ -79,7 +79,7 @@ impl Run {
         let result = self.stretches(limit, round);
         let commands = self.history.commands;
         let rate = commands as f64 / start.elapsed().as_secs_f64();
-        println!("{commands} commands, {rate:.0}/s");
+        say(&format!("{commands} commands, {rate:.0}/s"));
         result.with_context(|| {
             format!(
                 "after {commands} commands, the last being\n{}",
@@ -88,9 +88,24 @@ impl Run {
         })
     }
 
+    /// Changes every hot key at both servers without prestack seeing it.
+    pub fn write_unseen(&mut self) -> Result<()> {
+        for client in &mut self.behind {
+            for key in self.source.hot_keys() {
+                store(client, key, b"unseen")?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Asks for hot keys; fails when an answer differs.
+    pub fn get_hot_keys(&mut self) -> Result<()> {
+        (0..10).try_for_each(|_| self.counted(Stretch::Text, Form::Get))
+    }
+
     /// Prints what was served, and returns it.
     pub fn tally(&self) -> Result<&Tally> {
-        println!("{}", self.tally);
+        say(&self.tally.to_string());
         if let Some(prestack) = &self.servers[0].prestack {
             println!("{}", prestack.instance().command(&["stats"])?);
         }
