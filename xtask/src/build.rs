@@ -1,4 +1,4 @@
-//! Building the BPF object, and the programs that carry or test it.
+//! Building the BPF objects, and the programs that carry or test it.
 
 use std::{
     collections::BTreeMap,
@@ -14,8 +14,12 @@ use cargo_metadata::{Artifact, Message};
 use crate::{process, toolchain};
 
 const PRESTACK: &str = "prestack";
-/// The BPF programs.
-pub const BPF_PACKAGE: &str = "prestack-ebpf";
+/// The packages of BPF programs, each with the name of the object that it becomes: prestack's own,
+/// and those that measure them.
+pub const BPF_PACKAGES: [(&str, &str); 2] = [
+    ("prestack-ebpf", "prestack.bpf.o"),
+    ("prestack-bench-ebpf", "prestack-bench.bpf.o"),
+];
 const BPF_TARGET: &str = "bpfel-unknown-none";
 
 /// Debug information becomes BTF, which the loader needs for the maps.
@@ -23,7 +27,13 @@ const BPF_RUSTFLAGS: &str = "-C debuginfo=2 -C link-arg=--btf";
 
 /// Everything that compiles for the host. One selection for all commands, for another one can mean
 /// other features of the dependencies, and so compiling these again.
-pub const HOST_PACKAGES: [&str; 3] = ["--workspace", "--exclude", BPF_PACKAGE];
+pub const HOST_PACKAGES: [&str; 5] = [
+    "--workspace",
+    "--exclude",
+    BPF_PACKAGES[0].0,
+    "--exclude",
+    BPF_PACKAGES[1].0,
+];
 
 /// How to build the prestack binary.
 #[derive(Clone, Copy)]
@@ -34,8 +44,8 @@ pub enum Profile {
     Release,
 }
 
-/// Builds the BPF object, which the prestack crate embeds.
-pub fn bpf_object() -> Result<()> {
+/// Builds the BPF objects, which crates for the host embed.
+pub fn bpf_objects() -> Result<()> {
     // A target directory of its own: sharing it would mean waiting for the lock of a cargo that
     // builds for the host.
     let directory = process::workspace().join("target/bpf");
@@ -43,16 +53,20 @@ pub fn bpf_object() -> Result<()> {
     process::run(
         toolchain
             .cargo()
-            .args(["build", "--quiet", "--release", "--package", BPF_PACKAGE])
+            .args(["build", "--quiet", "--release"])
+            .args(BPF_PACKAGES.map(|(package, _)| format!("--package={package}")))
             .args(["--target", BPF_TARGET, "-Z", "build-std=core"])
             .arg("--target-dir")
             .arg(&directory)
             .env("RUSTFLAGS", BPF_RUSTFLAGS),
     )?;
-    let built = directory.join(BPF_TARGET).join("release").join(BPF_PACKAGE);
-    let object = directory.join("prestack.bpf.o");
-    publish(&built, &object)
-        .with_context(|| format!("cannot copy {} to {}", built.display(), object.display()))
+    for (package, object) in BPF_PACKAGES {
+        let built = directory.join(BPF_TARGET).join("release").join(package);
+        let object = directory.join(object);
+        publish(&built, &object)
+            .with_context(|| format!("cannot copy {} to {}", built.display(), object.display()))?;
+    }
+    Ok(())
 }
 
 /// Copies a file, unless the copy is there already: its age decides whether cargo rebuilds what
@@ -69,9 +83,9 @@ fn publish(from: &Path, to: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Builds the BPF object and the prestack binary, and returns the binary's path.
+/// Builds the BPF objects and the prestack binary, and returns the binary's path.
 pub fn prestack(profile: Profile) -> Result<PathBuf> {
-    bpf_object()?;
+    bpf_objects()?;
     let mut args = vec!["--package", PRESTACK, "--bin", PRESTACK];
     if let Profile::Release = profile {
         args.push("--release");
@@ -79,12 +93,12 @@ pub fn prestack(profile: Profile) -> Result<PathBuf> {
     Ok(host(&args)?.program(PRESTACK)?.to_owned())
 }
 
-/// Builds the BPF object, the prestack binary and a selection of other programs and tests, all
+/// Builds the BPF objects, the prestack binary and a selection of other programs and tests, all
 /// with the dev profile: it is quick to build, and checks for overflows.
 ///
 /// One command, because what cargo builds together shares the dependencies and their features.
 pub fn for_tests(selection: &[&str]) -> Result<Built> {
-    bpf_object()?;
+    bpf_objects()?;
     host(&[&HOST_PACKAGES[..], &["--bin", PRESTACK], selection].concat())
 }
 

@@ -5,15 +5,15 @@ use std::process::Command;
 use anyhow::Result;
 
 use crate::{
-    build::{self, BPF_PACKAGE, HOST_PACKAGES},
+    build::{self, BPF_PACKAGES, HOST_PACKAGES},
     process,
 };
 
 /// Checks them all; any warning is an error.
 pub fn run() -> Result<()> {
     process::run(process::cargo().args(["fmt", "--all", "--check"]))?;
-    // The prestack crate embeds the object, and so does not compile without one.
-    build::bpf_object()?;
+    // Crates for the host embed the objects, and so do not compile without them.
+    build::bpf_objects()?;
     clippy(
         process::cargo()
             .args(["clippy", "--all-targets"])
@@ -22,7 +22,8 @@ pub fn run() -> Result<()> {
     // A program without std cannot unwind, and the host's default is to unwind.
     clippy(
         process::cargo()
-            .args(["clippy", "--package", BPF_PACKAGE])
+            .arg("clippy")
+            .args(BPF_PACKAGES.map(|(package, _)| format!("--package={package}")))
             .env("CARGO_PROFILE_DEV_PANIC", "abort"),
     )?;
     process::run(

@@ -153,12 +153,7 @@ impl Comparison {
 
 /// The side that rounds of the same kind give together.
 pub(crate) fn combine(rounds: &[Side]) -> Side {
-    let median = |field: fn(&Side) -> f64| {
-        let mut values: Vec<f64> = rounds.iter().map(field).collect();
-        values.sort_by(f64::total_cmp);
-        let (low, high) = ((values.len() - 1) / 2, values.len() / 2);
-        (values[low] + values[high]) / 2.0
-    };
+    let median = |field: fn(&Side) -> f64| median(rounds.iter().map(field));
     let sum = |field: fn(&Side) -> u64| rounds.iter().map(field).sum();
     Side {
         median: Outcome {
@@ -174,6 +169,14 @@ pub(crate) fn combine(rounds: &[Side]) -> Side {
         },
         hit_ratio: median(|side| side.hit_ratio),
     }
+}
+
+/// The middle one of some values, of which there is one at least, or the mean of the two there.
+pub(crate) fn median(values: impl Iterator<Item = f64>) -> f64 {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_by(f64::total_cmp);
+    let (low, high) = ((values.len() - 1) / 2, values.len() / 2);
+    (values[low] + values[high]) / 2.0
 }
 
 /// Memory that holds the workload's items without eviction.

@@ -73,6 +73,20 @@ impl Dataset {
         datagram[end - DIGITS..end].copy_from_slice(&digits(n));
     }
 
+    /// memcached's answer to [the request](Self::write_request) for item `n`: a whole datagram.
+    pub(crate) fn reply(&self, n: u32, id: u16) -> Vec<u8> {
+        let mut reply = id.to_be_bytes().to_vec();
+        reply.extend([0, 0, 0, 1, 0, 0]);
+        reply.extend(b"VALUE ");
+        reply.extend(&self.request[FRAME + 4..self.request.len() - 2 - DIGITS]);
+        reply.extend(digits(n));
+        reply.extend(&self.middle);
+        self.words(n)
+            .for_each(|(word, len)| reply.extend(&word[..len]));
+        reply.extend(b"\r\nEND\r\n");
+        reply
+    }
+
     /// Whether `datagram` is, byte for byte, what memcached answers to
     /// [the request](Self::write_request) for item `n`.
     pub(crate) fn is_reply(&self, n: u32, id: u16, datagram: &[u8]) -> bool {
@@ -169,6 +183,7 @@ mod tests {
             let frame = [0xab, 0xcd, 0, 0, 0, 1, 0, 0];
             let reply = [&frame[..], header.as_bytes(), value, b"END\r\n"].concat();
             assert!(set.is_reply(0x3e7, 0xabcd, &reply));
+            assert_eq!(set.reply(0x3e7, 0xabcd), reply);
             assert!(!set.is_reply(0x3e6, 0xabcd, &reply));
             assert!(!set.is_reply(0x3e7, 0xabcc, &reply));
             assert!(reply.len() <= set.reply_capacity());

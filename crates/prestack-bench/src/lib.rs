@@ -6,6 +6,7 @@ mod comparison;
 pub mod dataset;
 pub mod demo;
 mod interrupt;
+mod kernel;
 pub mod load;
 pub mod popularity;
 mod progress;

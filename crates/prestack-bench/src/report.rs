@@ -102,7 +102,7 @@ fn cpus(cpus: &[usize]) -> String {
 }
 
 /// A number without fraction, its thousands apart.
-fn whole(number: f64) -> String {
+pub(crate) fn whole(number: f64) -> String {
     let digits = format!("{number:.0}");
     let mut text = String::new();
     for (i, digit) in digits.chars().enumerate() {

@@ -47,7 +47,10 @@ pub enum Command {
     ///
     /// Needs root and memcached, takes about half a minute and leaves nothing behind.
     Demo(DemoOptions),
-    /// Measure what docs/benchmarks.md tells, in a testbed of network namespaces
+    /// Measure what docs/benchmarks.md tells
+    ///
+    /// Packets in the kernel, and requests in a testbed of network namespaces. Needs root and
+    /// memcached, and leaves nothing behind.
     Bench(BenchOptions),
 }
 

@@ -6,6 +6,7 @@ use clap::Parser as _;
 use prestack::{
     cli::{Cli, Command},
     commands,
+    object::OBJECT,
 };
 use tracing::Level;
 
@@ -40,7 +41,7 @@ fn main() -> ExitCode {
             commands::detach::detach(args).and_then(|text| commands::print(&text))
         }
         Command::Demo(options) => with_causes(prestack_bench::demo::run(options)),
-        Command::Bench(options) => with_causes(prestack_bench::bench::run(options)),
+        Command::Bench(options) => with_causes(prestack_bench::bench::run(options, OBJECT)),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

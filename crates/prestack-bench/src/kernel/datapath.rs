@@ -1,0 +1,131 @@
+//! prestack's programs with a cache of their own, attached to nothing.
+
+use std::collections::HashMap;
+
+use anyhow::{Context, Result, ensure};
+use aya::maps::{Array, PerCpuArray};
+use aya::programs::{SchedClassifier, Xdp};
+use aya::{Ebpf, EbpfLoader};
+use prestack_abi::cache::BUCKET_BYTES;
+use prestack_abi::config::{Config, Door, MAPPED_V4, Net4};
+use prestack_abi::names;
+use prestack_abi::stats::Stats;
+
+use super::packet::{NETWORK, PORT, SERVER};
+use super::programs::{Element, Ran, map_mut, program, program_mut, refused, run_once};
+
+/// `XDP_PASS` (include/uapi/linux/bpf.h).
+const XDP_PASS: u32 = 2;
+/// Longer than any measurement, in ns: nothing that time brings about happens.
+const HOUR: u64 = 3_600_000_000_000;
+/// For how long an unanswered request is remembered, in ns, as `prestack run` sets it.
+const REMEMBER: u64 = 130_000_000_000;
+
+/// The loaded programs and maps.
+pub(super) struct Datapath {
+    ebpf: Ebpf,
+}
+
+impl Datapath {
+    /// Loads the `object` with a cache of `memory_mib` MiB.
+    pub(super) fn load(object: &[u8], memory_mib: u32) -> Result<Self> {
+        let buckets = ((u64::from(memory_mib) << 20) / BUCKET_BYTES as u64) as u32;
+        let mut ebpf = EbpfLoader::new()
+            .map_max_entries(names::INDEX, buckets)
+            .map_max_entries(names::BLOCKS, buckets)
+            .map_max_entries(names::CONTROL, buckets)
+            .load(object)
+            .with_context(|| format!("loading a cache of {memory_mib} MiB into the kernel"))?;
+        program_mut::<Xdp>(&mut ebpf, names::RX)?
+            .load()
+            .map_err(|error| refused(names::RX, error))?;
+        program_mut::<SchedClassifier>(&mut ebpf, names::TX)?
+            .load()
+            .map_err(|error| refused(names::TX, error))?;
+        let mut map: Array<_, Element<Config>> = map_mut(&mut ebpf, names::CONFIG)?;
+        map.set(0, Element(config(buckets)), 0)?;
+        Ok(Self { ebpf })
+    }
+
+    /// `rx`.
+    pub(super) fn rx(&self) -> Result<&Xdp> {
+        program(&self.ebpf, names::RX)
+    }
+
+    /// Runs `rx` once.
+    pub(super) fn run_rx(&self, packet: &[u8]) -> Result<Ran> {
+        run_once(self.rx()?, packet)
+    }
+
+    /// Lets a request through and the answer out, as if memcached had given it.
+    pub(super) fn exchange(&self, request: &[u8], reply: &[u8]) -> Result<()> {
+        let action = self.run_rx(request)?.action;
+        ensure!(
+            action == XDP_PASS,
+            "an empty cache did not let a request pass (XDP action {action})"
+        );
+        self.answer(reply)
+    }
+
+    /// Lets an answer of memcached's out.
+    pub(super) fn answer(&self, reply: &[u8]) -> Result<()> {
+        let tx: &SchedClassifier = program(&self.ebpf, names::TX)?;
+        run_once(tx, reply).map(|_| ())
+    }
+
+    /// The counters, added up over the CPUs.
+    pub(super) fn stats(&self) -> Result<Stats> {
+        let map = self.ebpf.map(names::STATS).context("there is no STATS")?;
+        let map = PerCpuArray::<_, Element<Stats>>::try_from(map)?;
+        let mut sum = Stats::default();
+        for Element(stats) in map.get(&0, 0)?.iter() {
+            sum.add(stats);
+        }
+        Ok(sum)
+    }
+}
+
+/// The counters that have changed.
+pub(super) fn changes(before: &Stats, after: &Stats) -> HashMap<&'static str, u64> {
+    let pairs = before.iter().zip(after.iter());
+    pairs
+        .map(|((name, before), (_, after))| (name, after - before))
+        .filter(|(_, change)| *change != 0)
+        .collect()
+}
+
+/// As `prestack run` configures a memcached that listens on all addresses of a host with an IPv4
+/// and an IPv6 address.
+fn config(buckets: u32) -> Config {
+    let mut config = Config {
+        seed: 0x0123_4567_89ab_cdef,
+        serve_until: u64::MAX,
+        max_age_ns: HOUR,
+        refresh_age_ns: HOUR,
+        settle_ns: HOUR,
+        remember_ns: REMEMBER,
+        buckets,
+        mtu: 1500,
+        doors_len: 3,
+        allow4_len: 1,
+        ..Config::empty()
+    };
+    let door = |address, flags| Door {
+        address,
+        port: PORT.to_be(),
+        backend: 0,
+        flags,
+    };
+    let v4 = [0, 0, MAPPED_V4, u32::from_ne_bytes(SERVER)];
+    let v6 = [0xfd00_u32 << 16, 0, 0, 1].map(u32::to_be);
+    config.doors[0] = door(v4, Door::SERVE_UDP);
+    config.doors[1] = door(v6, Door::SERVE_UDP);
+    config.doors[2] = door([0; 4], Door::ANY_ADDRESS);
+    config.add_port(PORT);
+    let (address, mask) = NETWORK;
+    config.allow4[0] = Net4 {
+        address: u32::from_ne_bytes(address),
+        mask: u32::from_ne_bytes(mask),
+    };
+    config
+}

@@ -1,0 +1,198 @@
+//! Measurements on one filled cache.
+
+use anyhow::{Context, Result, bail, ensure};
+
+use super::datapath::{Datapath, changes};
+use super::packet::{self, OTHER_PORT, PORT};
+use super::sequence::Keys;
+use super::source::{KEY_SIZE, Room, Source, payload};
+use super::{Cost, Kind, Setup};
+use crate::dataset::Dataset;
+use crate::interrupt;
+use crate::progress::Progress;
+use crate::report::whole;
+
+/// `XDP_TX` (include/uapi/linux/bpf.h).
+const XDP_TX: u32 = 3;
+/// Test runs of a round, and packets in each. Every one takes some milliseconds beside the packets'
+/// time: the kernel waits for all CPUs to have seen that it starts.
+const RUNS: [u32; 2] = [4, 128_000];
+/// The same for requests that are let through. After each run they are answered: prestack does not
+/// have to remember more than it can.
+const MISS_RUNS: [u32; 2] = [50, 1_024];
+/// Greatest share of packets that may take another way than they should. Keys that agree in place
+/// and tag evict each other, and chance fills a set of the memory of unanswered requests.
+const STRAYS: f64 = 0.01;
+
+/// A cache with all keys of a dataset in it.
+pub(super) struct Filled {
+    setup: Setup,
+    dataset: Dataset,
+    datapath: Datapath,
+}
+
+impl Filled {
+    /// Loads prestack's `object` and has every key asked for and answered once.
+    pub(super) fn new(object: &[u8], setup: Setup) -> Result<Self> {
+        let dataset = Dataset::new(setup.keys, KEY_SIZE, setup.value_size)?;
+        let datapath = Datapath::load(object, setup.memory_mib)?;
+        let mut datagram = vec![0; dataset.request_len()];
+        for n in 0..setup.keys {
+            let id = n as u16;
+            dataset.write_request(n, id, &mut datagram);
+            datapath.exchange(
+                &packet::to_server(PORT, &datagram),
+                &packet::to_client(&dataset.reply(n, id)),
+            )?;
+            if n % 10_000 == 0 {
+                interrupt::check()?;
+            }
+        }
+        let fills = datapath.stats()?.fills;
+        ensure!(
+            fills == u64::from(setup.keys),
+            "{fills} answers of {} were stored",
+            setup.keys
+        );
+        Ok(Self {
+            setup,
+            dataset,
+            datapath,
+        })
+    }
+
+    /// Measures what packets of a kind cost: medians of `rounds`, in each of which the program
+    /// that does nothing takes its turn as well.
+    pub(super) fn measure(&self, kind: Kind, rounds: u32, progress: &Progress) -> Result<Cost> {
+        let Setup {
+            keys,
+            value_size,
+            memory_mib,
+            ..
+        } = self.setup;
+        let (first, port, room) = match kind {
+            Kind::Hit => (0, PORT, Room::Tail),
+            Kind::HitGrownAtHead => (0, PORT, Room::Head),
+            Kind::Miss => (keys, PORT, Room::Tail),
+            Kind::OtherPort => (0, OTHER_PORT, Room::Tail),
+        };
+        let asked = Keys { first, count: keys };
+        let mut source = Source::load(&self.dataset, asked, port, room)?;
+        self.check_source(&mut source, port)
+            .context("the source of requests")?;
+        self.check_replies(asked, kind)?;
+        // The first runs find caches cold.
+        self.round(&mut source, kind)?;
+        let mut costs = Vec::new();
+        for round in 1..=rounds {
+            progress.step(&format!(
+                "{kind}, {} keys, values of {value_size} bytes: round {round}",
+                whole(keys.into())
+            ));
+            costs.push(self.round(&mut source, kind)?);
+        }
+        let median = |of: fn(&(f64, f64)) -> f64| crate::comparison::median(costs.iter().map(of));
+        Ok(Cost {
+            packet: kind,
+            keys,
+            value_size,
+            memory_mib,
+            rx_ns: median(|(rx, _)| *rx),
+            echo_ns: median(|(_, echo)| *echo),
+            net_ns: median(|(rx, echo)| rx - echo),
+            rounds_net_ns: costs.iter().map(|(rx, echo)| rx - echo).collect(),
+        })
+    }
+
+    /// The source makes the packets that are expected of it.
+    fn check_source(&self, source: &mut Source, port: u16) -> Result<()> {
+        source.aim(None)?;
+        for (key, id) in source.upcoming(100) {
+            let ran = source.run_once()?;
+            let mut datagram = vec![0; self.dataset.request_len()];
+            self.dataset.write_request(key, id, &mut datagram);
+            let expected = packet::to_server(port, &datagram);
+            ensure!(
+                ran.action == XDP_TX && ran.packet == expected,
+                "it made {:x?}, not {expected:x?}",
+                ran.packet
+            );
+        }
+        Ok(())
+    }
+
+    /// Hits are answered as memcached would.
+    fn check_replies(&self, asked: Keys, kind: Kind) -> Result<()> {
+        if !matches!(kind, Kind::Hit | Kind::HitGrownAtHead) {
+            return Ok(());
+        }
+        let mut datagram = vec![0; self.dataset.request_len()];
+        let mut hits = 0;
+        for (key, id) in (0..100).map(|n| asked.request(n)) {
+            self.dataset.write_request(key, id, &mut datagram);
+            let ran = self.datapath.run_rx(&packet::to_server(PORT, &datagram))?;
+            if ran.action != XDP_TX {
+                continue;
+            }
+            hits += 1;
+            ensure!(
+                self.dataset.is_reply(key, id, payload(&ran.packet)),
+                "a wrong answer for key {key}: {}",
+                payload(&ran.packet).escape_ascii()
+            );
+        }
+        ensure!(hits >= 97, "{hits} of 100 keys were answered");
+        Ok(())
+    }
+
+    /// Nanoseconds of a packet through prestack, and through the program that does nothing.
+    fn round(&self, source: &mut Source, kind: Kind) -> Result<(f64, f64)> {
+        interrupt::check()?;
+        source.aim(None)?;
+        let echo = self.run(source, kind, false)?;
+        source.aim(Some(self.datapath.rx()?))?;
+        let before = self.datapath.stats()?;
+        let rx = self.run(source, kind, true)?;
+        let changes = changes(&before, &self.datapath.stats()?);
+        let count = |name| changes.get(name).copied().unwrap_or(0);
+        let [runs, packets] = runs(kind);
+        let packets = u64::from(runs * packets);
+        let are_few = |n: u64| n as f64 <= STRAYS * packets as f64;
+        let is_right = match kind {
+            Kind::Hit | Kind::HitGrownAtHead => {
+                count("udp_hits") + count("udp_misses") == packets && are_few(count("udp_misses"))
+            }
+            Kind::Miss => count("udp_misses") == packets && are_few(count("requests_lost")),
+            Kind::OtherPort => changes.is_empty(),
+        };
+        if !is_right {
+            bail!("{packets} packets were to be: {kind}. The counters say: {changes:?}");
+        }
+        Ok((rx, echo))
+    }
+
+    /// Nanoseconds of a packet. prestack sees misses answered.
+    fn run(&self, source: &mut Source, kind: Kind, is_prestack: bool) -> Result<f64> {
+        let [runs, packets] = runs(kind);
+        let mut nanoseconds = 0;
+        for _ in 0..runs {
+            let requests = source.upcoming(packets);
+            nanoseconds += source.run(packets)?.as_nanos();
+            if kind == Kind::Miss && is_prestack {
+                for (_, id) in requests {
+                    let [high, low] = id.to_be_bytes();
+                    let reply = [&[high, low, 0, 0, 0, 1, 0, 0], &b"END\r\n"[..]].concat();
+                    self.datapath.answer(&packet::to_client(&reply))?;
+                }
+            }
+        }
+        Ok(nanoseconds as f64 / f64::from(runs))
+    }
+}
+
+fn runs(kind: Kind) -> [u32; 2] {
+    match kind {
+        Kind::Miss => MISS_RUNS,
+        _ => RUNS,
+    }
+}

@@ -1,0 +1,171 @@
+//! Nanoseconds of a packet in `rx`, by `BPF_PROG_TEST_RUN`: the program alone, without driver and
+//! stack.
+//!
+//! A program of our own makes each packet and hands it to `rx` by a tail call (crate
+//! `prestack-bench-ebpf`). The same with a program that does nothing is taken off.
+
+mod datapath;
+mod measure;
+mod packet;
+mod programs;
+mod sequence;
+mod source;
+
+use std::fmt::{self, Write};
+
+use anyhow::{Context, Result, ensure};
+use nix::sched::{CpuSet, sched_getaffinity};
+use nix::unistd::Pid;
+use prestack_testbed::cpu;
+use serde::Serialize;
+
+use crate::progress::Progress;
+use crate::report::whole;
+use measure::Filled;
+
+/// What becomes of a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum Kind {
+    /// A GET that is answered.
+    Hit,
+    /// The same in a buffer without room behind the packet, as veth has it.
+    HitGrownAtHead,
+    /// A GET for a key that is not there. memcached's answers are seen too, but not measured.
+    Miss,
+    /// The same request to a port that is nobody's.
+    OtherPort,
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Hit => "hit",
+            Self::HitGrownAtHead => "hit, packet grown at its head",
+            Self::Miss => "miss",
+            Self::OtherPort => "another port",
+        })
+    }
+}
+
+/// A cache, and what is measured on it.
+#[derive(Clone, Copy, Debug)]
+struct Setup {
+    keys: u32,
+    value_size: usize,
+    memory_mib: u32,
+    /// Misses first: the few that there are among hits are not answered, and would be in their way.
+    kinds: &'static [Kind],
+}
+
+const SETUPS: [Setup; 10] = {
+    use Kind::{Hit, HitGrownAtHead, Miss, OtherPort};
+    /// The default of `prestack run --memory`.
+    const DEFAULT: u32 = 256;
+    const fn setup(keys: u32, value_size: usize, memory_mib: u32, kinds: &'static [Kind]) -> Setup {
+        Setup {
+            keys,
+            value_size,
+            memory_mib,
+            kinds,
+        }
+    }
+    [
+        setup(1, 32, DEFAULT, &[Hit]),
+        setup(1_000, 32, DEFAULT, &[Miss, OtherPort, Hit, HitGrownAtHead]),
+        setup(10_000, 32, DEFAULT, &[Hit]),
+        setup(100_000, 32, DEFAULT, &[Miss, Hit]),
+        // The default would be nearly full, and have evicted some.
+        setup(1_000_000, 32, 2 * DEFAULT, &[Miss, Hit]),
+        // No more memory than so many keys need: what lies close together is found faster.
+        setup(10_000, 32, 4, &[Hit]),
+        setup(100_000, 32, 32, &[Hit]),
+        setup(1_000, 100, DEFAULT, &[Hit]),
+        setup(1_000, 400, DEFAULT, &[Hit]),
+        setup(1_000, 1_000, DEFAULT, &[Hit]),
+    ]
+};
+
+/// What packets of a kind cost.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Cost {
+    packet: Kind,
+    keys: u32,
+    value_size: usize,
+    memory_mib: u32,
+    /// Making the packet and running `rx` on it.
+    rx_ns: f64,
+    /// Making the packet and running a program on it that does nothing.
+    echo_ns: f64,
+    /// The difference: median of the rounds', which follow.
+    net_ns: f64,
+    rounds_net_ns: Vec<f64>,
+}
+
+/// Steps of [`run`] for its progress.
+pub(crate) fn steps(rounds: u32) -> usize {
+    let of_setup = |setup: &Setup| 1 + setup.kinds.len() * rounds as usize;
+    SETUPS.iter().map(of_setup).sum()
+}
+
+/// Measures prestack's `object`.
+pub(crate) fn run(object: &[u8], rounds: u32, progress: &Progress) -> Result<Vec<Cost>> {
+    ensure!(
+        nix::unistd::geteuid().is_root(),
+        "loading BPF programs takes root's privileges"
+    );
+    let measure_all = || {
+        cpu::pin_thread(&[last_cpu()?])?;
+        let mut costs = Vec::new();
+        for setup in SETUPS {
+            let keys = whole(setup.keys.into());
+            progress.step(&format!("filling the cache with {keys} keys"));
+            let filled = Filled::new(object, setup)?;
+            for &kind in setup.kinds {
+                costs.push(filled.measure(kind, rounds, progress)?);
+            }
+        }
+        Ok(costs)
+    };
+    // A thread of its own, as it stays on one CPU.
+    std::thread::scope(|scope| scope.spawn(measure_all).join()).expect("measuring does not panic")
+}
+
+/// The last CPU that this process may use: the first ones have more to do.
+fn last_cpu() -> Result<usize> {
+    let allowed = sched_getaffinity(Pid::from_raw(0)).context("reading the CPU affinity")?;
+    (0..CpuSet::count())
+        .rfind(|&cpu| allowed.is_set(cpu) == Ok(true))
+        .context("this process may use no CPU")
+}
+
+/// The costs as a table.
+pub(crate) fn table(costs: &[Cost]) -> String {
+    let mut table = String::new();
+    let mut row = |packet: &str, cells: [&str; 6]| {
+        let [keys, value, memory, rx, echo, net] = cells;
+        writeln!(
+            table,
+            "{packet:<31}{keys:>9}{value:>7}{memory:>9}{rx:>8}{echo:>8}{net:>8}"
+        )
+        .expect("a string takes everything");
+    };
+    row(
+        "packet",
+        ["keys", "value", "memory", "rx", "echo", "net ns"],
+    );
+    for cost in costs {
+        row(
+            &cost.packet.to_string(),
+            [
+                &whole(cost.keys.into()),
+                &cost.value_size.to_string(),
+                &format!("{} MiB", cost.memory_mib),
+                &format!("{:.1}", cost.rx_ns),
+                &format!("{:.1}", cost.echo_ns),
+                &format!("{:.1}", cost.net_ns),
+            ],
+        );
+    }
+    table
+}
