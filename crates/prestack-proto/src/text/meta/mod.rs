@@ -130,16 +130,21 @@ impl Tokens {
                 break;
             }
             at = stop;
-            let number = (window.forgotten(start + 1), window.forgotten(len - 1));
+            let number = (start + 1, len - 1);
             if bit == FLAGS {
                 flags = number;
             }
             if bit == CAS {
                 cas = number;
             }
+            // Forgotten, so that the paths of all letters are one.
+            flags = (window.forgotten(flags.0), window.forgotten(flags.1));
+            cas = (window.forgotten(cas.0), window.forgotten(cas.1));
             repeated = window.forgotten(repeated | set & bit);
             set = window.forgotten(set | bit);
         }
+        // Forgotten, so that the ways out of the loop are one.
+        let (at, end) = (window.forgotten(at), window.forgotten(end));
         let is_whole = skip_spaces(window, at, end) >= end;
         Self {
             set,
