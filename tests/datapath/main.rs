@@ -18,6 +18,7 @@ mod odd;
 mod packet;
 mod passing;
 mod protocols;
+mod places;
 mod refresh;
 mod security;
 mod tcp;

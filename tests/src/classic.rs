@@ -56,7 +56,7 @@ impl Classic {
     /// # Errors
     /// When prestack does not start, or an answer is wrong.
     pub fn demonstrate(&self) -> Result<[u64; 3]> {
-        let prestack = Prestack::start(&self.namespace, &ARGS)?;
+        let mut prestack = Prestack::start(&self.namespace, &ARGS)?;
         let mut udp = UdpClient::connect(&self.namespace, server())?;
         store(&mut self.tcp()?, KEY, VALUE)?;
         thread::sleep(SETTLED);
@@ -100,7 +100,7 @@ impl Classic {
         store(&mut self.tcp()?, KEY, VALUE)?;
         let without = self.rate(count)?;
 
-        let prestack = Prestack::start(&self.namespace, &ARGS)?;
+        let mut prestack = Prestack::start(&self.namespace, &ARGS)?;
         thread::sleep(SETTLED);
         let before = self.gets()?;
         let with = self.rate(count)?;
