@@ -12,6 +12,7 @@ mod harness;
 mod hits;
 mod kernel;
 mod loading;
+mod marks;
 mod model;
 mod multi;
 mod odd;
