@@ -15,6 +15,7 @@ mod loading;
 mod marks;
 mod model;
 mod multi;
+mod names;
 mod odd;
 mod packet;
 mod passing;

@@ -1,0 +1,313 @@
+//! Requests of one name, which is a flow and an id: ids are used again, and not all names can be
+//! remembered.
+
+use std::time::Duration;
+
+use prestack_abi::requests::LOST_SHIFT;
+use prestack_abi::time::{CLAIM_SHIFT, CLAIM_UNITS};
+
+use crate::bytes::{get, hit, item};
+use crate::harness::{Datapath, Setup, Verdict, wait};
+use crate::packet::{ACK, Frame, PacketBuilder};
+
+/// Enough requests for each set of the memory to overflow twice (4,096 fit).
+const FLOOD: u32 = 12_000;
+
+/// A `get` of the key under a name that all tests use.
+fn ask() -> PacketBuilder {
+    PacketBuilder::udp(get(&["key"])).id(7)
+}
+
+/// Many requests of other names that are never answered.
+fn flood(path: &Datapath, port: u16, count: u32) {
+    let request = PacketBuilder::udp(get(&["nothing"]));
+    for number in 0..count {
+        path.pass(&request.clone().id(number as u16).client_port(port));
+    }
+}
+
+/// The answer to a GET that was forgotten is not taken for the answer to the next of its name.
+#[test]
+fn a_forgotten_get_leaves_its_name_in_doubt() {
+    let mut path = Datapath::new();
+    path.pass(&ask());
+    flood(&path, 50_000, FLOOD);
+    assert!(path.stats().requests_lost > 0);
+    path.exchange("set key 0 0 3\r\nnew\r\n", "STORED\r\n");
+    path.pass(&ask());
+    path.tx(&ask().reply(hit("key", "old")));
+    path.assert_miss("key");
+}
+
+/// The same of several keys, whose tickets are kept elsewhere.
+#[test]
+fn a_forgotten_get_of_several_keys_leaves_its_name_in_doubt() {
+    let mut path = Datapath::new();
+    let both = PacketBuilder::udp(get(&["key", "other"])).id(7);
+    path.pass(&both);
+    flood(&path, 50_000, FLOOD);
+    path.exchange("set key 0 0 3\r\nnew\r\n", "STORED\r\n");
+    path.pass(&both);
+    path.tx(&both.reply(item("key", 0, "old")));
+    path.assert_miss("key");
+}
+
+/// Nor is it taken for the answer to a write.
+#[test]
+fn a_forgotten_get_does_not_end_a_write() {
+    let mut path = Datapath::new();
+    path.pass(&ask());
+    flood(&path, 50_000, FLOOD);
+    let write = ask().payload("set key 0 0 3\r\nnew\r\n");
+    path.pass(&write);
+    path.tx(&ask().reply("END\r\n"));
+    assert!(!path.can_fill("key", "old"));
+    // That nothing was found before may have left other names without tickets, but not this key.
+    path.tx(&write.reply("STORED\r\n"));
+    assert!(!path.can_fill("key", "old"));
+}
+
+/// Among many the latest are remembered.
+#[test]
+fn the_oldest_request_is_forgotten_first() {
+    let path = Datapath::new();
+    flood(&path, 50_000, FLOOD);
+    let requests: Vec<_> = (0..100)
+        .map(|number| {
+            let key = format!("key-{number}");
+            (PacketBuilder::udp(get(&[&key])).id(number), key)
+        })
+        .collect();
+    for (request, _) in &requests {
+        path.pass(request);
+    }
+    // By the datapath's clock, which is coarse.
+    wait(Duration::from_millis(10));
+    flood(&path, 50_001, 2000);
+    for (request, key) in &requests {
+        path.tx(&request.reply(hit(key, "value")));
+    }
+    // Some have no ticket because their name shares a stamp with one that was forgotten.
+    let fills = path.stats().fills;
+    println!(
+        "{fills} of {} answers were to requests that are remembered",
+        requests.len()
+    );
+    assert!(fills > 50);
+}
+
+/// A request that is never answered does not spoil its name for good.
+#[test]
+fn a_name_is_free_after_its_time() {
+    let remember = Duration::from_millis(300);
+    let mut path = Datapath::with(&Setup {
+        remember,
+        ..Setup::default()
+    });
+    // Of the first kind that can be answered, and of the first that cannot.
+    path.pass(&ask());
+    path.pass(&ask().id(8).payload("stats\r\n"));
+    // It counts in units of a millisecond.
+    wait(remember + Duration::from_millis(5));
+    for (number, request) in [ask(), ask().id(8)].iter().enumerate() {
+        path.pass(request);
+        path.tx(&request.reply(hit("key", "value")));
+        assert_eq!(path.stats().fills, number as u64 + 1);
+        path.exchange("delete key\r\n", "DELETED\r\n");
+    }
+}
+
+/// Nor does one that was forgotten, and whoever shares its stamp.
+#[test]
+fn a_forgotten_name_is_free_after_its_time() {
+    let mut path = Datapath::new();
+    path.pass(&ask());
+    flood(&path, 50_000, FLOOD);
+    path.configure(&Setup {
+        remember: Duration::ZERO,
+        ..Setup::default()
+    });
+    wait(Duration::from_millis(5));
+    path.pass(&ask());
+    path.tx(&ask().reply(hit("key", "value")));
+    assert_eq!(path.stats().fills, 0);
+    // Two units more than requests are remembered.
+    wait(Duration::from_nanos(3 << LOST_SHIFT));
+    path.pass(&ask());
+    path.tx(&ask().reply(hit("key", "value")));
+    path.assert_hit("key", "value");
+}
+
+/// The client gives up twice; two answers are under way.
+#[test]
+fn every_get_of_a_name_has_to_be_answered() {
+    let mut path = Datapath::new();
+    path.pass(&ask());
+    path.pass(&ask());
+    path.tx(&ask().reply("END\r\n"));
+    path.exchange("set key 0 0 3\r\nnew\r\n", "STORED\r\n");
+    path.pass(&ask());
+    path.tx(&ask().reply(hit("key", "old")));
+    path.assert_miss("key");
+    path.tx(&ask().reply(hit("key", "new")));
+    path.pass(&ask());
+    path.tx(&ask().reply(hit("key", "new")));
+    path.assert_hit("key", "new");
+}
+
+/// One datagram of an answer that takes four, under the name that all tests use.
+fn part(sequence: u16) -> PacketBuilder {
+    ask().reply("part of something long").frame(Frame {
+        id: 7,
+        sequence,
+        count: 4,
+        reserved: 0,
+    })
+}
+
+/// A request of the name has not been answered: what seems to answer the next one may be older.
+fn assert_in_doubt(path: &mut Datapath, case: &str) {
+    path.exchange("set key 0 0 3\r\nnew\r\n", "STORED\r\n");
+    // Another GET for the key does not keep this one from a ticket any more.
+    wait(Duration::from_nanos(
+        u64::from(CLAIM_UNITS + 1) << CLAIM_SHIFT,
+    ));
+    path.pass(&ask());
+    path.tx(&ask().reply(hit("key", "old")));
+    let last = path.get_of("key");
+    assert_eq!(path.rx(&last), Verdict::Passed, "{case}");
+}
+
+/// What it shows, requests, and what leaves under their name.
+type Case<'a> = (&'a str, &'a [&'a [u8]], &'a [PacketBuilder]);
+
+#[test]
+fn what_does_not_end_an_answer() {
+    let many = get(&["a", "b"]);
+    let item = item("a", 0, "x");
+    // Requests of one name, and what leaves under it: not the last of their answers.
+    let cases: [Case<'_>; 6] = [
+        (
+            "two items are no end of two answers",
+            &[b"get key\r\n", &many],
+            &[ask().reply(&item), ask().reply(&item)],
+        ),
+        (
+            "nor is one that is not understood",
+            &[&many],
+            &[ask().reply("VALUE a 0 1 17\r\nx\r\n")],
+        ),
+        (
+            "the answer to a meta command goes on",
+            &[b"mg key v\r\n"],
+            &[part(0)],
+        ),
+        ("the answer to a GET goes on", &[b"get key\r\n"], &[part(2)]),
+        (
+            "that of several keys goes on behind a long item",
+            &[&many],
+            &[part(3)],
+        ),
+        (
+            "nobody knows how long statistics are",
+            &[b"stats\r\n"],
+            &[ask().reply("END\r\n")],
+        ),
+    ];
+    for (case, requests, replies) in cases {
+        let mut path = Datapath::new();
+        for request in requests {
+            path.pass(&ask().payload(request));
+        }
+        for reply in replies {
+            path.tx(reply);
+        }
+        assert_in_doubt(&mut path, case);
+    }
+}
+
+#[test]
+fn what_ends_an_answer() {
+    let requests: [(&str, &[PacketBuilder]); 6] = [
+        ("get key\r\n", &[part(0), part(3)]),
+        ("get key\r\n", &[ask().reply("END\r\n")]),
+        ("get a b\r\n", &[ask().reply("END\r\n")]),
+        (
+            "gets key\r\n",
+            &[ask().reply("VALUE key 0 1 17\r\nx\r\nEND\r\n")],
+        ),
+        ("mg key v\r\n", &[part(0), part(3)]),
+        ("delete other\r\n", &[ask().reply("DELETED\r\n")]),
+    ];
+    for (text, replies) in requests {
+        let path = Datapath::new();
+        path.pass(&ask().payload(text));
+        for reply in replies {
+            path.tx(reply);
+        }
+        path.pass(&ask());
+        path.tx(&ask().reply(hit("key", "value")));
+        assert_eq!(path.stats().fills, 1, "{text:?}");
+    }
+}
+
+/// No answer to a write takes several datagrams: such a one belongs to another request.
+#[test]
+fn part_of_a_long_answer_ends_no_write() {
+    for sequence in [0, 3] {
+        let mut path = Datapath::new();
+        let write = |key: &str| ask().payload(format!("delete {key}\r\n"));
+        path.pass(&write("key"));
+        path.tx(&part(sequence));
+        assert!(!path.can_fill("key", "value"));
+        // The first is still unanswered, so this may be its answer.
+        path.pass(&write("other"));
+        path.tx(&ask().reply("DELETED\r\n"));
+        assert!(!path.can_fill("other", "value"));
+    }
+}
+
+/// A GET that has no ticket, for a write is under way, may be answered with what was before it.
+#[test]
+fn a_get_without_ticket_is_remembered() {
+    for text in ["get key\r\n", "get  key\r\n", "get key key\r\n"] {
+        let mut path = Datapath::new();
+        let write = path.request("set key 0 0 3\r\nnew\r\n");
+        path.pass(&write);
+        let request = ask().payload(text);
+        path.pass(&request);
+        path.tx(&write.reply("STORED\r\n"));
+        // The client gives it up, and asks again.
+        path.pass(&request);
+        path.tx(&request.reply(hit("key", "old")));
+        path.assert_miss("key");
+    }
+}
+
+/// A segment whose acknowledgement, read as a frame, is one of a reply.
+#[test]
+fn tcp_answers_nothing_that_was_asked_over_udp() {
+    let mut path = Datapath::new();
+    path.pass(&ask());
+    let segment = PacketBuilder::tcp(1, ACK, "END\r\n")
+        .from(ask().destination)
+        .to(ask().source);
+    let mut segment = segment.build();
+    segment[14 + 20 + 8..][..4].copy_from_slice(&[0, 7, 0xf0, 0]);
+    path.tx_bytes(&segment);
+    assert_in_doubt(&mut path, "TCP");
+}
+
+/// Two requests of several keys under one name: the tickets of the second would be younger than
+/// the reply to the first.
+#[test]
+fn the_second_get_of_a_name_has_no_tickets() {
+    let mut path = Datapath::new();
+    let both = PacketBuilder::udp(get(&["key", "other"])).id(7);
+    path.pass(&both);
+    path.exchange("set key 0 0 3\r\nnew\r\n", "STORED\r\n");
+    wait(Duration::from_millis(25));
+    path.pass(&both);
+    path.tx(&both.reply(item("key", 0, "old")));
+    path.assert_miss("key");
+}
