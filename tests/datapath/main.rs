@@ -9,6 +9,7 @@ mod bytes;
 mod check;
 mod eviction;
 mod harness;
+mod headers;
 mod hits;
 mod kernel;
 mod loading;
