@@ -9,8 +9,9 @@ use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray, PerCpuValues};
 use aya::programs::{ProgramError, SchedClassifier, TestRun, TestRunOptions, Xdp};
 use aya::util::nr_cpus;
 use aya::{Ebpf, EbpfLoader, Pod};
+use prestack::mapping::Mapping;
 use prestack::maps::{CacheMaps, Controls, MapIds};
-use prestack_abi::backend::Backend;
+use prestack_abi::backend::{Backend, MAX_BACKENDS};
 use prestack_abi::cache::Index;
 use prestack_abi::control::Control;
 use prestack_abi::flow::{FlowKey, TcpFlow};
@@ -115,6 +116,12 @@ impl Kernel {
         }
     }
 
+    /// The backends' states.
+    pub fn backends(&self) -> Mapping<Backend> {
+        let data = MapData::from_id(self.programs.ids.backends).expect("the map is there");
+        Mapping::new(data.fd(), MAX_BACKENDS).expect("the map can be mapped")
+    }
+
     /// Leaves the programs to another test.
     pub fn give_back(mut self) {
         self.clear();
@@ -140,8 +147,7 @@ impl Kernel {
         // SAFETY: made of integers, so that zeros are a value.
         let no_requests: RequestSet = unsafe { std::mem::zeroed() };
         self.fill_array(names::REQUESTS, REQUEST_SETS as u32, no_requests);
-        let backends = prestack_abi::backend::MAX_BACKENDS;
-        self.fill_array(names::BACKENDS, backends, Backend::default());
+        self.fill_array(names::BACKENDS, MAX_BACKENDS, Backend::default());
 
         let flows =
             HashMap::<_, Element<FlowKey>, Element<TcpFlow>>::try_from(self.map_mut(names::FLOWS));

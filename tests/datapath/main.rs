@@ -22,6 +22,7 @@ mod packet;
 mod passing;
 mod protocols;
 mod places;
+mod races;
 mod refresh;
 mod security;
 mod tcp;
