@@ -2,7 +2,7 @@
 
 use crate::bytes::item;
 use crate::harness::Datapath;
-use crate::packet::{ACK, FIN, PORT, PSH, PacketBuilder, RST, SYN, VLAN};
+use crate::packet::{ACK, FIN, PORT, PSH, PacketBuilder, RST, SYN, URG, VLAN};
 
 /// A client's connection: it counts its bytes.
 struct Connection {
@@ -194,6 +194,7 @@ fn what_is_not_understood_empties_the_cache() {
         b"set key 0 0 3\r\nnew",
         b"set key 0 0 3\r\nnew\r",
         b"set key 0 0 3\r\nnewer\r\n",
+        b"set key 0 0 3\r\nnewer",
         b"set key 0 0 5\r\nnew\r\n",
         b"get key\r\nset key 0 0 3\r\nnew\r\nget",
         b"set key 0 0 -1\r\n",
@@ -222,6 +223,53 @@ fn what_is_not_understood_empties_the_cache() {
     }
 }
 
+/// As many commands as are looked at, and one more.
+#[test]
+fn segments_of_many_commands() {
+    let mut path = filled();
+    let mut connection = Connection::open(&path, 1);
+    connection.send(&path, "mn\r\n".repeat(128));
+    connection.send(
+        &path,
+        ["mn\r\n".repeat(127), "delete key\r\n".into()].concat(),
+    );
+    assert_eq!(path.epoch(), 0);
+    path.assert_miss("key");
+    path.assert_hit("other", "value");
+    connection.send(&path, "mn\r\n".repeat(129));
+    assert_forgotten(&mut path);
+}
+
+/// As many bytes as are looked at, and more.
+#[test]
+fn long_segments() {
+    let set = |len: usize| format!("set key 0 0 {len}\r\n{}\r\n", "x".repeat(len));
+    let around = set(1000).len() - 1000;
+    let mut path = filled();
+    let mut connection = Connection::open(&path, 1);
+    connection.send(&path, set(2040 - around));
+    assert_eq!(path.epoch(), 0);
+    path.assert_miss("key");
+    path.assert_hit("other", "value");
+    for len in [2041, 2048, 2100, 3000] {
+        let mut path = filled();
+        let mut connection = Connection::open(&path, 1);
+        connection.send(&path, set(len - around));
+        assert_forgotten(&mut path);
+    }
+}
+
+/// Data that the stack may treat in another way than what comes in order.
+#[test]
+fn urgent_data_and_data_of_a_reset() {
+    for flags in [ACK | URG, RST, ACK | RST] {
+        let mut path = filled();
+        let connection = Connection::open(&path, 1);
+        path.pass(&connection.segment(flags, "get key\r\n"));
+        assert_forgotten(&mut path);
+    }
+}
+
 #[test]
 fn flows_that_are_not_known() {
     for segment in [
@@ -231,6 +279,7 @@ fn flows_that_are_not_known() {
         PacketBuilder::tcp(1, 0, "get key\r\n"),
         PacketBuilder::tcp(1, SYN, "get key\r\n"),
         PacketBuilder::tcp(1, SYN | ACK, "get key\r\n"),
+        PacketBuilder::tcp(1, SYN | ACK, ""),
     ] {
         let mut path = filled();
         path.pass(&segment);
@@ -279,7 +328,15 @@ fn flows_are_told_apart() {
     // The same numbers from elsewhere are another flow.
     path.pass(&two.segment(ACK, "get key\r\n").server_port(PORT + 1));
     assert_untouched(&mut path);
-    path.pass(&two.segment(ACK, "get key\r\n").client_port(3));
+    for other in [
+        two.segment(ACK, "get key\r\n").client_port(3),
+        two.segment(ACK, "get key\r\n").from(([10, 0, 0, 3], 2)),
+        two.segment(ACK, "get key\r\n").to(([10, 0, 0, 77], PORT)),
+    ] {
+        let before = path.epoch();
+        path.pass(&other);
+        assert!(path.epoch() > before, "{other:?}");
+    }
     assert_forgotten(&mut path);
 }
 
