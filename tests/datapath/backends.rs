@@ -1,5 +1,7 @@
 //! Several memcacheds behind one interface: each with all its doors, none with another's items.
 
+use prestack::doors::DoorSpec;
+
 use crate::bytes::{get, hit};
 use crate::harness::{Datapath, Setup, Verdict, doors_of_wildcard};
 use crate::packet::{ACK, PORT, PacketBuilder, SYN};
@@ -81,6 +83,46 @@ fn a_reply_of_one_backend_does_not_fill_the_other() {
     assert_eq!(look(&mut path, OTHER), Verdict::Passed);
 }
 
+/// A client may number the requests to each port from zero, over one socket.
+#[test]
+fn the_same_id_at_two_ports() {
+    let mut path = two_backends();
+    let one = path.get_of("key");
+    let two = one
+        .clone()
+        .payload(get(&["other"]))
+        .server_port(SECOND_PORT);
+    path.pass(&one);
+    path.pass(&two);
+    path.tx(&two.reply(hit("other", "value")));
+    path.tx(&one.reply(hit("key", "value")));
+    path.assert_hit("key", "value");
+    path.assert_hit("other", "value");
+}
+
+/// A client may ask both over one socket, and under one id.
+#[test]
+fn the_same_request_to_two_addresses_on_one_port() {
+    let door = |last, backend| DoorSpec {
+        address: Some([10, 0, 0, last].into()),
+        port: PORT,
+        backend,
+        serve_udp: true,
+    };
+    let mut path = Datapath::with(&Setup {
+        doors: vec![door(1, 0), door(3, 1)],
+        ..Setup::default()
+    });
+    let first = path.get_of("key");
+    let second = first.clone().to(([10, 0, 0, 3], PORT));
+    path.pass(&first);
+    path.pass(&second);
+    path.tx(&second.reply(hit("key", "second")));
+    path.tx(&first.reply(hit("key", "first")));
+    assert_eq!(path.rx(&first), served("first"));
+    assert_eq!(path.rx(&second), served("second"));
+}
+
 /// A way to a backend: another transport, family or port of it.
 type Way = fn(&Datapath, u16, &str);
 
@@ -150,4 +192,16 @@ fn what_is_not_understood_empties_one_backend() {
             );
         }
     }
+}
+
+/// A fragment may belong to a packet for any port.
+#[test]
+fn a_fragment_empties_every_backend_of_its_address() {
+    let mut path = two_backends();
+    fill(&mut path, PORT, "first");
+    fill(&mut path, OTHER, "second");
+    path.pass(&PacketBuilder::udp("a key\r\n").fragment(1, false));
+    assert_eq!((path.epoch_of(0), path.epoch_of(1)), (1, 1));
+    assert_eq!(look(&mut path, PORT), Verdict::Passed);
+    assert_eq!(look(&mut path, OTHER), Verdict::Passed);
 }

@@ -115,6 +115,11 @@ fn the_last_of_many_networks_is_allowed() {
     };
     assert_eq!(path.rx(&from(7)), served);
     path.pass(&from(8));
+    for part in 0..8 {
+        let mut other = [0xfdff, 0, 0, 0, 0, 0, 0, 7];
+        other[part] ^= 0x100;
+        path.pass(&ask().v6().from((Ipv6Addr::from(other), CLIENT_PORT)));
+    }
 }
 
 #[test]

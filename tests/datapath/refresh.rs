@@ -81,10 +81,15 @@ fn a_fetch_that_brings_nothing_ends_the_entry() {
         b"END\r\n".to_vec(),
         hit("key", too_long),
         b"SERVER_ERROR out of memory\r\n".to_vec(),
+        // An item, but not the whole answer.
+        [&hit("key", "value")[..], b"END\r\n"].concat(),
     ];
     for reply in replies {
         let (mut path, refresher) = burst();
         path.tx(&refresher.reply(&reply));
+        // The next may be one that fetches the item, but not the one after it.
+        let next = path.get_of("key");
+        path.pass(&next);
         path.assert_miss("key");
         // It can be cached again at once.
         path.fill("key", "again");

@@ -1,12 +1,13 @@
 //! Which replies fill the cache, and which are refused.
 
+use std::net::Ipv6Addr;
 use std::time::Duration;
 
 use prestack_abi::time::{CLAIM_SHIFT, CLAIM_UNITS};
 
 use crate::bytes::{get, hit, item, value_for_reply};
 use crate::harness::{Datapath, Verdict, wait};
-use crate::packet::{Frame, PacketBuilder};
+use crate::packet::{CLIENT_PORT, CLIENT6, Frame, PacketBuilder};
 
 /// One of the datagrams of a long reply.
 fn part(request: &PacketBuilder, id: u16, sequence: u16, payload: &[u8]) -> PacketBuilder {
@@ -58,6 +59,24 @@ fn a_reply_to_somebody_else() {
     assert_eq!(path.stats().fills, 0);
     path.tx(&request.reply(hit("key", "value")));
     path.assert_hit("key", "value");
+}
+
+/// Addresses are told apart by each of their parts.
+#[test]
+fn a_reply_to_another_address() {
+    let client = CLIENT6.segments();
+    for part in 0..client.len() {
+        let mut other = client;
+        other[part] ^= 0x100;
+        let mut path = Datapath::new();
+        let request = path.get_of("key").v6();
+        path.pass(&request);
+        let other = request.clone().from((Ipv6Addr::from(other), CLIENT_PORT));
+        path.tx(&other.reply(hit("key", "value")));
+        assert_eq!(path.stats().fills, 0, "part {part}");
+        path.tx(&request.reply(hit("key", "value")));
+        path.assert_hit("key", "value");
+    }
 }
 
 #[test]
@@ -120,12 +139,13 @@ fn an_epoch_in_between() {
 
 #[test]
 fn replies_that_are_not_what_was_asked_for() {
-    let replies: [&[u8]; 14] = [
+    let replies: [&[u8]; 15] = [
         b"VALUE kez 0 5\r\nvalue\r\nEND\r\n",
         b"VALUE keyy 0 5\r\nvalue\r\nEND\r\n",
         b"VALUE ke 0 5\r\nvalue\r\nEND\r\n",
         b"VALUE key 0 6\r\nvalue\r\nEND\r\n",
         b"VALUE key 0 4\r\nvalue\r\nEND\r\n",
+        b"VALUE key 0 3\r\nvalueEND\r\n",
         b"VALUE key 0 5\r\nvalue\r\nEND",
         b"VALUE key 0 5\r\nvalue\r\nEND\r\n\r\n",
         b"VALUE key 0 5\r\nvalue\r\nEND\r\nEND\r\n",
@@ -164,6 +184,23 @@ fn a_reply_in_several_datagrams() {
     long_reply(&path, &request, 500, "key", b"END\r\n");
     assert_eq!(path.stats().fills, 0);
     path.assert_miss("key");
+}
+
+/// Whoever chose the value chose what its last datagram looks like.
+#[test]
+fn part_of_a_long_value_is_not_taken_for_a_reply() {
+    for disguise in [
+        "VALUE key 0 5\r\nfalse\r\nEND\r\n",
+        "VALUE key 0 5\r\nfalse\r\n",
+    ] {
+        for sequence in 0..4 {
+            let mut path = Datapath::new();
+            let request = path.get_of("key").id(500);
+            path.pass(&request);
+            path.tx(&part(&request, 500, sequence, disguise.as_bytes()));
+            assert_eq!(path.stats().fills, 0);
+        }
+    }
 }
 
 #[test]

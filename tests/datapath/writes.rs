@@ -339,6 +339,7 @@ fn commands_that_change_everything_or_are_not_understood() {
         "set key 0 0 4\r\nnew\r\n",
         "set key 0 0 2\r\nnew\r\n",
         "set key 0 0 3\r\nnew",
+        "set key 0 0 3\r\nnewer",
         "set key 0 0 3\r\n",
         "set key 0 0\r\nnew\r\n",
         "incr key\r\n",
