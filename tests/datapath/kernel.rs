@@ -16,7 +16,9 @@ use prestack_abi::cache::Index;
 use prestack_abi::control::Control;
 use prestack_abi::flow::{FlowKey, TcpFlow};
 use prestack_abi::names;
-use prestack_abi::requests::{REQUEST_SETS, RequestSet};
+use prestack_abi::requests::{
+    KeyTicket, KeyTickets, MULTI_KEYS, REQUEST_SETS, RequestSet, SET_WAYS,
+};
 use prestack_abi::stats::Stats;
 
 /// Buckets of the cache that is loaded; a test may use fewer.
@@ -147,6 +149,11 @@ impl Kernel {
         // SAFETY: made of integers, so that zeros are a value.
         let no_requests: RequestSet = unsafe { std::mem::zeroed() };
         self.fill_array(names::REQUESTS, REQUEST_SETS as u32, no_requests);
+        let no_tickets = KeyTickets {
+            keys: [KeyTicket::default(); MULTI_KEYS],
+        };
+        let requests = (REQUEST_SETS * SET_WAYS) as u32;
+        self.fill_array(names::KEY_TICKETS, requests, no_tickets);
         self.fill_array(names::BACKENDS, MAX_BACKENDS, Backend::default());
 
         let flows =
