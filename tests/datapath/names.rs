@@ -311,3 +311,22 @@ fn the_second_get_of_a_name_has_no_tickets() {
     path.tx(&both.reply(item("key", 0, "old")));
     path.assert_miss("key");
 }
+/// A name that is used again and again is remembered from the last time on.
+#[test]
+fn a_name_in_use_is_not_forgotten() {
+    let remember = Duration::from_millis(600);
+    let mut path = Datapath::with(&Setup {
+        remember,
+        ..Setup::default()
+    });
+    path.pass(&ask());
+    wait(remember * 2 / 3);
+    // memcached takes its time over this one.
+    path.pass(&ask());
+    wait(remember * 2 / 3);
+    path.exchange("set key 0 0 3\r\nnew\r\n", "STORED\r\n");
+    path.pass(&ask());
+    path.tx(&ask().reply(hit("key", "old")));
+    let last = path.get_of("key");
+    assert_eq!(path.rx(&last), Verdict::Passed);
+}
