@@ -274,16 +274,6 @@ impl Datapath {
         self.stats().fills > before
     }
 
-    /// Whether a `get` of this key is answered.
-    pub fn is_hit(&mut self, key: impl AsRef<[u8]>) -> bool {
-        let request = self.get_of(&key);
-        let is_hit = matches!(self.rx(&request), Verdict::Served(_));
-        if !is_hit {
-            self.tx(&request.reply("END\r\n"));
-        }
-        is_hit
-    }
-
     /// The key is cached with this value.
     pub fn assert_hit(&mut self, key: impl AsRef<[u8]>, value: impl AsRef<[u8]>) {
         let request = self.get_of(&key);

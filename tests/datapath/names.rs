@@ -233,8 +233,8 @@ fn what_ends_an_answer() {
         ("get key\r\n", &[ask().reply("END\r\n")]),
         ("get a b\r\n", &[ask().reply("END\r\n")]),
         (
-            "gets key\r\n",
-            &[ask().reply("VALUE key 0 1 17\r\nx\r\nEND\r\n")],
+            "gets other\r\n",
+            &[ask().reply("VALUE other 0 1 17\r\nx\r\nEND\r\n")],
         ),
         ("mg key v\r\n", &[part(0), part(3)]),
         ("delete other\r\n", &[ask().reply("DELETED\r\n")]),
@@ -245,9 +245,10 @@ fn what_ends_an_answer() {
         for reply in replies {
             path.tx(reply);
         }
+        let before = path.stats().fills;
         path.pass(&ask());
         path.tx(&ask().reply(hit("key", "value")));
-        assert_eq!(path.stats().fills, 1, "{text:?}");
+        assert_eq!(path.stats().fills, before + 1, "{text:?}");
     }
 }
 

@@ -121,11 +121,11 @@ pub fn remember(config: &Config, name: u64, request: &Request) -> Option<(Slot, 
                 }
                 (*requests).names[i] = name;
                 *held = *request;
-                (*held).seen = seen;
                 if request.kind == Kind::MultiGet as u8 {
                     (*held).version = serial;
                 }
             }
+            (*held).seen = seen;
         }
         let lost = (*requests).lost[own_stamp];
         is_certain = !is_known && (lost == 0 || stamp.wrapping_sub(lost) > horizon);
