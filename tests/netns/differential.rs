@@ -37,7 +37,7 @@ use std::io::Write;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
-
+use prestack_testbed::pace;
 use run::{Limit, Run};
 
 /// How long each test takes, unless it goes by commands.
@@ -124,7 +124,7 @@ fn two_memcacheds_agree() -> Result<()> {
 fn a_stale_answer_is_noticed() -> Result<()> {
     let mut run = Run::new(Some(LASTING.args), seed()?)?;
     // Shorter than the first part of a round, in which the cache comes to serve.
-    run.go(Limit::Commands(10_000), LASTING.round)?;
+    run.go(Limit::Commands(pace::volume(10_000) as u64), LASTING.round)?;
     run.write_unseen()?;
     let error = run.get_hot_keys().expect_err("the cache was stale");
     let error = format!("{error:#}");
