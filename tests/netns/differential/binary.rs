@@ -62,14 +62,14 @@ pub fn read(source: &mut Source) -> Vec<u8> {
     frame(opcode, opaque, number, [b"", &key, b""])
 }
 
-/// A frame that changes items. `loud` ones are always answered.
-pub fn write(source: &mut Source, loud: bool) -> Vec<u8> {
+/// A frame that changes items. `calm` ones are always answered.
+pub fn write(source: &mut Source, calm: bool) -> Vec<u8> {
     let opaque = source.number() as u32;
     let (mut key, mut number) = (source.any_key(), 0);
     if source.one_in(8) {
         (key, number) = source.numbered();
     }
-    let quiet = !loud && source.one_in(4);
+    let quiet = !calm && source.one_in(4);
     let (opcode, extras, value) = match source.below(20) {
         0..10 => (
             0x01 + source.below(3) as u8,
@@ -84,7 +84,7 @@ pub fn write(source: &mut Source, loud: bool) -> Vec<u8> {
             (0x0e + source.below(2) as u8, Vec::new(), value)
         }
         _ => {
-            let opcodes: &[u8] = if loud {
+            let opcodes: &[u8] = if calm {
                 &[0x1c, 0x1d, 0x23]
             } else {
                 &[0x1c, 0x1d, 0x1e, 0x23, 0x24]

@@ -23,8 +23,8 @@ pub fn plain_get(source: &mut Source, flags: &[&str]) -> Datagram {
     Datagram::new(payload)
 }
 
-/// A `mg`, with any mix of flags; some of them change the item.
-pub fn read(source: &mut Source) -> Datagram {
+/// A `mg`, with any mix of flags; some of them change the item, but not of `calm` ones.
+pub fn read(source: &mut Source, calm: bool) -> Datagram {
     let mut flags = Vec::new();
     if !source.one_in(6) {
         flags.push("v".to_owned());
@@ -35,19 +35,19 @@ pub fn read(source: &mut Source) -> Datagram {
         }
     }
     opaque(source, &mut flags);
-    if source.one_in(12) {
+    if !calm && source.one_in(12) {
         let changing = [
             "N0", "N1000000", "R30", "R2000000", "T0", "T1000000", "T-1", "E77",
         ];
         flags.push(source.pick(&changing).to_owned());
     }
-    Datagram::new(command(source, b"mg", None, flags, None))
+    Datagram::new(command(source, calm, b"mg", None, flags, None))
 }
 
-/// A `ms`, `md` or `ma`. `loud` ones are always answered.
-pub fn write(source: &mut Source, loud: bool) -> Vec<u8> {
+/// A `ms`, `md` or `ma`. `calm` ones are always answered, and understood.
+pub fn write(source: &mut Source, calm: bool) -> Vec<u8> {
     let mut flags = Vec::new();
-    if !loud && source.one_in(5) {
+    if !calm && source.one_in(5) {
         flags.push("q".to_owned());
     }
     for flag in ["k", "c"] {
@@ -57,13 +57,13 @@ pub fn write(source: &mut Source, loud: bool) -> Vec<u8> {
     }
     opaque(source, &mut flags);
     match source.below(12) {
-        0..7 => set(source, flags),
-        7..10 => delete(source, flags),
-        _ => arithmetic(source, flags),
+        0..7 => set(source, calm, flags),
+        7..10 => delete(source, calm, flags),
+        _ => arithmetic(source, calm, flags),
     }
 }
 
-fn set(source: &mut Source, mut flags: Vec<String>) -> Vec<u8> {
+fn set(source: &mut Source, calm: bool, mut flags: Vec<String>) -> Vec<u8> {
     if source.one_in(3) {
         flags.push(format!("F{}", source.flags()));
     }
@@ -72,17 +72,18 @@ fn set(source: &mut Source, mut flags: Vec<String>) -> Vec<u8> {
     }
     if source.one_in(6) {
         let modes = ["ME", "MA", "MP", "MR", "MS", "Mset", "Mx"];
-        flags.push(source.pick(&modes).to_owned());
+        let modes = if calm { &modes[..5] } else { &modes };
+        flags.push(source.pick(modes).to_owned());
     }
     if source.one_in(10) {
         flags.push("I".to_owned());
     }
     let key = compared(source, &mut flags);
     let value = source.value();
-    command(source, b"ms", key, flags, Some(value))
+    command(source, calm, b"ms", key, flags, Some(value))
 }
 
-fn delete(source: &mut Source, mut flags: Vec<String>) -> Vec<u8> {
+fn delete(source: &mut Source, calm: bool, mut flags: Vec<String>) -> Vec<u8> {
     if source.one_in(3) {
         flags.push("I".to_owned());
     }
@@ -90,10 +91,10 @@ fn delete(source: &mut Source, mut flags: Vec<String>) -> Vec<u8> {
         flags.push(format!("T{}", source.expiry()));
     }
     let key = compared(source, &mut flags);
-    command(source, b"md", key, flags, None)
+    command(source, calm, b"md", key, flags, None)
 }
 
-fn arithmetic(source: &mut Source, mut flags: Vec<String>) -> Vec<u8> {
+fn arithmetic(source: &mut Source, calm: bool, mut flags: Vec<String>) -> Vec<u8> {
     for flag in ["v", "N0", "J13", "T0", "D7", "D18446744073709551615"] {
         if source.one_in(4) {
             flags.push(flag.to_owned());
@@ -104,7 +105,7 @@ fn arithmetic(source: &mut Source, mut flags: Vec<String>) -> Vec<u8> {
         flags.push(source.pick(&modes).to_owned());
     }
     let key = compared(source, &mut flags);
-    command(source, b"ma", key, flags, None)
+    command(source, calm, b"ma", key, flags, None)
 }
 
 /// Rarely makes a command depend on an item's unique number: then returns the item's key.
@@ -127,6 +128,7 @@ fn opaque(source: &mut Source, flags: &mut Vec<String>) {
 /// A command line, its flags in any order, with a data block or without.
 fn command(
     source: &mut Source,
+    calm: bool,
     verb: &[u8],
     key: Option<Vec<u8>>,
     mut flags: Vec<String>,
@@ -138,7 +140,11 @@ fn command(
     if source.one_in(5) {
         flags.push("b".to_owned());
         let key = key.unwrap_or_else(|| source.any_key());
-        line.extend(odd_base64(source, &key));
+        line.extend(if calm {
+            base64(&key)
+        } else {
+            odd_base64(source, &key)
+        });
     } else {
         line.extend(key.unwrap_or_else(|| source.key()));
     }

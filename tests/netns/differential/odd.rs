@@ -94,9 +94,9 @@ fn several(source: &mut Source) -> Datagram {
     let mut payload = Vec::new();
     for _ in 0..count {
         payload.extend(match source.below(5) {
-            0 => text::read(source).payload,
+            0 => text::read(source, false).payload,
             1 => text::write(source, false),
-            2 => meta::read(source).payload,
+            2 => meta::read(source, false).payload,
             3 => meta::write(source, false),
             _ => line(source),
         });
@@ -128,8 +128,8 @@ fn several_frames(source: &mut Source) -> Datagram {
 /// datagrams that follow, frames and all, for its data.)
 fn cut(source: &mut Source) -> Datagram {
     let mut datagram = match source.below(3) {
-        0 => text::read(source),
-        1 => meta::read(source),
+        0 => text::read(source, false),
+        1 => meta::read(source, false),
         _ => Datagram::new(binary::read(source)),
     };
     let len = datagram.payload.len();

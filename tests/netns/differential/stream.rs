@@ -97,8 +97,8 @@ impl Stretch {
             (_, 1) if is_write => Datagram::new(meta::write(source, true)),
             _ if is_write => Datagram::new(text::write(source, true)),
             (_, 0) => Datagram::new(binary::read(source)),
-            (_, 1) => meta::read(source),
-            _ => text::read(source),
+            (_, 1) => meta::read(source, true),
+            _ => text::read(source, true),
         }
     }
 
@@ -126,8 +126,8 @@ impl Stretch {
                 1 if self == Self::Wild && source.one_in(30) => text::flush(source),
                 0..6 if writes => meta::write(source, false),
                 _ if writes => text::write(source, false),
-                0..8 => meta::read(source).payload,
-                _ => text::read(source).payload,
+                0..8 => meta::read(source, false).payload,
+                _ => text::read(source, false).payload,
             });
         }
         segment
@@ -156,8 +156,8 @@ fn good_datagram(source: &mut Source) -> Datagram {
         1 if is_write => Datagram::new(meta::write(source, false)),
         _ if is_write => Datagram::new(text::write(source, false)),
         0 => Datagram::new(binary::read(source)),
-        1 => meta::read(source),
-        _ => text::read(source),
+        1 => meta::read(source, false),
+        _ => text::read(source, false),
     }
 }
 

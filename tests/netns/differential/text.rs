@@ -20,16 +20,17 @@ pub fn plain_multi_get(source: &mut Source, verb: &str, keys: usize) -> Datagram
     Datagram::get(payload, keys)
 }
 
-/// A `get`, `gets`, `gat` or `gats` of one to fifty keys, in any spelling that memcached takes.
-pub fn read(source: &mut Source) -> Datagram {
+/// A `get`, `gets`, `gat` or `gats` of one to fifty keys, in any spelling that memcached takes. `calm`
+/// ones change nothing.
+pub fn read(source: &mut Source, calm: bool) -> Datagram {
     let keys = match source.below(12) {
         0 => 1 + source.below(50),
         1..4 => 2 + source.below(4),
         _ => 1,
     };
     let mut payload = match source.below(24) {
-        0 => format!("gat {}", source.expiry()).into_bytes(),
-        1 => format!("gats {}", source.expiry()).into_bytes(),
+        0 if !calm => format!("gat {}", source.expiry()).into_bytes(),
+        1 if !calm => format!("gats {}", source.expiry()).into_bytes(),
         2..9 => b"gets".to_vec(),
         _ => b"get".to_vec(),
     };
@@ -56,10 +57,10 @@ pub fn line_end(source: &mut Source) -> &'static [u8] {
     if source.one_in(16) { b"\n" } else { b"\r\n" }
 }
 
-/// A command that changes items. `loud` ones are always answered.
-pub fn write(source: &mut Source, loud: bool) -> Vec<u8> {
+/// A command that changes items. `calm` ones are always answered, and by one message.
+pub fn write(source: &mut Source, calm: bool) -> Vec<u8> {
     let key = source.key();
-    let noreply: &[u8] = if !loud && source.one_in(5) {
+    let noreply: &[u8] = if !calm && source.one_in(5) {
         b" noreply"
     } else {
         b""
@@ -84,7 +85,7 @@ pub fn write(source: &mut Source, loud: bool) -> Vec<u8> {
         }
         4 => b"incr ".to_vec(),
         5 => b"decr ".to_vec(),
-        6 => return line(&[b"gat ", source.expiry().as_bytes(), b" ", &key, end]),
+        6 if !calm => return line(&[b"gat ", source.expiry().as_bytes(), b" ", &key, end]),
         _ => b"incr ".to_vec(),
     };
     let delta = match words[0] {
