@@ -38,7 +38,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
 use prestack_testbed::pace;
-use run::{Limit, Run};
+use run::{Limit, Pace, Run};
 
 /// How long each test takes, unless it goes by commands.
 const TIME: Duration = Duration::from_secs(25);
@@ -49,8 +49,8 @@ const BARE_TIME: Duration = Duration::from_secs(5);
 struct Setting {
     /// Its arguments.
     args: &'static [&'static str],
-    /// After how many commands it is started anew.
-    round: u64,
+    /// How the stream changes.
+    pace: Pace,
     /// Least share of the items asked for in each form that must come from the cache.
     least_share: f64,
 }
@@ -59,14 +59,20 @@ struct Setting {
 /// thousands of commands.
 const DEFAULT: Setting = Setting {
     args: &["--memory", "32MiB"],
-    round: 400_000,
-    least_share: 0.001,
+    pace: Pace {
+        round: 300_000,
+        calm: 30_000,
+    },
+    least_share: 0.01,
 };
 
 /// With entries that last until they are invalidated.
 const LASTING: Setting = Setting {
     args: &["--memory", "32MiB", "--max-age", "60s", "--settle", "20ms"],
-    round: 100_000,
+    pace: Pace {
+        round: 100_000,
+        calm: 2_000,
+    },
     least_share: 0.1,
 };
 
@@ -98,7 +104,7 @@ fn compare(setting: &Setting) -> Result<()> {
         Err(_) => Limit::Time(TIME),
     };
     let mut run = Run::new(Some(setting.args), seed)?;
-    let result = run.go(limit, setting.round);
+    let result = run.go(limit, setting.pace);
     let tally = run.tally()?;
     result.with_context(|| format!("PRESTACK_SEED={seed}"))?;
     tally.check(setting.least_share);
@@ -117,14 +123,14 @@ fn answers_are_memcacheds_with_a_long_max_age() -> Result<()> {
 
 #[test]
 fn two_memcacheds_agree() -> Result<()> {
-    Run::new(None, seed()?)?.go(Limit::Time(BARE_TIME), LASTING.round)
+    Run::new(None, seed()?)?.go(Limit::Time(BARE_TIME), LASTING.pace)
 }
 
 #[test]
 fn a_stale_answer_is_noticed() -> Result<()> {
     let mut run = Run::new(Some(LASTING.args), seed()?)?;
     // Shorter than the first part of a round, in which the cache comes to serve.
-    run.go(Limit::Commands(pace::volume(10_000) as u64), LASTING.round)?;
+    run.go(Limit::Commands(pace::volume(10_000) as u64), LASTING.pace)?;
     run.write_unseen()?;
     let error = run.get_hot_keys().expect_err("the cache was stale");
     let error = format!("{error:#}");

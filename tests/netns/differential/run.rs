@@ -36,6 +36,15 @@ pub enum Limit {
     Time(Duration),
 }
 
+/// After how many commands what is sent changes.
+#[derive(Clone, Copy)]
+pub struct Pace {
+    /// Those after which prestack is started anew.
+    pub round: u64,
+    /// Those of a calm stretch, about.
+    pub calm: u64,
+}
+
 /// Both servers, the connections to them, and what has been seen.
 pub struct Run {
     servers: [Server; 2],
@@ -72,11 +81,10 @@ impl Run {
         })
     }
 
-    /// Sends commands up to `limit`, and starts prestack anew after each `round` of them; fails when
-    /// an answer differs.
-    pub fn go(&mut self, limit: Limit, round: u64) -> Result<()> {
+    /// Sends commands up to `limit`; fails when an answer differs.
+    pub fn go(&mut self, limit: Limit, pace: Pace) -> Result<()> {
         let start = Instant::now();
-        let result = self.stretches(limit, round);
+        let result = self.stretches(limit, pace);
         let commands = self.history.commands;
         let rate = commands as f64 / start.elapsed().as_secs_f64();
         say(&format!("{commands} commands, {rate:.0}/s"));
@@ -112,7 +120,7 @@ impl Run {
         Ok(&self.tally)
     }
 
-    fn stretches(&mut self, limit: Limit, round: u64) -> Result<()> {
+    fn stretches(&mut self, limit: Limit, pace: Pace) -> Result<()> {
         let start = Instant::now();
         let is_over = |commands| match limit {
             Limit::Commands(limit) => commands >= limit,
@@ -120,13 +128,13 @@ impl Run {
         };
         let mut begun = 0;
         while !is_over(self.history.commands) {
-            if self.history.commands >= begun + round {
+            if self.history.commands >= begun + pace.round {
                 begun = self.history.commands;
                 self.restart().context("restarting prestack")?;
             }
-            let progress = (self.history.commands - begun) as f64 / round as f64;
+            let progress = (self.history.commands - begun) as f64 / pace.round as f64;
             let stretch = Stretch::any(&mut self.source, progress);
-            let length = stretch.length(round);
+            let length = stretch.length(pace.calm);
             let length = length / 2 + self.source.below(length as usize) as u64;
             let end = self.history.commands + length;
             self.replenish(stretch)?;

@@ -29,18 +29,18 @@ impl Stretch {
     /// the wildest stretches come last.
     pub fn any(source: &mut Source, progress: f64) -> Self {
         let stretches: &[&Self] = match progress {
-            ..0.2 => &[&Self::Text],
+            ..0.1 => &[&Self::Text],
             ..0.8 => &[&Self::Text, &Self::Calm, &Self::Calm, &Self::Busy],
             _ => &[&Self::Calm, &Self::Busy, &Self::Wild],
         };
         *source.pick(stretches)
     }
 
-    /// About how many commands it takes, of a round of so many.
-    pub fn length(self, round: u64) -> u64 {
+    /// About how many commands it takes, where a calm one takes so many.
+    pub fn length(self, calm: u64) -> u64 {
         match self {
-            Self::Text | Self::Calm => round / 50,
-            Self::Busy | Self::Wild => round / 200,
+            Self::Text | Self::Calm => calm,
+            Self::Busy | Self::Wild => 500,
         }
     }
 
