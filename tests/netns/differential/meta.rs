@@ -4,11 +4,15 @@ use super::command::Datagram;
 use super::source::Source;
 use super::text::{line_end, spaces};
 
+/// The longest key whose base64 memcached takes.
+const BASE64_KEY: usize = 187;
+
 /// A `mg` that asks for the value, spelled as clients do: `flags` in any order.
 pub fn plain_get(source: &mut Source, flags: &[&str]) -> Datagram {
     let mut payload = b"mg ".to_vec();
-    let key = source.hot_key();
+    let mut key = source.hot_key();
     if flags.contains(&"b") {
+        key.truncate(BASE64_KEY);
         payload.extend(base64(&key));
     } else {
         payload.extend(key);
@@ -141,7 +145,7 @@ fn command(
         flags.push("b".to_owned());
         let key = key.unwrap_or_else(|| source.any_key());
         line.extend(if calm {
-            base64(&key)
+            base64(&key[..key.len().min(BASE64_KEY)])
         } else {
             odd_base64(source, &key)
         });
