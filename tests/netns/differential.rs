@@ -63,7 +63,7 @@ const DEFAULT: Setting = Setting {
         round: 300_000,
         calm: 30_000,
     },
-    least_share: 0.01,
+    least_share: 0.002,
 };
 
 /// With entries that last until they are invalidated.
@@ -73,7 +73,7 @@ const LASTING: Setting = Setting {
         round: 100_000,
         calm: 2_000,
     },
-    least_share: 0.1,
+    least_share: 0.03,
 };
 
 /// The seed of a stream. It is printed at once, and also when the test passes.
