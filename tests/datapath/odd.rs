@@ -9,7 +9,7 @@ use crate::bytes::{get, hit, key_of};
 use crate::harness::{Datapath, Setup, Verdict};
 use crate::packet::{
     ACK, CLIENT_PORT, CLIENT6, Checksum, Frame, PORT, PacketBuilder, SERVER4, SERVER6,
-    SERVICE_VLAN, VLAN,
+    SERVICE_VLAN, SYN, VLAN,
 };
 
 /// A GET of the key that is cached.
@@ -309,13 +309,9 @@ fn other_reads_are_passed_and_harmless() {
 
 #[test]
 fn what_is_not_understood_empties_the_cache() {
-    let long = [b"get ", &key_of(251)[..], b"\r\n"].concat();
-    let long_second = [b"get key ", &key_of(251)[..], b"\r\n"].concat();
     for text in [
         &b"GET key\r\n"[..],
         b"Get key\r\n",
-        b"get\r\n",
-        b"get \r\n",
         b"get key",
         b"get key\r",
         b"get key\r\n\r\n",
@@ -344,15 +340,38 @@ fn what_is_not_understood_empties_the_cache() {
         b"quit\r\n",
         b"verbosity 1\r\n",
         b"lru_crawler crawl all\r\n",
-        &long,
     ] {
         let packet = PacketBuilder::udp(text).id(9);
         assert_forgets(&packet);
         assert_forgets(&packet.v6());
     }
-    // memcached answers this with an error; it changes nothing.
-    let path = filled(&Setup::default());
-    path.pass(&PacketBuilder::udp(long_second).id(9));
+}
+
+/// memcached answers with an error, and nothing changes.
+#[test]
+fn keys_that_are_missing_or_too_long() {
+    let long = String::from_utf8(key_of(251)).expect("text");
+    let commands = [
+        "get", "gets", "mg", "md", "ma", "me", "delete", "incr", "decr", "touch",
+    ];
+    let lines = commands
+        .iter()
+        .flat_map(|verb| {
+            [
+                format!("{verb}\r\n"),
+                format!("{verb} \r\n"),
+                format!("{verb} {long}\r\n"),
+                format!("{verb} {long} 1\r\n"),
+            ]
+        })
+        .chain([format!("get key {long}\r\n"), format!("mg {long}a v b\r\n")]);
+    for line in lines {
+        assert_harmless(&PacketBuilder::udp(&line).id(9));
+        let path = filled(&Setup::default());
+        path.pass(&PacketBuilder::tcp(1, SYN, ""));
+        path.pass(&PacketBuilder::tcp(2, ACK, &line));
+        assert_eq!(path.epoch(), 0, "{line:?}");
+    }
 }
 
 #[test]

@@ -202,7 +202,7 @@ fn what_is_not_understood_empties_the_cache() {
         b"flush_all\r\n",
         b"get key\r\nflush_all 1\r\n",
         b"GET key\r\n",
-        b"delete\r\n",
+        b"touch key\r\n",
         b"gat 0 key other\r\n",
         b"md Zm9 b\r\n",
         b"ms key x\r\n",

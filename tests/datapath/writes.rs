@@ -40,7 +40,7 @@ fn begin(path: &mut Datapath, text: &str) -> PacketBuilder {
 }
 
 /// Writes that memcached answers, whether it carries them out or not.
-const ANSWERED: [(&str, &str); 19] = [
+const ANSWERED: [(&str, &str); 21] = [
     ("set key 0 0 3\r\nnew\r\n", "STORED\r\n"),
     ("set key 4294967295 -1 0\r\n\r\n", "STORED\r\n"),
     ("set  key  0  0  3 \r\nnew\r\n", "STORED\r\n"),
@@ -60,10 +60,12 @@ const ANSWERED: [(&str, &str); 19] = [
     ("ma key N0 J13 v\r\n", "VA 2\r\n13\r\n"),
     ("ms a2V5 3 b\r\nnew\r\n", "HD\r\n"),
     ("md a2V5 b\r\n", "HD\r\n"),
+    ("gat 100 key\r\n", "VALUE key 0 5\r\nvalue\r\nEND\r\n"),
+    ("gats 100 key\r\n", "END\r\n"),
 ];
 
 /// Writes whose answer may not come, or does not show that it is the last one.
-const UNANSWERED: [&str; 18] = [
+const UNANSWERED: [&str; 17] = [
     "set key 0 0 3 noreply\r\nnew\r\n",
     "add key 0 0 3 noreply\r\nnew\r\n",
     "replace key 0 0 3 noreply\r\nnew\r\n",
@@ -81,7 +83,6 @@ const UNANSWERED: [&str; 18] = [
     "md key I T30 q\r\n",
     "ma key q\r\n",
     "mg key v N30 q\r\n",
-    "gat 100 key\r\n",
 ];
 
 #[test]

@@ -124,11 +124,27 @@ pub fn parse(window: &Window, at: u64, limit: u64) -> Command {
     }
 
     let (key, key_len) = arguments.next(KEY_WORDS);
-    command.key = key;
-    command.key_len = key_len;
     if key_len == 0 || key_len > MAX_KEY as u64 {
+        // memcached answers with an error and goes on behind the line.
+        let is_harmless = matches!(
+            verb,
+            GET | GETS
+                | META_GET
+                | META_DELETE
+                | META_ARITHMETIC
+                | META_DEBUG
+                | DELETE
+                | INCR
+                | DECR
+                | TOUCH
+        );
+        if is_harmless {
+            command.effect = Effect::Read;
+        }
         return command;
     }
+    command.key = key;
+    command.key_len = key_len;
 
     match verb {
         GET => command.effect = Effect::Get,
@@ -181,8 +197,6 @@ pub fn parse(window: &Window, at: u64, limit: u64) -> Command {
         // With more keys than one all of them change.
         GAT | GATS if arguments.is_at_end() => {
             command.effect = Effect::Write;
-            // A reply in several datagrams does not show which one ends it.
-            command.quiet = true;
         }
         META_GET | META_SET | META_DELETE | META_ARITHMETIC | META_DEBUG => {
             meta::parse(&mut arguments, verb, &mut command);

@@ -64,12 +64,15 @@ fn slow_parse(text: &[u8]) -> Command {
         _ => {}
     }
     let key = if matches!(verb, "gat" | "gats") { 2 } else { 1 };
-    let Some(&(key_at, key_bytes)) = words.get(key) else {
+    let harmless = [
+        "get", "gets", "mg", "md", "ma", "me", "delete", "incr", "decr", "touch",
+    ];
+    let Some(&(key_at, key_bytes)) = words.get(key).filter(|word| word.1.len() <= MAX_KEY) else {
+        if harmless.contains(&verb) {
+            command.effect = Effect::Read;
+        }
         return command;
     };
-    if key_bytes.len() > MAX_KEY {
-        return command;
-    }
     command.key = key_at as u64;
     command.key_len = key_bytes.len() as u64;
     match verb {
@@ -112,7 +115,6 @@ fn slow_parse(text: &[u8]) -> Command {
         }
         "gat" | "gats" if words.len() == 3 => {
             command.effect = Effect::Write;
-            command.quiet = true;
         }
         "mg" | "ms" | "md" | "ma" | "me" => slow_meta(verb, &words, &mut command),
         _ => {}
@@ -259,7 +261,7 @@ fn writes_name_key_and_data() {
     let c = fast_parse(b"gat 100 key\r\n");
     assert_eq!(
         (c.effect, c.key, c.key_len, c.quiet),
-        (Effect::Write, 8, 3, true)
+        (Effect::Write, 8, 3, false)
     );
 }
 
