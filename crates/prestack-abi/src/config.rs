@@ -93,6 +93,20 @@ pub struct Net4 {
     pub mask: u32,
 }
 
+impl Net4 {
+    /// Whether this address (network byte order) is one that a host in the network can have: no
+    /// group's, not the first or last of the network, which are for broadcasts (unless it has two
+    /// addresses or one, RFC 3021).
+    #[inline(always)]
+    #[must_use]
+    pub const fn has_host(&self, address: u32) -> bool {
+        let host = address & !self.mask;
+        let is_broadcast = (host == 0 || host == !self.mask) && !self.mask.to_be() > 1;
+        // 224.0.0.0/3 are groups, reserved, and the broadcast address.
+        address & self.mask == self.address && !is_broadcast && (address as u8) < 224
+    }
+}
+
 /// An IPv6 network, words in network byte order, `address` already masked.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

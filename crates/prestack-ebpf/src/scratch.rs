@@ -11,9 +11,7 @@ use prestack_proto::text::request::Command;
 use prestack_proto::window::{Source, Window};
 
 use crate::clock;
-use crate::ledger::backend::Arrival;
 use crate::maps::SCRATCH;
-use crate::packet::Headers;
 
 /// Words of a packet that a reply may overwrite: a request of 320 bytes, headers included. The
 /// longest single-key GET has 256 bytes and at most 78 before them.
@@ -24,8 +22,6 @@ pub const SAVED_WORDS: usize = 42;
 pub struct Scratch {
     /// The payload that is parsed.
     pub window: Window,
-    /// The plain single-key GET that is to be answered.
-    pub get: SingleGet,
     /// The command that was parsed last.
     pub command: Command,
     /// The key of that command, or of the reply that is learnt from.
@@ -47,25 +43,6 @@ pub struct Scratch {
     pub walk: Walk,
     /// Hashes of the keys that a multi-key GET missed, and the versions of their buckets.
     pub missed: [Missed; MULTI_KEYS],
-}
-
-/// A plain single-key GET: what the function that answers it, which the verifier checks on its own,
-/// has to know.
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub struct SingleGet {
-    pub headers: Headers,
-    pub door: Arrival,
-    /// The memcached frame.
-    pub frame: u64,
-    /// Position of the payload behind the frame.
-    pub payload: u64,
-    /// Length of that payload.
-    pub len: u64,
-    /// Length of the key.
-    pub key_len: u64,
-    /// Hash of the key.
-    pub hash: u64,
 }
 
 /// A key that is not in the cache.

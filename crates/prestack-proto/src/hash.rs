@@ -1,6 +1,7 @@
 //! The hash of keys and of request names: one multiplication for eight bytes, seeded with a random
 //! number at start.
 
+use crate::checksum::add_word;
 use crate::swar;
 use crate::window::Source;
 
@@ -37,6 +38,21 @@ pub const fn backend_seed(seed: u64, backend: u8) -> u64 {
 /// least eight bytes precede the key in the source.
 #[inline(always)]
 pub fn scan_key<S: Source>(source: &S, at: u64, len: u64, seed: u64) -> Option<u64> {
+    Some(hash_words::<S, true>(source, at, len, seed)?.hash)
+}
+
+/// A key that was gone over once.
+#[derive(Clone, Copy)]
+pub struct Scan {
+    /// Its hash.
+    pub hash: u64,
+    /// The one's-complement sum of its bytes, not folded (see [`checksum`](crate::checksum)).
+    pub sum: u64,
+}
+
+/// [`scan_key`] and the sum of the key's bytes, in one pass.
+#[inline(always)]
+pub fn scan_and_sum_key<S: Source>(source: &S, at: u64, len: u64, seed: u64) -> Option<Scan> {
     hash_words::<S, true>(source, at, len, seed)
 }
 
@@ -46,7 +62,7 @@ pub fn scan_key<S: Source>(source: &S, at: u64, len: u64, seed: u64) -> Option<u
 /// source.
 #[inline(always)]
 pub fn hash_key<S: Source>(source: &S, at: u64, len: u64, seed: u64) -> Option<u64> {
-    hash_words::<S, false>(source, at, len, seed)
+    Some(hash_words::<S, false>(source, at, len, seed)?.hash)
 }
 
 /// `TEXT`: spaces and control characters are refused.
@@ -56,9 +72,10 @@ fn hash_words<S: Source, const TEXT: bool>(
     at: u64,
     len: u64,
     seed: u64,
-) -> Option<u64> {
+) -> Option<Scan> {
     let len = source.forgotten(len);
     let mut hash = seed;
+    let mut sum = 0;
     let mut done = 0;
     for _ in 0..crate::MAX_KEY / 8 {
         if done + 8 > len {
@@ -69,6 +86,7 @@ fn hash_words<S: Source, const TEXT: bool>(
             return None;
         }
         hash = mix(hash, word);
+        sum = add_word(sum, word);
         done += 8;
     }
     let rest = len - done;
@@ -83,8 +101,12 @@ fn hash_words<S: Source, const TEXT: bool>(
             return None;
         }
         hash = mix(hash, word);
+        sum = add_word(sum, word);
     }
-    Some(finish(hash, len))
+    Some(Scan {
+        hash: finish(hash, len),
+        sum,
+    })
 }
 
 /// The hash of a key for a [`backend_seed`]; any bytes are accepted.
@@ -101,6 +123,7 @@ pub fn key_hash(seed: u64, key: &[u8]) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::checksum::{fold, sum};
     use proptest::prelude::*;
 
     proptest! {
@@ -109,6 +132,9 @@ mod tests {
             let mut bytes = junk.to_vec();
             bytes.extend(&key);
             prop_assert_eq!(scan_key(&bytes.as_slice(), 8, key.len() as u64, seed), Some(key_hash(seed, &key)));
+            let scan = scan_and_sum_key(&bytes.as_slice(), 8, key.len() as u64, seed).expect("a key");
+            prop_assert_eq!(scan.hash, key_hash(seed, &key));
+            prop_assert_eq!(fold(scan.sum), fold(sum(&key)));
         }
 
         #[test]

@@ -34,7 +34,15 @@ pub struct Arrival {
 
 /// The door at which a packet with this destination arrives.
 #[inline(always)]
-pub fn door(address: &[u32; 4], port: u16) -> Option<Arrival> {
+pub fn door(config: &Config, address: &[u32; 4], port: u16) -> Option<Arrival> {
+    // Most hosts have one for the traffic that matters: it spares them the call.
+    let first = &config.doors[0];
+    if first.port == port && is_same(&first.address, address) && config.doors_len != 0 {
+        return Some(Arrival {
+            backend: first.backend,
+            flags: first.flags,
+        });
+    }
     let high = u64::from(address[1]) << 32 | u64::from(address[0]);
     let low = u64::from(address[3]) << 32 | u64::from(address[2]);
     let door = prestack_door(high, low, u64::from(port));

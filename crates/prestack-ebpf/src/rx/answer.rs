@@ -52,7 +52,7 @@ pub fn answer(ctx: &XdpContext, datagram: &Datagram<'_>) -> Option<u32> {
         out
     };
     let len = reply.forgotten(end.wrapping_sub(start));
-    if !is_servable(config, door, state, now, ctx, datagram, len) {
+    if !is_servable(config, door, state, now, ctx, datagram, len, None) {
         return None;
     }
     serve(ctx, datagram, scratch, start, len)

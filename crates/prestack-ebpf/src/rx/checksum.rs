@@ -41,6 +41,40 @@ pub fn hold(ctx: &XdpContext, headers: &Headers, udp_len: u64) -> bool {
     }
 }
 
+/// [`hold`] for a datagram of which the sum of all that follows the frame is known.
+#[inline(always)]
+pub fn hold_given(packet: Packet, headers: &Headers, payload_sum: u64) -> bool {
+    given_sum_holds(packet, headers, payload_sum).is_some()
+}
+
+#[inline(always)]
+fn given_sum_holds(packet: Packet, headers: &Headers, payload_sum: u64) -> Option<()> {
+    if !headers.v6 {
+        let ip = packet.at::<[u32; IPV4_LEN / 4]>(headers.l3)?;
+        // SAFETY: `at` checked the length.
+        let ip = unsafe { &*ip };
+        let mut sum = 0;
+        for word in ip {
+            sum += u64::from(*word);
+        }
+        if fold(sum) != 0xffff {
+            return None;
+        }
+    }
+    let udp = packet.at::<[u64; 2]>(headers.l4)?;
+    // SAFETY: as above: the UDP header and the frame.
+    let [header, frame] = unsafe { *udp };
+    let pseudo = pseudo_header(&headers.addresses, headers.l4_len as u16);
+    let field = (header >> 48) as u16;
+    let sum = add_word(add_word(pseudo + payload_sum, header), frame);
+    let is_right = if field == 0 {
+        !headers.v6
+    } else {
+        fold(sum) == 0xffff || field == fold(pseudo)
+    };
+    is_right.then_some(())
+}
+
 /// A global function (by its unmangled name): the verifier checks it once, for all arguments, and
 /// not again on every path to it.
 ///

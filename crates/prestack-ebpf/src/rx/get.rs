@@ -21,10 +21,17 @@ use crate::packet::Packet;
 use crate::scratch::scratch;
 
 /// Answers the GET of the key of `key_len` bytes with this `hash`, or lets it through with a ticket.
+/// `sum` is the one's-complement sum of the payload.
 #[inline(always)]
-pub fn get(ctx: &XdpContext, datagram: &Datagram<'_>, key_len: u64, hash: u64) -> u32 {
+pub fn get(
+    ctx: &XdpContext,
+    packet: Packet,
+    datagram: &Datagram<'_>,
+    key_len: u64,
+    hash: u64,
+    sum: u64,
+) -> u32 {
     let (config, door) = (datagram.config, datagram.door);
-    let packet = Packet::of(ctx, config);
     let Some(state) = backend::backend(door.backend) else {
         return XDP_PASS;
     };
@@ -48,7 +55,16 @@ pub fn get(ctx: &XdpContext, datagram: &Datagram<'_>, key_len: u64, hash: u64) -
         if ticket.is_some() {
             count!(refreshes);
         } else if found.knows(EntryHeader::FLAGS)
-            && is_servable(config, door, state, now, ctx, datagram, found.reply_len)
+            && is_servable(
+                config,
+                door,
+                state,
+                now,
+                ctx,
+                datagram,
+                found.reply_len,
+                Some(sum),
+            )
             && let Some(action) = serve(ctx, packet, datagram, &found)
         {
             return action;
@@ -74,7 +90,8 @@ pub fn get(ctx: &XdpContext, datagram: &Datagram<'_>, key_len: u64, hash: u64) -
     XDP_PASS
 }
 
-/// Whether a reply of this length may be sent to where the request claims to be from.
+/// Whether a reply of this length may be sent to where the request claims to be from. The sum of its
+/// payload is given if it is known.
 #[inline(always)]
 pub fn is_servable(
     config: &Config,
@@ -84,6 +101,7 @@ pub fn is_servable(
     ctx: &XdpContext,
     datagram: &Datagram<'_>,
     reply_len: u64,
+    payload_sum: Option<u64>,
 ) -> bool {
     let headers = datagram.headers;
     if door.flags & Door::SERVE_UDP == 0
@@ -94,15 +112,20 @@ pub fn is_servable(
     {
         return false;
     }
-    if !allow::is_allowed(headers.v6, &headers.addresses.source) {
+    if !allow::is_allowed(config, headers.v6, &headers.addresses.source) {
         count!(not_allowed);
         return false;
     }
-    if allow::is_spoof_prone(config, Packet::of(ctx, config), headers) {
+    let packet = Packet::of(ctx, config);
+    if allow::is_spoof_prone(config, packet, headers) {
         count!(spoof_prone);
         return false;
     }
-    if !checksum::hold(ctx, headers, headers.l4_len) {
+    let is_intact = match payload_sum {
+        Some(sum) => checksum::hold_given(packet, headers, sum),
+        None => checksum::hold(ctx, headers, headers.l4_len),
+    };
+    if !is_intact {
         count!(bad_checksums);
         return false;
     }

@@ -86,7 +86,7 @@ fn arrival(config: &Config, packet: Packet, headers: Headers) -> Option<(Headers
     if !backend::is_port(config, port) {
         return None;
     }
-    let door = backend::door(&headers.addresses.destination, port)?;
+    let door = backend::door(config, &headers.addresses.destination, port)?;
     let l3 = packet.forgotten(headers.l3);
     let l4 = packet.forgotten(headers.l4);
     let l4_len = packet.forgotten(headers.l4_len);

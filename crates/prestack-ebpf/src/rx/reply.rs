@@ -24,12 +24,12 @@ pub fn write_headers(packet: Packet, headers: &Headers, reply_len: u64, sum: u16
     let (l3, l4) = (headers.l3, headers.l4);
     let udp_len = PAYLOAD_AT + reply_len;
 
-    let destination: (u32, u16) = (packet.read(0)?, packet.read(4)?);
-    let source: (u32, u16) = (packet.read(6)?, packet.read(10)?);
-    packet.write(0, source.0)?;
-    packet.write(4, source.1)?;
-    packet.write(6, destination.0)?;
-    packet.write(10, destination.1)?;
+    let macs = packet.at::<[u32; 3]>(0)?;
+    // SAFETY: `at` checked the length.
+    unsafe {
+        let [a, b, c] = *macs;
+        *macs = [b >> 16 | c << 16, c >> 16 | a << 16, a >> 16 | b << 16];
+    }
 
     let addresses = Addresses {
         source: headers.addresses.destination,
@@ -71,12 +71,13 @@ pub fn write_headers(packet: Packet, headers: &Headers, reply_len: u64, sum: u16
         };
     }
 
+    let udp = packet.at::<[u64; 2]>(l4)?;
+    // SAFETY: `at` checked the length: the UDP header and the frame.
+    let [header, frame] = unsafe { *udp };
     let ports = headers.ports.rotate_left(16);
-    let request_checksum: u16 = packet.read(l4 + 6)?;
-    let checksum = if request_checksum == 0 {
+    let checksum = if header >> 48 == 0 {
         0
     } else {
-        let frame: u64 = packet.read(l4 + UDP_LEN as u64)?;
         let total = pseudo_header(&addresses, udp_len as u16)
             + u64::from(ports)
             + u64::from((udp_len as u16).to_be())
@@ -90,7 +91,9 @@ pub fn write_headers(packet: Packet, headers: &Headers, reply_len: u64, sum: u16
         }
     };
     let second = u32::from((udp_len as u16).to_be()) | u32::from(checksum) << 16;
-    packet.write(l4, u64::from(ports) | u64::from(second) << 32)
+    // SAFETY: as above.
+    unsafe { (*udp)[0] = u64::from(ports) | u64::from(second) << 32 };
+    Some(())
 }
 
 const _: () = assert!(size_of::<Ipv4>() == size_of::<[u32; 5]>());

@@ -28,7 +28,7 @@ pub fn packet(ctx: &TcContext) -> i32 {
     if !headers.udp || !backend::is_port(config, headers.source_port()) {
         return NEXT;
     }
-    let Some(door) = backend::door(&headers.addresses.source, headers.source_port()) else {
+    let Some(door) = backend::door(config, &headers.addresses.source, headers.source_port()) else {
         return NEXT;
     };
     headers.l4 = packet.forgotten(headers.l4);
