@@ -1,0 +1,185 @@
+//! Attack h6: each test states what should hold; all of them fail at the commit attacked.
+
+use crate::binary::{GETK, get as binary_get, hit as binary_hit, request as frame};
+use crate::bytes::{get, hit};
+use crate::harness::{Datapath, Verdict};
+use crate::packet::{ACK, PSH, PacketBuilder, SYN};
+
+const SETQ: u8 = 0x11;
+const STAT: u8 = 0x10;
+const TOUCH: u8 = 0x1c;
+const GAT: u8 = 0x1d;
+const VERBOSITY: u8 = 0x1b;
+
+fn hidden() -> Vec<u8> {
+    frame(SETQ, &[0; 8], b"key", b"new", 0)
+}
+
+/// A request whose body is longer than extras and key.
+fn hiding(opcode: u8, extras: &[u8], key: &[u8]) -> Vec<u8> {
+    frame(opcode, extras, key, &hidden(), 0)
+}
+
+fn is_seen(path: &mut Datapath, what: &str) {
+    let request = path.get_of("key");
+    assert_eq!(path.rx(&request), Verdict::Passed, "{what}: served old value");
+}
+
+#[test]
+fn h1_udp_stat_hides() {
+    let mut path = Datapath::new();
+    path.fill("key", "old");
+    path.only_pass(hiding(STAT, b"", b""));
+    is_seen(&mut path, "stat");
+}
+#[test]
+fn h1_udp_touch_hides() {
+    let mut path = Datapath::new();
+    path.fill("key", "old");
+    path.only_pass(hiding(TOUCH, &[0; 4], b"k"));
+    is_seen(&mut path, "touch");
+}
+#[test]
+fn h1_udp_gat_hides() {
+    let mut path = Datapath::new();
+    path.fill("key", "old");
+    path.only_pass(hiding(GAT, &[0; 4], b"k"));
+    is_seen(&mut path, "gat");
+}
+
+fn open(path: &Datapath) -> u32 {
+    path.pass(&PacketBuilder::tcp(1000, SYN, "").client_port(5));
+    1001
+}
+fn send(path: &Datapath, next: &mut u32, data: impl AsRef<[u8]>) {
+    path.pass(&PacketBuilder::tcp(*next, ACK | PSH, &data).client_port(5));
+    *next += data.as_ref().len() as u32;
+}
+
+#[test]
+fn h1_tcp_touch_hides() {
+    let mut path = Datapath::new();
+    path.fill("key", "old");
+    let mut next = open(&path);
+    send(&path, &mut next, hiding(TOUCH, &[0; 4], b"k"));
+    is_seen(&mut path, "touch");
+}
+
+/// memcached skips the body's length once more than it should.
+#[test]
+fn h2_tcp_verbosity_shifts() {
+    let mut path = Datapath::new();
+    path.fill("key", "old");
+    let mut next = open(&path);
+    send(&path, &mut next, frame(VERBOSITY, &[0; 4], b"", b"", 0));
+    // NOOP to us; from byte 4 on a DELETE of `key` to memcached.
+    let mut body = vec![0; 4];
+    body.extend(b"key");
+    body.resize(0x80, 0);
+    let mut noop = vec![0x80, 0x0a, 0, 0, 0x80, 0x04, 0, 3];
+    noop.extend((body.len() as u32).to_be_bytes());
+    noop.extend(3u32.to_be_bytes());
+    noop.extend([0; 8]);
+    noop.extend(body);
+    send(&path, &mut next, noop);
+    is_seen(&mut path, "verbosity");
+}
+
+/// A reply from another host behind this one, at the same port and to the same name.
+#[test]
+fn h3_reply_from_behind_a_wildcard() {
+    let mut path = Datapath::new();
+    let one = path.get_of("key");
+    let elsewhere = one.clone().to((std::net::Ipv4Addr::new(10, 9, 9, 9), 11211));
+    path.pass(&one);
+    path.pass(&elsewhere);
+    path.tx(&elsewhere.reply(hit("key", "of another host")));
+    path.tx(&one.reply(hit("key", "mine")));
+    let request = path.get_of("key");
+    assert_ne!(path.rx(&request), Verdict::Served(hit("key", "of another host")));
+}
+#[test]
+fn h3_reply_from_behind_a_wildcard_unasked() {
+    let mut path = Datapath::new();
+    let one = path.get_of("key");
+    path.pass(&one);
+    let elsewhere = one.clone().to((std::net::Ipv4Addr::new(10, 9, 9, 9), 11211));
+    path.tx(&elsewhere.reply(hit("key", "poison")));
+    let request = path.get_of("key");
+    assert_ne!(path.rx(&request), Verdict::Served(hit("key", "poison")));
+}
+
+/// The item was replaced unseen (over loopback): no mixture of both must be served.
+#[test]
+fn h4_no_mixture_of_two_items() {
+    let mut path = Datapath::new();
+    path.exchange("get key\r\n", "VALUE key 5 3\r\naaa\r\nEND\r\n");
+    // now the item is (flags 9, "bbb")
+    path.exchange("mg key v\r\n", "VA 3\r\nbbb\r\n");
+    let request = path.request("get key\r\n");
+    let verdict = path.rx(&request);
+    assert_ne!(verdict, Verdict::Served(b"VALUE key 5 3\r\nbbb\r\nEND\r\n".to_vec()));
+}
+
+#[test]
+fn h5_quit_is_harmless() {
+    let mut path = Datapath::new();
+    path.fill("key", "value");
+    let mut next = open(&path);
+    send(&path, &mut next, "quit\r\n");
+    assert_eq!(path.epoch(), 0);
+}
+
+/// A SYN in an established connection is ignored by the kernel.
+#[test]
+fn h6_syn_in_an_established_connection() {
+    let mut path = Datapath::new();
+    path.fill("key", "old");
+    let mut next = open(&path);
+    send(&path, &mut next, "version\r\n");
+    path.pass(&PacketBuilder::tcp(next - 1, SYN, "").client_port(5));
+    // text to memcached: a line of garbage, then a set
+    send(&path, &mut next, binary_get(0, b"x\nset key 0 0 3\r\nnew\r\n", 1));
+    is_seen(&mut path, "syn");
+}
+
+/// A key with spaces whose end looks like flags of a reply.
+#[test]
+fn h7_a_key_like_flags() {
+    let mut path = Datapath::new();
+    let key = b"a f7 c5 b";
+    // base64 of the key; the item was stored over the binary protocol with flags 0 and CAS 99
+    path.exchange("mg YSBmNyBjNSBi v k b\r\n", "VA 3 ka f7 c5 b\r\nold\r\n");
+    let request = path.request(binary_get(GETK, key, 3));
+    assert_ne!(
+        path.rx(&request),
+        Verdict::Served(binary_hit(GETK, key, 7, 5, b"old", 3))
+    );
+}
+#[test]
+fn h7_a_key_in_the_wrong_form() {
+    let mut path = Datapath::new();
+    path.exchange("mg YSBi v k b\r\n", "VA 3 ka b\r\nold\r\n");
+    let request = path.request("mg YSBi v k b\r\n");
+    assert_ne!(
+        path.rx(&request),
+        Verdict::Served(b"VA 3 kYSBi b\r\nold\r\n".to_vec())
+    );
+}
+
+/// memcached waits for the rest of the data, which the next datagram of anybody brings.
+#[test]
+fn h8_a_late_end_of_an_incomplete_set() {
+    let mut path = Datapath::with(&crate::harness::Setup {
+        settle: std::time::Duration::from_millis(50),
+        ..Default::default()
+    });
+    let set = path.request("set key 0 0 22\r\nabc");
+    path.pass(&set);
+    crate::harness::wait(std::time::Duration::from_millis(80));
+    path.fill("key", "old");
+    let swallowed = path.request(get(&["xxxxxxx"]));
+    path.pass(&swallowed);
+    path.tx(&set.reply("STORED\r\n"));
+    is_seen(&mut path, "late set");
+}
