@@ -5,6 +5,7 @@ mod shown;
 
 use aya_ebpf::bindings::TC_ACT_UNSPEC;
 use aya_ebpf::programs::TcContext;
+use prestack_abi::config::Door;
 use prestack_proto::udp::Frame;
 use prestack_proto::window::Source;
 
@@ -31,6 +32,10 @@ pub fn packet(ctx: &TcContext) -> i32 {
     let Some(door) = backend::door(config, &headers.addresses.source, headers.source_port()) else {
         return NEXT;
     };
+    // Only a wildcard covers it: it may be from another host behind this one.
+    if door.flags & Door::ANY_ADDRESS != 0 {
+        return NEXT;
+    }
     headers.l4 = packet.forgotten(headers.l4);
     if headers.l4 > 0xff {
         return NEXT;

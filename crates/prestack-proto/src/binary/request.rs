@@ -11,6 +11,7 @@ const WRITES: u64 = opcodes(&[
     SET, ADD, REPLACE, DELETE, INCREMENT, DECREMENT, APPEND, PREPEND, SETQ, ADDQ, REPLACEQ,
     DELETEQ, INCREMENTQ, DECREMENTQ, APPENDQ, PREPENDQ, TOUCH, GAT, GATQ, GATK, GATKQ,
 ]);
+const FIXED: u64 = opcodes(&[TOUCH, GAT, GATQ, GATK, GATKQ, STAT]);
 const FLUSHES: u64 = opcodes(&[FLUSH, FLUSHQ]);
 const READS: u64 = opcodes(&[
     NOOP,
@@ -61,6 +62,13 @@ pub fn parse(window: &Window, at: u64, limit: u64) -> Command {
     let opcode = 1 << (opcode & 63);
     command.quiet = opcode & QUIETS != 0;
     let is_key = key_len > 0 && key_len <= MAX_KEY as u64;
+    // FIX: what follows extras and key memcached takes for the next request, unless it is a value.
+    if opcode & FIXED != 0 && body != key_len + extras {
+        return command;
+    }
+    if opcode & opcodes(&[VERBOSITY]) != 0 && body != 0 {
+        return command;
+    }
     if opcode & WRITES != 0 {
         if is_key {
             command.effect = Effect::Write;

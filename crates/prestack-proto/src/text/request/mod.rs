@@ -48,6 +48,7 @@ const META_NOOP: u64 = verb(b"mn");
 const META_DEBUG: u64 = verb(b"me");
 const VERSION: u64 = verb(b"version");
 const STATS: u64 = verb(b"stats");
+const QUIT: u64 = verb(b"quit");
 const FLUSH_AL: u64 = verb(b"flush_al");
 
 /// Words that a key and the space behind it span at most.
@@ -113,9 +114,9 @@ pub fn parse(window: &Window, at: u64, limit: u64) -> Command {
     if verb == GAT || verb == GATS {
         arguments.next(ARGUMENT_WORDS);
     }
-    let keyless = verb == META_NOOP || verb == VERSION || verb == STATS;
+    let keyless = verb == META_NOOP || verb == VERSION || verb == STATS || verb == QUIT;
     if keyless {
-        command.effect = if verb == STATS {
+        command.effect = if verb == STATS || verb == QUIT {
             Effect::LongRead
         } else {
             Effect::Read
