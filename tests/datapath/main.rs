@@ -3,7 +3,6 @@
 //! Nothing is attached and no memcached runs: a test plays both ends, the client's and memcached's.
 //! These tests need root.
 
-mod attack;
 mod backends;
 mod binary;
 mod bytes;
@@ -12,6 +11,7 @@ mod eviction;
 mod harness;
 mod headers;
 mod hits;
+mod hostile;
 mod kernel;
 mod loading;
 mod marks;

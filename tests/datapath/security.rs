@@ -109,7 +109,8 @@ fn the_broadcast_address_of_an_allowed_network() {
     }
     // RFC 3021: of two hosts none is the broadcast address; a single one is not either.
     for (network, source) in [("10.0.0.8/31", 8), ("10.0.0.8/31", 9), ("10.0.0.7/32", 7)] {
-        let mut path = filled(&Setup {
+        let mut path = filled(&Setup::default());
+        path.configure(&Setup {
             allow: vec![network.parse().expect("a network")],
             ..Setup::default()
         });

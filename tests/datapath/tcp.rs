@@ -361,20 +361,36 @@ fn a_closed_flow_is_not_known_any_more() {
     assert_forgotten(&mut path);
 }
 
+/// The kernel takes no notice of it if it knows the connection.
 #[test]
-fn a_port_is_used_again() {
+fn a_syn_on_a_flow_that_is_known() {
     let mut path = filled();
-    let mut old = Connection::open(&path, 1);
-    old.send(&path, "get key\r\n");
-    let mut new = Connection {
-        next: 555_000,
+    let mut flow = Connection::open(&path, 1);
+    // Sent again, for the answer was lost.
+    flow.next -= 1;
+    path.pass(&flow.segment(SYN, ""));
+    flow.next += 1;
+    flow.send(&path, "get key\r\n");
+    assert_untouched(&mut path);
+    // A forged one cannot make the next bytes the first of a connection.
+    let mut forged = Connection {
+        next: flow.next - 1,
         port: 1,
         v6: false,
     };
-    path.pass(&new.segment(SYN, ""));
-    new.next += 1;
-    new.send(&path, "get key\r\n");
-    assert_untouched(&mut path);
+    path.pass(&forged.segment(SYN, ""));
+    assert_forgotten(&mut path);
+    let before = path.epoch();
+    let hidden = crate::binary::get(crate::binary::GET, b"x\nset key 0 0 3\r\nnew\r\n", 1);
+    flow.send(&path, hidden);
+    assert!(path.epoch() > before);
+    // What is not known any more may be opened anew.
+    forged.next = 555_000;
+    path.pass(&forged.segment(SYN, ""));
+    forged.next += 1;
+    let before = path.epoch();
+    forged.send(&path, "get key\r\n");
+    assert_eq!(path.epoch(), before);
 }
 
 #[test]

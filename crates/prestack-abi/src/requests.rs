@@ -38,6 +38,9 @@ pub enum Kind {
     Other = 6,
     /// A datagram whose answers cannot be counted: forgotten by time alone.
     Endless = 7,
+    /// One that was not understood. memcached may be waiting for more of it: what it does in the end
+    /// is done when it answers.
+    Odd = 8,
 }
 
 impl Kind {
@@ -62,7 +65,8 @@ pub struct Request {
     pub version: u32,
     /// The backend's epoch then.
     pub epoch: u32,
-    /// When a request of this name arrived last, in units of 2^[`SEEN_SHIFT`] ns.
+    /// When a request of this name arrived last, in units of 2^[`SEEN_SHIFT`] ns. One that is quiet
+    /// counts as older than it is, so that it is forgotten soon.
     pub seen: u32,
     /// A [`Kind`].
     pub kind: u8,

@@ -262,8 +262,11 @@ fn locate_v6(packet: Packet, l3: u64) -> Sort {
     };
     match ip.next_header {
         PROTO_UDP | PROTO_TCP => {}
-        // Multicast listener reports come with a hop-by-hop header and from every neighbour.
-        EXTENSION_HOP_BY_HOP if packet.read(l3 + IPV6_LEN as u64) == Some(PROTO_ICMPV6) => {
+        // Multicast listener reports come with a hop-by-hop header and from every neighbour, and long
+        // pings in fragments, each of which says what was cut up.
+        EXTENSION_HOP_BY_HOP | EXTENSION_FRAGMENT
+            if packet.read(l3 + IPV6_LEN as u64) == Some(PROTO_ICMPV6) =>
+        {
             return Sort::Foreign;
         }
         EXTENSION_HOP_BY_HOP

@@ -48,6 +48,14 @@ pub fn name_of_reply(
     name(config, &addresses.destination, backend, ports, id)
 }
 
+/// The age, in the unit of `Request::seen`, of a request that is to be remembered for about a second
+/// more than `span_ns`.
+#[inline(always)]
+pub fn age_to_remember_for(config: &Config, span_ns: u64) -> u32 {
+    const MARGIN_NS: u64 = 1_000_000_000;
+    (config.remember_ns.saturating_sub(span_ns + MARGIN_NS) >> SEEN_SHIFT) as u32
+}
+
 #[inline(always)]
 fn set_of(name: u64) -> u32 {
     (name >> 32) as u32 & (REQUEST_SETS as u32 - 1)
@@ -110,7 +118,8 @@ pub fn remember(config: &Config, name: u64, request: &Request) -> Option<(Slot, 
                 if gets && (*held).unanswered < u8::MAX {
                     (*held).unanswered += 1;
                 } else {
-                    (*held).kind = Kind::Endless as u8;
+                    let is_odd = request.kind == Kind::Odd as u8 || (*held).kind == Kind::Odd as u8;
+                    (*held).kind = if is_odd { Kind::Odd } else { Kind::Endless } as u8;
                     (*held).tickets = 0;
                     (*held).time = now;
                 }
@@ -125,7 +134,12 @@ pub fn remember(config: &Config, name: u64, request: &Request) -> Option<(Slot, 
                     (*held).version = serial;
                 }
             }
-            (*held).seen = seen;
+            // A request of which little is to be expected counts as older than it is.
+            (*held).seen = if is_known {
+                seen
+            } else {
+                seen.wrapping_sub(request.seen)
+            };
         }
         let lost = (*requests).lost[own_stamp];
         is_certain = !is_known && (lost == 0 || stamp.wrapping_sub(lost) > horizon);

@@ -97,8 +97,13 @@ fn serve(
 /// Lets the GET through, with tickets for the keys that are missing.
 #[inline(always)]
 pub fn pass(datagram: &Datagram<'_>) {
+    count!(udp_misses);
     let Some(scratch) = scratch() else { return };
     // SAFETY: this CPU's scratch.
+    if unsafe { (&raw const (*scratch).walk.may_fill).read_volatile() } == 0 {
+        return;
+    }
+    // SAFETY: as above.
     let request = unsafe {
         let walk = &raw const (*scratch).walk;
         let keys = (&raw const (*walk).keys).read_volatile();
@@ -141,7 +146,6 @@ pub fn pass(datagram: &Datagram<'_>) {
             keep_key(slot, scratch);
         }
     }
-    count!(udp_misses);
 }
 
 /// Writes down the key of a request whose reply does not name it.

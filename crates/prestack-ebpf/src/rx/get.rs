@@ -38,8 +38,6 @@ pub fn get(
     let epoch = backend::epoch(state);
     let now = clock::now();
     let key = datagram.payload + 4;
-    // At a wildcard door the packet may be for another host behind this one.
-    let may_fill = door.flags & Door::ANY_ADDRESS == 0;
     let mut ticket = None;
     let query = Query {
         config,
@@ -49,7 +47,7 @@ pub fn get(
         hash,
     };
     if let Some(found) = find(query, &packet, key, key_len) {
-        if found.is_ageing && may_fill {
+        if found.is_ageing && datagram.is_followed() {
             ticket = tickets::take(config, state, hash, now);
         }
         if ticket.is_some() {
@@ -70,8 +68,12 @@ pub fn get(
             return action;
         }
     }
+    count!(udp_misses);
+    if !datagram.is_followed() {
+        return XDP_PASS;
+    }
     let version = match ticket {
-        None if may_fill => tickets::take(config, state, hash, now),
+        None => tickets::take(config, state, hash, now),
         ticket => ticket,
     };
     let request = Request {
@@ -86,7 +88,6 @@ pub fn get(
         backend: door.backend,
     };
     requests::remember(config, datagram.name(), &request);
-    count!(udp_misses);
     XDP_PASS
 }
 
@@ -112,7 +113,7 @@ pub fn is_servable(
     {
         return false;
     }
-    if !allow::is_allowed(config, headers.v6, &headers.addresses.source) {
+    if !datagram.is_allowed() {
         count!(not_allowed);
         return false;
     }

@@ -139,6 +139,14 @@ unsafe extern "C" fn prestack_follow(ctx: *mut xdp_md) -> u64 {
                     next: segment.sequence.wrapping_add(1),
                     protocol: 0,
                 };
+                // SAFETY: as below.
+                let known = unsafe { FLOWS.get(key) }.copied();
+                if known.is_some_and(|known| known.next != flow.next || known.protocol != 0) {
+                    // The kernel may know the connection, and take no notice of this.
+                    backend::forget(config, door.backend);
+                    let _ = FLOWS.remove(key);
+                    return;
+                }
                 // Without room the flow is not followed, and its data empties the cache.
                 let _ = FLOWS.insert(key, flow, 0);
             } else {

@@ -7,16 +7,17 @@ use aya_ebpf::programs::XdpContext;
 use prestack_abi::config::{Config, Door, MAPPED_V4};
 use prestack_abi::requests::{Kind, Request};
 use prestack_proto::MAX_KEY;
+use prestack_proto::binary::HEADER_LEN;
 use prestack_proto::checksum::fold;
 use prestack_proto::hash::{backend_seed, scan_and_sum_key};
 use prestack_proto::net::{IPV4_LEN, IPV6_LEN, UDP_LEN};
 use prestack_proto::text::request::{Command, Effect, Form};
 use prestack_proto::udp::Frame;
-use prestack_proto::verifier::opaque;
+use prestack_proto::verifier::{forgotten, opaque};
 use prestack_proto::window::{Source, WINDOW, Window};
 
 use super::reply::PAYLOAD_AT;
-use super::{again, answer, command, commands, get, item, keys};
+use super::{again, allow, answer, command, commands, get, item, keys};
 use crate::clock;
 use crate::ledger::backend::{self, Arrival};
 use crate::ledger::requests;
@@ -44,11 +45,15 @@ pub struct Datagram<'a> {
     pub payload: u64,
     /// Length of that payload.
     pub len: u64,
+    /// Non-zero if the source is in the allow list.
+    is_allowed: u64,
+    /// 0, which the verifier does not know.
+    zero: u64,
 }
 
 /// What a UDP datagram is to memcached.
 enum Reading<'a> {
-    /// Nothing: memcached ignores a datagram without payload behind its frame.
+    /// Nothing: memcached ignores a datagram without payload behind its frame, and parts of several.
     Empty,
     /// Not to be understood.
     Odd,
@@ -78,10 +83,15 @@ impl<'a> Datagram<'a> {
         let Some(frame) = packet.read(headers.l4 + 8).map(Frame) else {
             return Reading::Odd;
         };
+        // memcached drops what is not one datagram.
+        if udp_len == headers.l4_len && frame.count() != 1 {
+            return Reading::Empty;
+        }
         if udp_len != headers.l4_len || !frame.is_single() {
             return Reading::Odd;
         }
         let (payload, len) = (headers.l4 + PAYLOAD_AT, udp_len - PAYLOAD_AT);
+        let is_allowed = allow::is_allowed(config, headers.v6, &headers.addresses.source);
         Reading::Request(Self {
             config,
             door,
@@ -89,6 +99,8 @@ impl<'a> Datagram<'a> {
             frame,
             payload,
             len,
+            is_allowed: packet.forgotten(u64::from(is_allowed)),
+            zero: packet.zero,
         })
     }
 
@@ -103,6 +115,34 @@ impl<'a> Datagram<'a> {
             headers.ports,
             self.frame.id(),
         )
+    }
+
+    /// Whether the source is in the allow list. Forgotten, so that paths do not part here that meet
+    /// again.
+    #[inline(always)]
+    pub fn is_allowed(&self) -> bool {
+        forgotten(self.is_allowed, self.zero) != 0
+    }
+
+    /// Whether its answer can be told, and is of use: at a wildcard door the packet may be for another
+    /// host behind this one, and who may not be served shall not fill the memory of requests.
+    #[inline(always)]
+    pub fn is_followed(&self) -> bool {
+        forgotten(u64::from(self.door.flags), self.zero) & u64::from(Door::ANY_ADDRESS) == 0
+            && self.is_allowed()
+    }
+
+    /// Remembers the request if its answer is of use: a write's always is. One that was not understood
+    /// is heeded at once, and again when it is answered.
+    #[inline(always)]
+    fn remember(&self, request: &Request) {
+        let is_odd = request.kind == Kind::Odd as u8;
+        if is_odd {
+            backend::forget(self.config, self.door.backend);
+        }
+        if is_odd || request.kind == Kind::Write as u8 || self.is_followed() {
+            requests::remember(self.config, self.name(), request);
+        }
     }
 }
 
@@ -135,8 +175,9 @@ pub fn datagram(
 struct SingleGet {
     /// Hash of the key.
     hash: u64,
-    /// Position of the IP header (8 bits), whether it is IPv6 (8), backend (8), the door's flags (8),
-    /// length of the key (16), and the folded sum of the payload (16), from the least significant bit.
+    /// From the least significant bit: position of the IP header (8 bits), whether it is IPv6 (1) and
+    /// the source is allowed (7), backend (8), the door's flags (8), length of the key (16), and the
+    /// folded sum of the payload (16).
     packed: u64,
 }
 
@@ -171,6 +212,7 @@ impl SingleGet {
             hash: scan.hash,
             packed: headers.l3
                 | u64::from(headers.v6) << 8
+                | (datagram.is_allowed & 1) << 9
                 | u64::from(door.backend) << 16
                 | u64::from(door.flags) << 24
                 | key_len << 32
@@ -226,6 +268,8 @@ fn answer_single(
         };
         (l3 + IPV4_LEN as u64, addresses)
     };
+    // From here on, one path for both families.
+    let (l4, v6) = (packet.forgotten(l4), packet.forgotten(u64::from(v6)) != 0);
     let udp = packet.at::<[u64; 2]>(l4)?;
     // SAFETY: as above.
     let [header, frame] = unsafe { *udp };
@@ -248,6 +292,8 @@ fn answer_single(
         frame: Frame(frame),
         payload: l4 + PAYLOAD_AT,
         len: AROUND_KEY + key_len,
+        is_allowed: packed >> 9 & 1,
+        zero: packet.zero,
     };
     let sum = packed >> 48;
     Some(get::get(ctx, packet, &datagram, key_len, get.hash, sum))
@@ -365,15 +411,15 @@ fn other(ctx: &XdpContext) -> u32 {
 unsafe extern "C" fn prestack_pass_commands(ctx: *mut xdp_md) -> u64 {
     let ctx = XdpContext::new(ctx);
     u64::from(with_datagram(&ctx, |datagram| {
-        let (config, door) = (datagram.config, datagram.door);
-        if !commands::are_understood() {
-            backend::forget(config, door.backend);
-        }
-        let request = Request {
-            kind: Kind::Endless as u8,
-            ..request_to(door)
+        let kind = if commands::are_understood() {
+            Kind::Endless
+        } else {
+            Kind::Odd
         };
-        requests::remember(config, datagram.name(), &request);
+        datagram.remember(&Request {
+            kind: kind as u8,
+            ..request_to(datagram.door)
+        });
         count!(udp_passed);
         XDP_PASS
     }))
@@ -466,7 +512,7 @@ fn act(datagram: &Datagram<'_>) {
         Effect::Read if is_alone => {}
         Effect::LongRead if is_alone => request.kind = Kind::Endless as u8,
         Effect::Write if is_alone => {
-            let end = if command.quiet {
+            let end = if command.quiet || door.flags & Door::ANY_ADDRESS != 0 {
                 End::Settle
             } else {
                 End::Reply
@@ -474,24 +520,25 @@ fn act(datagram: &Datagram<'_>) {
             let mark =
                 command::key(seed).and_then(|key| Some((key, writes::arrived(config, key, end)?)));
             if let Some((key, generation)) = mark {
-                request.kind = if command.quiet {
-                    Kind::Endless
-                } else {
-                    Kind::Write
-                } as u8;
+                request.kind = Kind::Write as u8;
+                if command.quiet {
+                    // If it is answered, then with an error, and soon.
+                    request.kind = Kind::Endless as u8;
+                    request.seen = requests::age_to_remember_for(config, config.settle_ns);
+                }
                 request.key = key;
                 request.version = generation;
             } else {
-                request.kind = Kind::Endless as u8;
-                backend::forget(config, door.backend);
+                request.kind = Kind::Odd as u8;
             }
         }
-        _ => {
+        // Without a whole line or header memcached drops it; a body it waits for.
+        Effect::Incomplete if command.form == Form::Text || len < HEADER_LEN => {
             request.kind = Kind::Endless as u8;
-            backend::forget(config, door.backend);
         }
+        _ => request.kind = Kind::Odd as u8,
     }
-    requests::remember(config, datagram.name(), &request);
+    datagram.remember(&request);
     count!(udp_passed);
 }
 
@@ -516,8 +563,7 @@ fn start(datagram: &Datagram<'_>, scratch: *mut Scratch, command: &Command, seed
     } else {
         0
     };
-    // At a wildcard door the packet may be for another host behind this one.
-    let may_fill = door.flags & Door::ANY_ADDRESS == 0;
+    let may_fill = datagram.is_followed();
     // SAFETY: this CPU's scratch.
     unsafe {
         Walk::start(scratch, over, at, end, door.backend, seed);

@@ -2,25 +2,26 @@
 
 use aya_ebpf::helpers::generated::bpf_skb_load_bytes;
 use aya_ebpf::programs::TcContext;
-use prestack_abi::cache::{EntryHeader, MAX_REPLY};
+use prestack_abi::cache::{EntryHeader, MAX_REPLY, Place};
 use prestack_abi::config::Config;
 use prestack_abi::requests::{KeyTicket, Kind, MULTI_KEYS, REQUEST_KEY_WORDS, Request};
-use prestack_proto::MAX_KEY;
 use prestack_proto::hash::{backend_seed, hash_key, scan_key};
 use prestack_proto::net::UDP_LEN;
 use prestack_proto::udp::{FRAME_LEN, Frame};
 use prestack_proto::verifier::opaque;
 use prestack_proto::window::{Source, Window};
+use prestack_proto::{MAX_KEY, swar};
 
 use super::shown;
+use crate::cache::entry::Entry;
 use crate::cache::fill::{self, Ticket, fill};
-use crate::cache::find::{Query, find};
+use crate::cache::find::{Found, Query, find};
 use crate::clock;
 use crate::ledger::requests::{self, Reply};
 use crate::ledger::{backend, tickets, writes};
-use crate::maps::{KEY_TICKETS, REQUEST_KEYS, count};
+use crate::maps::{BLOCKS, KEY_TICKETS, REQUEST_KEYS, count};
 use crate::packet::Headers;
-use crate::scratch::{Item, Scratch, copy_key, scratch, sum_of_reply};
+use crate::scratch::{Item, Scratch, copy_key, scratch};
 
 /// Takes note that a datagram of memcached's answers the request of this name. True if that was a GET
 /// from whose answer something can be [learnt](learn).
@@ -59,6 +60,10 @@ pub fn take_note(
             writes::ended(config, request.key, request.version);
         }
         return false;
+    }
+    if request.kind == Kind::Odd as u8 {
+        // Only now is it over, whatever it was.
+        backend::forget(config, request.backend);
     }
     // SAFETY: this CPU's scratch.
     unsafe {
@@ -122,10 +127,11 @@ extern "C" fn prestack_learn() -> u64 {
     let key = key_of(scratch, &item, slot, expected);
     // SAFETY: as above.
     let bytes = unsafe { &(*scratch).key };
-    // A key with a space, which the binary protocol can store, looks like flags where `mg` shows it.
-    let is_clear = item.knows & u64::from(EntryHeader::KEY_PLAIN | EntryHeader::KEY_BASE64) != 0;
+    // A key with a space, which the binary protocol can store, looks like flags where `mg` shows it,
+    // `b` among them.
+    let is_shown = item.knows & u64::from(EntryHeader::KEY_PLAIN | EntryHeader::KEY_BASE64) != 0;
     let hash = key.and_then(|len| {
-        if is_clear {
+        if is_shown {
             scan_key(bytes, 0, len, seed)
         } else {
             hash_key(bytes, 0, len, seed)
@@ -236,13 +242,14 @@ fn store(
         now: clock::now(),
         hash: ticket.key,
     };
-    let mut older_sum = None;
     // A live entry is of the same time between two writes as the ticket: what it knows of the item is
-    // still true. It keeps its age. One that is to be fetched anew is not built upon.
+    // still true. It keeps its age. One that is to be fetched anew is not built upon; nor is one with
+    // other data, which was changed unseen.
     if let Some(older) = find(query, key, 0, key_len)
         && !older.is_ageing
         && older.data_len() == item.data_len
         && agrees(&new, older.knows, older.flags, older.cas)
+        && has_data(config, ticket.key, item, &older)
     {
         let more = older.knows & !new.knows;
         if more & EntryHeader::FLAGS != 0 {
@@ -255,21 +262,52 @@ fn store(
             new.knows |= more;
             new.time = older.time;
             new.older = Some((older.granule, older.seq));
-            if older.knows & EntryHeader::FLAGS != 0 {
-                older_sum = Some(older.sum);
-            }
         }
     }
     shown::render(scratch, item, &mut new);
-    // FIX: what is united with an older entry has its bytes too; if not, it was written unseen.
-    if let Some(sum) = older_sum
-        && sum_of_reply(0, new.reply_len) != sum
-    {
-        fill::drop_key(config, ticket.key);
-        return false;
-    }
     // SAFETY: as above.
     fill(config, unsafe { &(*scratch).reply }, &new, ticket)
+}
+
+/// Whether an entry has the data that the reply shows.
+#[inline(always)]
+fn has_data(config: &Config, hash: u64, item: &Item, entry: &Found) -> bool {
+    let bucket = Place::of(hash, config.buckets).bucket;
+    let len = item.data_len;
+    prestack_has_data(u64::from(bucket), entry.granule, entry.data, item.data, len) != 0
+}
+
+/// A global function, like [`prestack_learn`]: whether the data at `ours` of the entry at a granule of a
+/// bucket is that at `theirs` of the window.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn prestack_has_data(
+    bucket: u64,
+    granule: u64,
+    ours: u64,
+    theirs: u64,
+    len: u64,
+) -> u64 {
+    let (Some(scratch), Some(block)) = (scratch(), BLOCKS.get_ptr_mut(bucket as u32)) else {
+        return 0;
+    };
+    let entry = Entry::new(block, granule);
+    // SAFETY: this CPU's scratch.
+    let window = unsafe { &(*scratch).window };
+    let mut difference = 0;
+    for i in 0..(MAX_REPLY / 8) as u64 {
+        let rest = window.forgotten(len.wrapping_sub(8 * i));
+        let Some(word) = entry.word(ours + 8 * i) else {
+            return 0;
+        };
+        let word = word ^ window.word(theirs + 8 * i);
+        if rest <= 8 {
+            difference |= swar::keep(word, window.forgotten(rest));
+            break;
+        }
+        difference = window.forgotten(difference | word);
+    }
+    u64::from(difference == 0)
 }
 
 /// Whether what both know of an item is the same.

@@ -32,7 +32,7 @@ pub fn packet(ctx: &TcContext) -> i32 {
     let Some(door) = backend::door(config, &headers.addresses.source, headers.source_port()) else {
         return NEXT;
     };
-    // Only a wildcard covers it: it may be from another host behind this one.
+    // It may be from another host behind this one.
     if door.flags & Door::ANY_ADDRESS != 0 {
         return NEXT;
     }

@@ -11,14 +11,15 @@ const WRITES: u64 = opcodes(&[
     SET, ADD, REPLACE, DELETE, INCREMENT, DECREMENT, APPEND, PREPEND, SETQ, ADDQ, REPLACEQ,
     DELETEQ, INCREMENTQ, DECREMENTQ, APPENDQ, PREPENDQ, TOUCH, GAT, GATQ, GATK, GATKQ,
 ]);
-const FIXED: u64 = opcodes(&[TOUCH, GAT, GATQ, GATK, GATKQ, STAT]);
+/// Requests of which memcached 1.6.18 consumes extras and key, whatever the length of the body: what
+/// is left of the body it takes for the next request.
+const WITHOUT_VALUE: u64 = opcodes(&[TOUCH, GAT, GATQ, GATK, GATKQ, STAT]);
 const FLUSHES: u64 = opcodes(&[FLUSH, FLUSHQ]);
 const READS: u64 = opcodes(&[
     NOOP,
     VERSION,
     QUIT,
     QUITQ,
-    VERBOSITY,
     SASL_LIST_MECHS,
     SASL_AUTH,
     SASL_STEP,
@@ -62,11 +63,7 @@ pub fn parse(window: &Window, at: u64, limit: u64) -> Command {
     let opcode = 1 << (opcode & 63);
     command.quiet = opcode & QUIETS != 0;
     let is_key = key_len > 0 && key_len <= MAX_KEY as u64;
-    // FIX: what follows extras and key memcached takes for the next request, unless it is a value.
-    if opcode & FIXED != 0 && body != key_len + extras {
-        return command;
-    }
-    if opcode & opcodes(&[VERBOSITY]) != 0 && body != 0 {
+    if opcode & WITHOUT_VALUE != 0 && body != key_len + extras {
         return command;
     }
     if opcode & WRITES != 0 {
@@ -121,6 +118,7 @@ mod tests {
         }
         let has_key = (1..=250).contains(&key_len);
         command.effect = match bytes[1] {
+            0x10 | 0x1c..=0x1e | 0x23 | 0x24 if body != key_len + extras => Effect::Unknown,
             0x00 | 0x09 | 0x0c | 0x0d if has_key && body == key_len && bytes[5] == 0 => Effect::Get,
             0x00 | 0x09 | 0x0c | 0x0d => Effect::Read,
             0x01..=0x06 | 0x0e | 0x0f | 0x11..=0x16 | 0x19 | 0x1a | 0x1c..=0x1e | 0x23 | 0x24
@@ -129,7 +127,7 @@ mod tests {
                 Effect::Write
             }
             0x08 | 0x18 => Effect::Flush,
-            0x07 | 0x0a | 0x0b | 0x17 | 0x1b | 0x20..=0x22 => Effect::Read,
+            0x07 | 0x0a | 0x0b | 0x17 | 0x20..=0x22 => Effect::Read,
             0x10 => Effect::LongRead,
             _ => Effect::Unknown,
         };

@@ -126,19 +126,21 @@ pub fn parse(window: &Window, at: u64, limit: u64) -> Command {
 
     let (key, key_len) = arguments.next(KEY_WORDS);
     if key_len == 0 || key_len > MAX_KEY as u64 {
-        // memcached answers with an error and goes on behind the line.
-        let is_harmless = matches!(
-            verb,
-            GET | GETS
-                | META_GET
-                | META_DELETE
-                | META_ARITHMETIC
-                | META_DEBUG
-                | DELETE
-                | INCR
-                | DECR
-                | TOUCH
-        );
+        // memcached answers with an error and goes on behind the line. (More spaces than are skipped
+        // at once may hide a key.)
+        let is_harmless = (key_len != 0 || key >= end)
+            && matches!(
+                verb,
+                GET | GETS
+                    | META_GET
+                    | META_DELETE
+                    | META_ARITHMETIC
+                    | META_DEBUG
+                    | DELETE
+                    | INCR
+                    | DECR
+                    | TOUCH
+            );
         if is_harmless {
             command.effect = Effect::Read;
         }

@@ -55,7 +55,7 @@ fn slow_parse(text: &[u8]) -> Command {
                 ..command
             };
         }
-        "stats" => {
+        "stats" | "quit" => {
             return Command {
                 effect: Effect::LongRead,
                 ..command

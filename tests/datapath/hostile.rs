@@ -1,4 +1,5 @@
-//! Attack h6: each test states what should hold; all of them fail at the commit attacked.
+//! What a hostile or unlucky client can send that memcached understands in another way than it
+//! seems, checked against memcached 1.6.18.
 
 use crate::binary::{GETK, get as binary_get, hit as binary_hit, request as frame};
 use crate::bytes::{get, hit};
@@ -22,25 +23,31 @@ fn hiding(opcode: u8, extras: &[u8], key: &[u8]) -> Vec<u8> {
 
 fn is_seen(path: &mut Datapath, what: &str) {
     let request = path.get_of("key");
-    assert_eq!(path.rx(&request), Verdict::Passed, "{what}: served old value");
+    assert_eq!(
+        path.rx(&request),
+        Verdict::Passed,
+        "{what}: served old value"
+    );
 }
 
 #[test]
-fn h1_udp_stat_hides() {
+fn a_write_in_the_body_of_stat() {
     let mut path = Datapath::new();
     path.fill("key", "old");
     path.only_pass(hiding(STAT, b"", b""));
     is_seen(&mut path, "stat");
 }
+
 #[test]
-fn h1_udp_touch_hides() {
+fn a_write_in_the_body_of_touch() {
     let mut path = Datapath::new();
     path.fill("key", "old");
     path.only_pass(hiding(TOUCH, &[0; 4], b"k"));
     is_seen(&mut path, "touch");
 }
+
 #[test]
-fn h1_udp_gat_hides() {
+fn a_write_in_the_body_of_gat() {
     let mut path = Datapath::new();
     path.fill("key", "old");
     path.only_pass(hiding(GAT, &[0; 4], b"k"));
@@ -51,13 +58,14 @@ fn open(path: &Datapath) -> u32 {
     path.pass(&PacketBuilder::tcp(1000, SYN, "").client_port(5));
     1001
 }
+
 fn send(path: &Datapath, next: &mut u32, data: impl AsRef<[u8]>) {
     path.pass(&PacketBuilder::tcp(*next, ACK | PSH, &data).client_port(5));
     *next += data.as_ref().len() as u32;
 }
 
 #[test]
-fn h1_tcp_touch_hides() {
+fn a_write_in_the_body_of_touch_over_tcp() {
     let mut path = Datapath::new();
     path.fill("key", "old");
     let mut next = open(&path);
@@ -67,7 +75,7 @@ fn h1_tcp_touch_hides() {
 
 /// memcached skips the body's length once more than it should.
 #[test]
-fn h2_tcp_verbosity_shifts() {
+fn a_write_behind_verbosity() {
     let mut path = Datapath::new();
     path.fill("key", "old");
     let mut next = open(&path);
@@ -87,23 +95,31 @@ fn h2_tcp_verbosity_shifts() {
 
 /// A reply from another host behind this one, at the same port and to the same name.
 #[test]
-fn h3_reply_from_behind_a_wildcard() {
+fn a_reply_of_another_host_before_the_backends() {
     let mut path = Datapath::new();
     let one = path.get_of("key");
-    let elsewhere = one.clone().to((std::net::Ipv4Addr::new(10, 9, 9, 9), 11211));
+    let elsewhere = one
+        .clone()
+        .to((std::net::Ipv4Addr::new(10, 9, 9, 9), 11211));
     path.pass(&one);
     path.pass(&elsewhere);
     path.tx(&elsewhere.reply(hit("key", "of another host")));
     path.tx(&one.reply(hit("key", "mine")));
     let request = path.get_of("key");
-    assert_ne!(path.rx(&request), Verdict::Served(hit("key", "of another host")));
+    assert_ne!(
+        path.rx(&request),
+        Verdict::Served(hit("key", "of another host"))
+    );
 }
+
 #[test]
-fn h3_reply_from_behind_a_wildcard_unasked() {
+fn a_reply_of_another_host_that_nobody_asked_for() {
     let mut path = Datapath::new();
     let one = path.get_of("key");
     path.pass(&one);
-    let elsewhere = one.clone().to((std::net::Ipv4Addr::new(10, 9, 9, 9), 11211));
+    let elsewhere = one
+        .clone()
+        .to((std::net::Ipv4Addr::new(10, 9, 9, 9), 11211));
     path.tx(&elsewhere.reply(hit("key", "poison")));
     let request = path.get_of("key");
     assert_ne!(path.rx(&request), Verdict::Served(hit("key", "poison")));
@@ -111,18 +127,21 @@ fn h3_reply_from_behind_a_wildcard_unasked() {
 
 /// The item was replaced unseen (over loopback): no mixture of both must be served.
 #[test]
-fn h4_no_mixture_of_two_items() {
+fn an_item_that_was_replaced_unseen_is_not_mixed_with_the_new_one() {
     let mut path = Datapath::new();
     path.exchange("get key\r\n", "VALUE key 5 3\r\naaa\r\nEND\r\n");
-    // now the item is (flags 9, "bbb")
+    // Now it has other flags and data.
     path.exchange("mg key v\r\n", "VA 3\r\nbbb\r\n");
     let request = path.request("get key\r\n");
     let verdict = path.rx(&request);
-    assert_ne!(verdict, Verdict::Served(b"VALUE key 5 3\r\nbbb\r\nEND\r\n".to_vec()));
+    assert_ne!(
+        verdict,
+        Verdict::Served(b"VALUE key 5 3\r\nbbb\r\nEND\r\n".to_vec())
+    );
 }
 
 #[test]
-fn h5_quit_is_harmless() {
+fn quit_costs_nothing() {
     let mut path = Datapath::new();
     path.fill("key", "value");
     let mut next = open(&path);
@@ -132,23 +151,27 @@ fn h5_quit_is_harmless() {
 
 /// A SYN in an established connection is ignored by the kernel.
 #[test]
-fn h6_syn_in_an_established_connection() {
+fn a_syn_in_an_established_connection() {
     let mut path = Datapath::new();
     path.fill("key", "old");
     let mut next = open(&path);
     send(&path, &mut next, "version\r\n");
     path.pass(&PacketBuilder::tcp(next - 1, SYN, "").client_port(5));
-    // text to memcached: a line of garbage, then a set
-    send(&path, &mut next, binary_get(0, b"x\nset key 0 0 3\r\nnew\r\n", 1));
+    // To memcached this is text: a line of garbage, then a set.
+    send(
+        &path,
+        &mut next,
+        binary_get(0, b"x\nset key 0 0 3\r\nnew\r\n", 1),
+    );
     is_seen(&mut path, "syn");
 }
 
 /// A key with spaces whose end looks like flags of a reply.
 #[test]
-fn h7_a_key_like_flags() {
+fn a_key_that_reads_like_flags() {
     let mut path = Datapath::new();
     let key = b"a f7 c5 b";
-    // base64 of the key; the item was stored over the binary protocol with flags 0 and CAS 99
+    // Stored by the binary protocol, with flags 0 and CAS number 99.
     path.exchange("mg YSBmNyBjNSBi v k b\r\n", "VA 3 ka f7 c5 b\r\nold\r\n");
     let request = path.request(binary_get(GETK, key, 3));
     assert_ne!(
@@ -156,8 +179,9 @@ fn h7_a_key_like_flags() {
         Verdict::Served(binary_hit(GETK, key, 7, 5, b"old", 3))
     );
 }
+
 #[test]
-fn h7_a_key_in_the_wrong_form() {
+fn a_key_that_reads_like_base64() {
     let mut path = Datapath::new();
     path.exchange("mg YSBi v k b\r\n", "VA 3 ka b\r\nold\r\n");
     let request = path.request("mg YSBi v k b\r\n");
@@ -169,7 +193,7 @@ fn h7_a_key_in_the_wrong_form() {
 
 /// memcached waits for the rest of the data, which the next datagram of anybody brings.
 #[test]
-fn h8_a_late_end_of_an_incomplete_set() {
+fn an_incomplete_set_that_ends_late() {
     let mut path = Datapath::with(&crate::harness::Setup {
         settle: std::time::Duration::from_millis(50),
         ..Default::default()
