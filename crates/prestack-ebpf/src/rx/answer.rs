@@ -22,7 +22,7 @@ use crate::scratch::{Scratch, Walk, scratch, sum_of_reply};
 /// answered: the packet is then as it was.
 #[inline(always)]
 pub fn answer(ctx: &XdpContext, datagram: &Datagram<'_>) -> Option<u32> {
-    let (config, door) = (datagram.config, datagram.door);
+    let door = datagram.door;
     let state = backend::backend(door.backend)?;
     let scratch = scratch()?;
     // SAFETY: this CPU's scratch.
@@ -52,7 +52,7 @@ pub fn answer(ctx: &XdpContext, datagram: &Datagram<'_>) -> Option<u32> {
         out
     };
     let len = reply.forgotten(end.wrapping_sub(start));
-    if !is_servable(config, door, state, now, ctx, datagram, len, None) {
+    if !is_servable(ctx, datagram, state, now, len, None) {
         return None;
     }
     serve(ctx, datagram, scratch, start, len)

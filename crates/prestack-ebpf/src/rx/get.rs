@@ -4,7 +4,7 @@ use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_TX};
 use aya_ebpf::programs::XdpContext;
 use prestack_abi::backend::Backend;
 use prestack_abi::cache::{EntryHeader, MAX_REPLY};
-use prestack_abi::config::{Config, Door};
+use prestack_abi::config::Door;
 use prestack_abi::requests::{Kind, Request};
 use prestack_proto::window::Source;
 
@@ -14,7 +14,7 @@ use super::{allow, checksum, rate, reply};
 use crate::cache::entry::Entry;
 use crate::cache::find::{Found, Query, find};
 use crate::clock;
-use crate::ledger::backend::{self, Arrival};
+use crate::ledger::backend;
 use crate::ledger::{requests, tickets};
 use crate::maps::count;
 use crate::packet::Packet;
@@ -53,16 +53,7 @@ pub fn get(
         if ticket.is_some() {
             count!(refreshes);
         } else if found.knows(EntryHeader::FLAGS)
-            && is_servable(
-                config,
-                door,
-                state,
-                now,
-                ctx,
-                datagram,
-                found.reply_len,
-                Some(sum),
-            )
+            && is_servable(ctx, datagram, state, now, found.reply_len, Some(sum))
             && let Some(action) = serve(ctx, packet, datagram, &found)
         {
             return action;
@@ -95,16 +86,14 @@ pub fn get(
 /// payload is given if it is known.
 #[inline(always)]
 pub fn is_servable(
-    config: &Config,
-    door: Arrival,
-    state: *const Backend,
-    now: u64,
     ctx: &XdpContext,
     datagram: &Datagram<'_>,
+    state: *const Backend,
+    now: u64,
     reply_len: u64,
     payload_sum: Option<u64>,
 ) -> bool {
-    let headers = datagram.headers;
+    let (config, door, headers) = (datagram.config, datagram.door, datagram.headers);
     if door.flags & Door::SERVE_UDP == 0
         || !backend::answers_udp(state)
         || now >= config.serve_until

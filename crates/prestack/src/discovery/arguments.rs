@@ -10,6 +10,8 @@ pub struct Features {
     pub proxy: bool,
     /// It speaks TLS (`-Z`), so that writes cannot be read.
     pub tls: bool,
+    /// It takes everything for text (`-B ascii`): what looks like a binary request may hold lines.
+    pub text_alone: bool,
 }
 
 impl Features {
@@ -30,6 +32,8 @@ impl Features {
                     features.extended(value.or_else(|| words.next()).unwrap_or_default());
                 } else if name.len() > "enable-s".len() && "enable-ssl".starts_with(name) {
                     features.tls = true;
+                } else if name.len() >= 2 && "protocol".starts_with(name) {
+                    features.protocol(value.or_else(|| words.next()).unwrap_or_default());
                 }
             } else if let Some(cluster) = word.strip_prefix('-') {
                 for (at, letter) in cluster.char_indices() {
@@ -42,8 +46,10 @@ impl Features {
                         } else {
                             Some(rest)
                         };
-                        if letter == 'o' {
-                            features.extended(value.unwrap_or_default());
+                        match letter {
+                            'o' => features.extended(value.unwrap_or_default()),
+                            'B' => features.protocol(value.unwrap_or_default()),
+                            _ => {}
                         }
                         break;
                     }
@@ -51,6 +57,11 @@ impl Features {
             }
         }
         features
+    }
+
+    /// Reads the value of `-B`.
+    fn protocol(&mut self, value: &str) {
+        self.text_alone = value == "ascii";
     }
 
     /// Reads the value of `-o`.
@@ -72,6 +83,7 @@ mod tests {
     const PLAIN: Features = Features {
         proxy: false,
         tls: false,
+        text_alone: false,
     };
     const PROXY: Features = Features {
         proxy: true,
@@ -104,6 +116,25 @@ mod tests {
             "memcached -vvo proxy_config=p.lua",
         ] {
             assert_eq!(read(line), PROXY, "{line}");
+        }
+    }
+
+    #[test]
+    fn a_fixed_protocol_is_recognized() {
+        for line in [
+            "memcached -B ascii",
+            "memcached -vBascii",
+            "memcached --protocol=ascii",
+            "memcached --proto ascii -p 1",
+        ] {
+            assert!(read(line).text_alone, "{line}");
+        }
+        for line in [
+            "memcached -B auto",
+            "memcached -B binary",
+            "memcached -u ascii",
+        ] {
+            assert_eq!(read(line), PLAIN, "{line}");
         }
     }
 

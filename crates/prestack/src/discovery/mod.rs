@@ -111,6 +111,11 @@ pub enum Problem {
     )]
     Tls { pid: u32 },
     #[error(
+        "memcached (pid {pid}) takes text alone (-B ascii): what looks like a binary request may hide \
+         writes from prestack; start it without -B, it then tells both apart by itself"
+    )]
+    TextAlone { pid: u32 },
+    #[error(
         "processes {first} and {second} share port {port} (SO_REUSEPORT): which of them a packet \
          reaches cannot be known; give each its own port or address"
     )]
@@ -225,6 +230,8 @@ fn judge(
             problems.push(Problem::Proxy { pid });
         } else if candidate.features.tls {
             problems.push(Problem::Tls { pid });
+        } else if candidate.features.text_alone {
+            problems.push(Problem::TextAlone { pid });
         } else if !mine.iter().any(|s| s.transport == Transport::Udp) {
             problems.push(Problem::NoUdp {
                 pid,

@@ -151,6 +151,10 @@ fn udp_proxy_and_tls_are_checked() {
         .judge();
     assert_eq!(problems, [Problem::Tls { pid: 10 }]);
     let (_, problems) = Table::new(&[11211])
+        .process(10, "memcached -B ascii", &BOTH)
+        .judge();
+    assert_eq!(problems, [Problem::TextAlone { pid: 10 }]);
+    let (_, problems) = Table::new(&[11211])
         .process(10, "memcached -o proxy_config=x", &BOTH)
         .judge();
     assert_eq!(problems, [Problem::Proxy { pid: 10 }]);
