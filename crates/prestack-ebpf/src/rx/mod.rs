@@ -11,6 +11,7 @@ mod keys;
 mod rate;
 mod reply;
 mod room;
+mod single;
 mod tcp;
 mod udp;
 
