@@ -2,7 +2,7 @@
 
 use crate::binary::{GET, GETK, GETKQ, GETQ, get as binary_get, hit as binary_hit};
 use crate::bytes::{get, hit, item};
-use crate::harness::{Datapath, Verdict};
+use crate::harness::{Datapath, Setup, Verdict, random, volume};
 
 /// Reply to `gets`.
 fn hit_with_cas(key: &str, flags: u32, cas: u64, value: &str) -> Vec<u8> {
@@ -426,6 +426,27 @@ fn keys_of_all_lengths_in_all_protocols() {
             assert_served(&mut path, binary_get(opcode, key.as_bytes(), 1), reply);
         }
     }
+}
+
+#[test]
+fn entries_at_the_end_of_their_block() {
+    let mut random = random();
+    let mut path = Datapath::with(&Setup {
+        buckets: 1,
+        ..Setup::default()
+    });
+    // Round and round the one block there is.
+    for i in 0..volume(300) {
+        let (key, value) = (format!("{i:07}"), "v".repeat(random.usize(0..80)));
+        let reply = hit_with_cas(&key, 12, 34, &value);
+        assert_passed(&mut path, format!("gets {key}\r\n"), &reply);
+        assert_served(&mut path, format!("gets {key}\r\n"), &reply);
+        let text = [item(&key, 12, &value), b"END\r\n".to_vec()].concat();
+        assert_served(&mut path, format!("get  {key}\r\n"), text);
+        let reply = binary_hit(GETK, key.as_bytes(), 12, 34, value.as_bytes(), 1);
+        assert_served(&mut path, binary_get(GETK, key.as_bytes(), 1), reply);
+    }
+    assert!(path.stats().evictions > 0);
 }
 
 #[test]

@@ -11,6 +11,9 @@ pub const BLOCK_BYTES: usize = 4096;
 pub const GRANULE: usize = 16;
 /// Granules in a block: positions fit a byte.
 pub const GRANULES: usize = BLOCK_BYTES / GRANULE;
+/// Granules of a block in which entries lie: behind the last byte of an entry there is room to read a
+/// word from.
+pub const ENTRY_GRANULES: usize = GRANULES - 1;
 /// Ways in a group.
 pub const WAYS: usize = 8;
 /// Groups in a line of the index.

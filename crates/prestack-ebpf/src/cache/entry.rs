@@ -34,6 +34,19 @@ impl Entry {
         Some((self.block as u64 + at) as *mut T)
     }
 
+    /// The eight bytes at `at` of the reply, little-endian; garbage behind the end of the block, where
+    /// no entry has bytes (`ENTRY_GRANULES`).
+    #[inline(always)]
+    pub fn word_before_end(self, at: u64) -> u64 {
+        const LAST: u64 = (BLOCK_BYTES - size_of::<u64>()) as u64;
+        let mut at = opaque(self.reply + at);
+        if at > LAST {
+            at = LAST;
+        }
+        // SAFETY: the word is in the block. As in `word`, below.
+        unsafe { *((self.block as u64 + at) as *const u64) }
+    }
+
     /// A pointer to the header, if all of it is in the block.
     #[inline(always)]
     pub fn header(self) -> Option<*mut EntryHeader> {

@@ -1,8 +1,8 @@
 //! Storing an entry.
 
 use prestack_abi::cache::{
-    BLOCK_BYTES, Block, EntryHeader, GRANULE, GRANULES, GROUPS, Group, HEADER_BYTES, Index,
-    LINE_GROUPS, MAX_STORED, Place, WAYS,
+    BLOCK_BYTES, Block, ENTRY_GRANULES, EntryHeader, GRANULE, GRANULES, GROUPS, Group,
+    HEADER_BYTES, Index, LINE_GROUPS, MAX_STORED, Place, WAYS,
 };
 use prestack_abi::config::Config;
 use prestack_proto::swar;
@@ -179,7 +179,7 @@ unsafe fn store(
         } else {
             let head = &raw mut (*index).lines[0].head;
             at = u64::from(head.read_volatile());
-            if at + granules > GRANULES as u64 {
+            if at + granules > ENTRY_GRANULES as u64 {
                 at = 0;
             }
             evicted += clear(index, at as u8, granules as u8);

@@ -93,7 +93,7 @@ fn take(scratch: *mut Scratch, found: &Found) -> Option<()> {
     }
     // `mg` has the line end behind the data that `get` has.
     let len = if is_meta { data_len + 2 } else { data_len };
-    let out = copy_out(found.entry, found.data, len, reply, HEAD_ROOM)?;
+    let out = copy_out(found.entry, found.data, len, reply, HEAD_ROOM);
     let (knows, flags, cas) = (found.knows, found.flags, found.cas);
     if !found.is_unchanged() {
         count!(races);

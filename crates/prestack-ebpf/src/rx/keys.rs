@@ -129,13 +129,13 @@ fn append(scratch: *mut Scratch, found: &Found) -> Option<()> {
         return None;
     }
     let line_end = found.data - 2;
-    let mut out = copy_out(found.entry, 0, line_end, reply, walk.out)?;
+    let mut out = copy_out(found.entry, 0, line_end, reply, walk.out);
     if with_cas {
         reply.set_word(out, u64::from(b' '));
         out = out + 1 + render(reply, out + 1, found.cas);
     }
     let rest = found.reply_len - END_LEN - line_end;
-    let out = copy_out(found.entry, line_end, rest, reply, out)?;
+    let out = copy_out(found.entry, line_end, rest, reply, out);
     if !found.is_unchanged() {
         count!(races);
         return None;
@@ -147,27 +147,23 @@ fn append(scratch: *mut Scratch, found: &Found) -> Option<()> {
 /// Copies `len` bytes from `from` of an entry's reply to `to` of the window, and garbage behind them;
 /// returns where they end.
 #[inline(always)]
-pub fn copy_out(entry: Entry, from: u64, len: u64, target: &mut Window, to: u64) -> Option<u64> {
+pub fn copy_out(entry: Entry, from: u64, len: u64, target: &mut Window, to: u64) -> u64 {
     const CHUNK: u64 = 32;
     let (from, to) = (target.forgotten(from), target.forgotten(to));
     let len = target.forgotten(len);
     let mut done = 0;
     for _ in 0..(MAX_STORED as u64).div_ceil(CHUNK) {
-        if done >= len {
+        // Forgotten each time, so that the paths out of the loop are one.
+        if done >= target.forgotten(len) {
             break;
         }
-        // A chunk may reach past the entry, into the next one: what is too much is overwritten or
-        // cut off.
+        // A chunk may reach past the entry, into the next one or to the end of the block: what is too
+        // much is overwritten or cut off.
         for i in 0..CHUNK / 8 {
             let at = done + 8 * i;
-            match entry.word(from + at) {
-                Some(word) => target.set_word(to + at, word),
-                // Behind the end of the block.
-                None if at >= len => break,
-                None => return None,
-            }
+            target.set_word(to + at, entry.word_before_end(from + at));
         }
         done += CHUNK;
     }
-    Some(target.forgotten(to + len))
+    target.forgotten(to + len)
 }
