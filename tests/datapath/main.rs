@@ -28,4 +28,5 @@ mod refresh;
 mod security;
 mod tcp;
 mod tickets;
+mod united;
 mod writes;

@@ -1,0 +1,207 @@
+//! An item of which several replies have shown something: what they say together, and when they
+//! cannot be taken together.
+
+use std::time::Duration;
+
+use crate::binary::{GET, get as binary_get, hit as binary_hit};
+use crate::bytes::hit;
+use crate::harness::{Datapath, Setup, Verdict, wait};
+
+/// Lets memcached answer requests one after the other.
+fn told(exchanges: &[(&str, &str)]) -> Datapath {
+    told_with(&Setup::default(), exchanges)
+}
+
+fn told_with(setup: &Setup, exchanges: &[(&str, &str)]) -> Datapath {
+    let mut path = Datapath::with(setup);
+    for (request, reply) in exchanges {
+        path.exchange(request, reply);
+    }
+    path
+}
+
+fn assert_served(path: &mut Datapath, request: impl AsRef<[u8]>, reply: impl AsRef<[u8]>) {
+    let request = path.request(request);
+    let expected = Verdict::Served(reply.as_ref().to_vec());
+    assert_eq!(path.rx(&request), expected, "{request:?}");
+}
+
+#[test]
+fn what_was_never_shown_is_never_said() {
+    let binary = || binary_get(GET, b"key", 1);
+    let mut path = told(&[("mg key v\r\n", "VA 5\r\nvalue\r\n")]);
+    for text in [
+        "get key\r\n",
+        "get  key\r\n",
+        "gets key\r\n",
+        "mg key v f\r\n",
+    ] {
+        path.only_pass(text);
+    }
+    path.only_pass(binary());
+    // With the CAS number, and without the flags.
+    let mut path = told(&[("mg key v c\r\n", "VA 5 c7\r\nvalue\r\n")]);
+    for text in [
+        "get key\r\n",
+        "get  key\r\n",
+        "gets key\r\n",
+        "mg key v f\r\n",
+    ] {
+        path.only_pass(text);
+    }
+    path.only_pass(binary());
+    // The other way around.
+    let mut path = told(&[("mg key v f\r\n", "VA 5 f7\r\nvalue\r\n")]);
+    for text in ["gets key\r\n", "gets  key\r\n", "mg key v c\r\n"] {
+        path.only_pass(text);
+    }
+    path.only_pass(binary());
+    // A client that took `get` for the whole truth.
+    let mut path = told(&[("get key\r\n", "VALUE key 0 5\r\nvalue\r\nEND\r\n")]);
+    path.only_pass("mg key v\r\n");
+    path.only_pass(binary());
+}
+
+/// The item was replaced unseen by one with the same data.
+#[test]
+fn replies_that_contradict_one_another() {
+    let gets = "VALUE key 1 5 2\r\nvalue\r\nEND\r\n";
+    let mut path = told(&[
+        ("gets key\r\n", gets),
+        ("mg key v f\r\n", "VA 5 f9\r\nvalue\r\n"),
+    ]);
+    path.only_pass("gets key\r\n");
+    let mut path = told(&[
+        ("gets key\r\n", gets),
+        ("mg key v c\r\n", "VA 5 c9\r\nvalue\r\n"),
+    ]);
+    path.only_pass("get key\r\n");
+    let mut path = told(&[
+        ("mg foo v k c\r\n", "VA 5 kfoo c7\r\nvalue\r\n"),
+        ("mg foo v k f\r\n", "VA 5 kZm9v b f5\r\nvalue\r\n"),
+    ]);
+    path.only_pass("gets foo\r\n");
+}
+
+#[test]
+fn data_that_differ() {
+    for len in (1..40).chain([127, 128, 1000, 1001]) {
+        let old = vec![b'v'; len];
+        for at in [0, len / 2, len - 1] {
+            let mut new = old.clone();
+            new[at] ^= 1;
+            assert_apart(&old, &new);
+        }
+        assert_apart(&old, &old[..len - 1]);
+        assert_apart(&old[..len - 1], &old);
+    }
+}
+
+/// Flags that were shown with the old data are not said to be those of the new.
+fn assert_apart(old: &[u8], new: &[u8]) {
+    let mut path = Datapath::new();
+    path.exchange("get key\r\n", hit("key", old));
+    let reply = [format!("VA {}\r\n", new.len()).as_bytes(), new, b"\r\n"].concat();
+    path.exchange("mg key v\r\n", reply);
+    let request = path.get_of("key");
+    assert_eq!(path.rx(&request), Verdict::Passed, "{old:?} and {new:?}");
+}
+
+#[test]
+fn an_item_is_as_old_as_the_oldest_that_is_known_of_it() {
+    let max_age = Duration::from_millis(600);
+    let setup = Setup {
+        max_age,
+        ..Setup::default()
+    };
+    let mut path = told_with(
+        &setup,
+        &[("get key\r\n", "VALUE key 0 5\r\nvalue\r\nEND\r\n")],
+    );
+    wait(max_age * 2 / 3);
+    path.exchange("mg key v\r\n", "VA 5\r\nvalue\r\n");
+    wait(max_age / 2);
+    path.only_pass("get key\r\n");
+    path.only_pass("mg key v\r\n");
+}
+
+const REFRESH_AGE: Duration = Duration::from_millis(100);
+
+/// `key` is cached with all that is known of it, and old enough to be fetched anew.
+fn aged() -> Datapath {
+    let setup = Setup {
+        refresh_age: REFRESH_AGE,
+        ..Setup::default()
+    };
+    let told = [
+        ("gets key\r\n", "VALUE key 1 5 2\r\nvalue\r\nEND\r\n"),
+        ("mg key v\r\n", "VA 5\r\nvalue\r\n"),
+    ];
+    let path = told_with(&setup, &told);
+    assert_eq!(path.stats().fills, 2);
+    wait(REFRESH_AGE);
+    path
+}
+
+/// What is fetched anew is all that is known: the rest is as old as before.
+#[test]
+fn an_old_entry_is_not_built_upon() {
+    let mut path = aged();
+    path.exchange("get key\r\n", "VALUE key 1 5\r\nvalue\r\nEND\r\n");
+    path.only_pass("gets key\r\n");
+    path.only_pass("mg key v\r\n");
+}
+
+#[test]
+fn every_protocol_fetches_what_is_old() {
+    let mut path = aged();
+    path.exchange("mg key v\r\n", "VA 3\r\nnew\r\n");
+    assert_eq!(path.stats().refreshes, 1);
+    assert_served(&mut path, "mg key v\r\n", "VA 3\r\nnew\r\n");
+    let mut path = aged();
+    let reply = binary_hit(GET, b"key", 3, 4, b"new", 5);
+    path.exchange(binary_get(GET, b"key", 5), &reply);
+    assert_eq!(path.stats().refreshes, 1);
+    assert_served(&mut path, binary_get(GET, b"key", 5), &reply);
+    // Of several that ask, one fetches.
+    let mut path = aged();
+    path.only_pass("mg key v\r\n");
+    assert_served(&mut path, "mg key v\r\n", "VA 5\r\nvalue\r\n");
+}
+
+/// memcached accepts it, and shows the key as it would write it itself.
+#[test]
+fn base64_that_memcached_would_write_otherwise() {
+    let shown = "VA 5 kYQ== b\r\nvalue\r\n";
+    let mut path = told(&[("mg YQ== b v k\r\n", shown)]);
+    assert_served(&mut path, "mg YQ== b v k\r\n", shown);
+    assert_served(&mut path, "mg YR== b v\r\n", "VA 5\r\nvalue\r\n");
+    path.only_pass("mg YR== b v k\r\n");
+    assert_served(&mut path, "mg YQ== b v k\r\n", shown);
+    path.only_pass("mg a v k\r\n");
+    path.exchange("md YR== b\r\n", "HD\r\n");
+    path.only_pass("mg YQ== b v k\r\n");
+    assert_eq!(path.epoch(), 0);
+}
+
+/// A reply to a request of one protocol under the name of another's.
+#[test]
+fn a_reply_in_another_protocol() {
+    let replies = [
+        hit("key", "value"),
+        b"VA 5\r\nvalue\r\n".to_vec(),
+        binary_hit(GET, b"key", 3, 4, b"value", 5),
+    ];
+    let requests = [
+        b"get key\r\n".to_vec(),
+        b"mg key v\r\n".to_vec(),
+        binary_get(GET, b"key", 5),
+    ];
+    for (i, request) in requests.iter().enumerate() {
+        for (j, reply) in replies.iter().enumerate() {
+            let mut path = Datapath::new();
+            path.exchange(request, reply);
+            assert_eq!(path.stats().fills, u64::from(i == j), "{i} by {j}");
+        }
+    }
+}
