@@ -163,6 +163,12 @@ impl Kernel {
         for key in keys {
             flows.remove(&key).expect("a flow that is there");
         }
+        let rates = HashMap::<_, [u32; 4], u64>::try_from(self.map_mut(names::RATES));
+        let mut rates = rates.expect("a hash map");
+        let keys: Vec<_> = rates.keys().collect::<Result<_, _>>().expect("the rates");
+        for key in keys {
+            rates.remove(&key).expect("a rate that is there");
+        }
 
         let cpus = nr_cpus().expect("the number of CPUs");
         let zeros = PerCpuValues::try_from(vec![Element(Stats::default()); cpus]);
