@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::bytes::hit;
-use crate::harness::{Datapath, Setup, Verdict, wait};
+use crate::harness::{Datapath, Setup, Verdict, doors_of_wildcard, wait};
 use crate::packet::{PORT, PacketBuilder, SERVER4};
 
 fn filled(setup: &Setup) -> Datapath {
@@ -132,8 +132,8 @@ fn a_memcached_that_was_not_seen_answering_over_udp() {
 
 #[test]
 fn a_source_above_its_rate() {
-    // A hit every 50 ms, and no more than two at once.
-    let interval = Duration::from_millis(50);
+    // A hit every 200 ms, and no more than two at once.
+    let interval = Duration::from_millis(200);
     let mut path = filled(&Setup {
         rate_interval: interval,
         rate_burst: interval,
@@ -154,4 +154,62 @@ fn a_source_above_its_rate() {
     assert!((2..=3).contains(&hits(&mut path, 3)));
     wait(4 * interval);
     assert!((2..=3).contains(&hits(&mut path, 2)));
+}
+
+/// A memcached on the client's host has the usual port, whatever this one's is.
+#[test]
+fn the_port_of_memcached_at_other_doors() {
+    const OTHER: u16 = 11_212;
+    let mut path = filled(&Setup {
+        doors: [doors_of_wildcard(PORT, 0), doors_of_wildcard(OTHER, 0)].concat(),
+        ..Setup::default()
+    });
+    for text in ["get key\r\n", "get  key\r\n"] {
+        for (port, is_refused) in [(PORT, true), (OTHER, true), (OTHER + 1, false)] {
+            let request = path.request(text).server_port(OTHER).client_port(port);
+            assert_eq!(path.rx(&request) == Verdict::Passed, is_refused, "{port}");
+        }
+    }
+}
+
+#[test]
+fn a_rate_without_a_burst() {
+    let mut path = filled(&Setup {
+        rate_interval: Duration::from_secs(3600),
+        ..Setup::default()
+    });
+    path.assert_hit("key", "value");
+    for text in ["get key\r\n", "get  key\r\n", "get key key\r\n"] {
+        path.only_pass(text);
+    }
+    assert_eq!(path.stats().rate_limited, 3);
+}
+
+/// Who may not be served has no place in the memory of requests, nor tickets.
+#[test]
+fn strangers_are_not_remembered() {
+    for text in [
+        "get key\r\n",
+        "get  key\r\n",
+        "gets key\r\n",
+        "get key other\r\n",
+        "mg key v\r\n",
+        "mg key\r\n",
+        "version\r\n",
+        "stats\r\n",
+        "version\r\nversion\r\n",
+    ] {
+        let mut path = Datapath::with(&Setup {
+            allow: Vec::new(),
+            ..Setup::default()
+        });
+        let request = PacketBuilder::udp(text).id(7);
+        path.pass(&request);
+        // Not a stranger any more, it has all names to itself.
+        path.configure(&Setup::default());
+        let request = request.payload("get key\r\n");
+        path.pass(&request);
+        path.tx(&request.reply(hit("key", "value")));
+        assert_eq!(path.stats().fills, 1, "{text:?}");
+    }
 }
