@@ -186,7 +186,7 @@ fn what_does_not_end_an_answer() {
     let many = get(&["a", "b"]);
     let item = item("a", 0, "x");
     // Requests of one name, and what leaves under it: not the last of their answers.
-    let cases: [Case<'_>; 6] = [
+    let cases: [Case<'_>; 7] = [
         (
             "two items are no end of two answers",
             &[b"get key\r\n", &many],
@@ -203,6 +203,11 @@ fn what_does_not_end_an_answer() {
             &[part(0)],
         ),
         ("the answer to a GET goes on", &[b"get key\r\n"], &[part(2)]),
+        (
+            "nothing is no answer to a GET of one key",
+            &[b"get key\r\n"],
+            &[ask().nothing()],
+        ),
         (
             "that of several keys goes on behind a long item",
             &[&many],
@@ -330,4 +335,55 @@ fn a_name_in_use_is_not_forgotten() {
     path.tx(&ask().reply(hit("key", "old")));
     let last = path.get_of("key");
     assert_eq!(path.rx(&last), Verdict::Passed);
+}
+
+/// It is answered with an error, and soon, or never.
+#[test]
+fn the_name_of_a_quiet_write_is_soon_free() {
+    let settle = Duration::from_millis(10);
+    for text in ["delete other noreply\r\n", "md other q\r\n"] {
+        let path = Datapath::with(&Setup {
+            settle,
+            ..Setup::default()
+        });
+        path.pass(&ask().payload(text));
+        path.pass(&ask().payload(text));
+        wait(settle + Duration::from_millis(1100));
+        // Said twice, it may be anything.
+        path.pass(&ask());
+        path.tx(&ask().reply(hit("key", "value")));
+        assert_eq!(path.stats().fills, 0, "{text:?}");
+        let single = ask().id(8);
+        path.pass(&single.clone().payload(text));
+        wait(settle + Duration::from_millis(1100));
+        path.pass(&single);
+        path.tx(&single.reply(hit("key", "value")));
+        assert_eq!(path.stats().fills, 1, "{text:?}");
+    }
+}
+
+/// What was not understood is over when it is answered, and which of two answers that is is not
+/// known.
+#[test]
+fn an_odd_request_stays_odd_under_a_name_that_is_used_again() {
+    let odd = ask().payload("set key 0 0 22\r\nabc");
+    for other in [
+        "get key\r\n",
+        "get a b\r\n",
+        "delete other\r\n",
+        "version\r\n",
+        "stats\r\n",
+    ] {
+        let other = ask().payload(other);
+        for requests in [[&odd, &other], [&other, &odd]] {
+            let path = Datapath::new();
+            for request in requests {
+                path.pass(request);
+            }
+            for expected in [2, 3] {
+                path.tx(&ask().reply("STORED\r\n"));
+                assert_eq!(path.epoch(), expected, "{requests:?}");
+            }
+        }
+    }
 }
