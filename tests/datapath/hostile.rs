@@ -207,3 +207,34 @@ fn an_incomplete_set_that_ends_late() {
     path.tx(&set.reply("STORED\r\n"));
     is_seen(&mut path, "late set");
 }
+
+/// Of many commands in one datagram those behind the last that is looked at may be writes.
+#[test]
+fn a_write_at_the_end_of_a_datagram_of_many_commands() {
+    let mut path = Datapath::new();
+    path.fill("key", "old");
+    let many = ["mn\r\n".repeat(140), "delete key\r\n".to_owned()];
+    path.only_pass(many.concat());
+    is_seen(&mut path, "many commands");
+    assert_eq!(path.epoch(), 1);
+}
+
+/// memcached takes what is behind a block that does not end as it should for the next command.
+#[test]
+fn the_last_of_several_commands_is_not_as_long_as_it_says() {
+    for last in [
+        "set other 0 0 3\r\nnewxx",
+        "set other 0 0 3\r\nnewx\n",
+        "set other 0 0 3\r\nnew\rx",
+        "set other 0 0 9\r\nnew\r\n",
+        "set other 0 0 3\r\nnew",
+    ] {
+        for first in ["", "mn\r\n"] {
+            let mut path = Datapath::new();
+            path.fill("key", "old");
+            path.only_pass([first, last].concat());
+            assert_eq!(path.epoch(), 1, "{first:?} {last:?}");
+            is_seen(&mut path, last);
+        }
+    }
+}
