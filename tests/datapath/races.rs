@@ -13,8 +13,10 @@ use std::time::{Duration, Instant};
 use prestack_abi::backend::Backend;
 use prestack_abi::cache::{GRANULE, HEADER_BYTES, Index, LINE_GROUPS, Line};
 
+use crate::binary;
 use crate::bytes::{get, hit, item};
 use crate::harness::{Datapath, Verdict, random};
+use crate::kernel::{Programs, Ran};
 use crate::packet::PacketBuilder;
 
 /// For how long each race goes on.
@@ -81,7 +83,17 @@ impl Drop for Runner<'_> {
 }
 
 /// Runs `rx` on two packets at once, which both pass, and then `after`, again and again.
-fn race(path: &Datapath, packets: [&PacketBuilder; 2], mut after: impl FnMut()) {
+fn race(path: &Datapath, packets: [&PacketBuilder; 2], after: impl FnMut()) {
+    race_through(Programs::rx, path, packets, after);
+}
+
+/// The same with either program.
+fn race_through(
+    run: fn(&Programs, &[u8]) -> Ran,
+    path: &Datapath,
+    packets: [&PacketBuilder; 2],
+    mut after: impl FnMut(),
+) {
     let course = Course::default();
     let [mut here, mut there] = course.runners();
     let [one, two] = packets.map(PacketBuilder::build);
@@ -92,7 +104,7 @@ fn race(path: &Datapath, packets: [&PacketBuilder; 2], mut after: impl FnMut()) 
             while !there.is_alone() {
                 there.meet();
                 there.hesitate();
-                programs.rx(&two);
+                run(programs, &two);
                 there.meet();
             }
         });
@@ -100,7 +112,7 @@ fn race(path: &Datapath, packets: [&PacketBuilder; 2], mut after: impl FnMut()) 
         while start.elapsed() < SPAN {
             here.meet();
             here.hesitate();
-            programs.rx(&one);
+            run(programs, &one);
             here.meet();
             after();
             rounds += 1;
@@ -289,10 +301,14 @@ fn two_values() -> [String; 2] {
     ["a", "b"].map(|letter| letter.repeat(1300))
 }
 
-/// The words of the entry of `key` with each of the values.
-fn two_versions(path: &mut Datapath, values: &[String; 2]) -> [Vec<u64>; 2] {
+/// The words of the entry of `key` with each of the values, as `fill` caches it.
+fn two_versions(
+    path: &mut Datapath,
+    values: &[String; 2],
+    fill: impl Fn(&mut Datapath, &str),
+) -> [Vec<u64>; 2] {
     values.each_ref().map(|value| {
-        path.fill("key", value);
+        fill(path, value);
         let words = Kept::of(path, "key", value).read();
         path.exchange("delete key\r\n", "DELETED\r\n");
         words
@@ -313,14 +329,38 @@ fn an_entry_that_is_being_written_is_not_served() {
     }
 }
 
+/// Caches `key` for requests of all forms.
+fn fill_for_all(path: &mut Datapath, value: &str) {
+    let reply = format!("VA {} f0 c1\r\n{value}\r\n", value.len());
+    path.exchange("mg key v f c\r\n", reply);
+}
+
+/// A request, and its answer with a value of `key`.
+type Form = (Vec<u8>, fn(&str) -> Vec<u8>);
+
+fn forms() -> [Form; 4] {
+    [
+        (get(&["key"]), |value| hit("key", value)),
+        (get(&["other", "key"]), |value| {
+            [item("other", 0, "value"), hit("key", value)].concat()
+        }),
+        (b"mg key v\r\n".to_vec(), |value| {
+            format!("VA {}\r\n{value}\r\n", value.len()).into_bytes()
+        }),
+        (binary::get(binary::GET, b"key", 1), |value| {
+            binary::hit(binary::GET, b"key", 0, 1, value.as_bytes(), 1)
+        }),
+    ]
+}
+
 /// A reader who meets a writer lets the request pass, as it came; who is answered gets one value.
 #[test]
 fn readers_and_a_writer() {
     let mut path = Datapath::new();
     let values = two_values();
-    let versions = two_versions(&mut path, &values);
+    let versions = two_versions(&mut path, &values, fill_for_all);
     path.fill("other", "value");
-    path.fill("key", &values[0]);
+    fill_for_all(&mut path, &values[0]);
     let kept = Kept::of(&path, "key", &values[0]);
     let course = Course::default();
     let [here, mut there] = course.runners();
@@ -337,14 +377,10 @@ fn readers_and_a_writer() {
         });
         let start = Instant::now();
         while start.elapsed() < SPAN {
-            for (keys, before) in [
-                (vec!["key"], vec![]),
-                (vec!["other", "key"], item("other", 0, "value")),
-            ] {
-                match path.rx(&PacketBuilder::udp(get(&keys))) {
+            for (request, whole) in &forms() {
+                match path.rx(&PacketBuilder::udp(request)) {
                     Verdict::Passed => passed += 1,
                     Verdict::Served(reply) => {
-                        let whole = |value| [&before[..], &hit("key", value)].concat();
                         let is_one = values.iter().any(|value| reply == whole(value));
                         assert!(is_one, "\"{}\" is torn", reply.escape_ascii());
                         served += 1;
@@ -366,7 +402,7 @@ fn readers_and_a_writer() {
 fn a_fill_and_a_reader() {
     let mut path = Datapath::new();
     let values = two_values();
-    let versions = two_versions(&mut path, &values);
+    let versions = two_versions(&mut path, &values, |path, value| path.fill("key", value));
     path.fill("key", &values[0]);
     let kept = Kept::of(&path, "key", &values[0]);
     let course = Course::default();
@@ -406,4 +442,29 @@ fn a_fill_and_a_reader() {
     let fills = path.stats().fills;
     println!("{whole} times whole, {torn} times not, {fills} fills");
     assert!(whole > 0 && fills > 1);
+}
+
+/// What a reply adds to is not what another one has dropped in between.
+#[test]
+fn a_reply_that_adds_to_an_entry_and_one_that_drops_it() {
+    let path = Datapath::new();
+    let value = "v".repeat(1200);
+    let ask = |text: &str, id| PacketBuilder::udp(text).id(id);
+    let gets = ask("gets key\r\n", 1);
+    let filled = gets.reply(format!("VALUE key 0 1200 7\r\n{value}\r\nEND\r\n"));
+    let [one, two] = [2, 3].map(|id| ask("mg key v f\r\n", id));
+    let adds = one.reply(format!("VA 1200 f0\r\n{value}\r\n"));
+    let prepare = || {
+        path.pass(&gets);
+        path.tx(&filled);
+        path.pass(&one);
+        path.pass(&two);
+    };
+    prepare();
+    race_through(Programs::tx, &path, [&adds, &two.reply("EN\r\n")], || {
+        // The CAS number went with the entry.
+        path.pass(&gets);
+        path.tx(&gets.reply("END\r\n"));
+        prepare();
+    });
 }
