@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::bytes::hit;
 use crate::harness::{Datapath, Setup, Verdict, doors_of_wildcard, wait};
-use crate::packet::{PORT, PacketBuilder, SERVER4};
+use crate::packet::{Checksum, PORT, PacketBuilder, SERVER4};
 
 fn filled(setup: &Setup) -> Datapath {
     let mut path = Datapath::with(setup);
@@ -212,4 +212,17 @@ fn strangers_are_not_remembered() {
         path.tx(&request.reply(hit("key", "value")));
         assert_eq!(path.stats().fills, 1, "{text:?}");
     }
+}
+
+/// RFC 8200, 8.1: the stack drops it.
+#[test]
+fn ipv6_without_a_checksum() {
+    let mut path = filled(&Setup::default());
+    for text in ["get key\r\n", "get  key\r\n", "get key key\r\n"] {
+        let request = path.request(text).v6();
+        assert_eq!(path.rx(&request), Verdict::Served(reply_to(text)));
+        let request = path.request(text).v6().checksum(Checksum::None);
+        path.pass(&request);
+    }
+    assert_eq!(path.stats().bad_checksums, 3);
 }
