@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use prestack_testbed::{Memcached, MemcachedOptions, Testbed, UdpClient};
-use prestack_tests::attached::nothing_attached;
+use prestack_tests::attached::{nothing_attached, nothing_linked};
 use prestack_tests::stage::{LASTING, PORT, Stage, behind, set, start_prestack, store, until_hit};
 
 /// What an instance that has ended has left.
@@ -66,7 +66,7 @@ fn a_killed_daemon_leaves_values_and_connections_intact() -> Result<()> {
         assert_eq!(udp.get(b"key")?.as_ref(), Some(&value));
         assert_eq!(tcp.get(b"key")?.as_ref(), Some(&value));
     }
-    nothing_attached(&stage.bed.server, dev)?;
+    nothing_linked(&stage.bed.server, dev)?;
 
     // The next one starts as if nothing had been.
     let prestack = start_prestack(&stage.bed, 0, &LASTING)?;
@@ -108,7 +108,7 @@ fn two_instances_do_not_disturb_each_other() -> Result<()> {
     let one = start_prestack(&bed, 0, &LASTING)?;
     until_hit(&one, &mut first, b"key", b"value")?;
     two.kill()?;
-    nothing_attached(&bed.server, &bed.links[1].server_dev)?;
+    nothing_linked(&bed.server, &bed.links[1].server_dev)?;
     until_hit(&one, &mut first, b"key", b"value")
 }
 

@@ -11,12 +11,7 @@ use crate::kernel;
 /// # Errors
 /// Then, and when the kernel does not tell.
 pub fn nothing_attached(namespace: &Namespace, dev: &str) -> Result<()> {
-    let link = namespace.ip(["-details", "link", "show", "dev", dev])?;
-    ensure!(
-        !link.contains("xdp"),
-        "an XDP program is still there: {link}"
-    );
-
+    nothing_linked(namespace, dev)?;
     let output = namespace
         .command("tc")
         .args(["filter", "show", "dev", dev, "egress"])
@@ -27,7 +22,20 @@ pub fn nothing_attached(namespace: &Namespace, dev: &str) -> Result<()> {
         filters.trim().is_empty(),
         "a TC filter is still there: {filters}"
     );
+    Ok(())
+}
 
+/// Fails when a program is attached that goes with the process that attached it. A filter of the clsact
+/// qdisc, on kernels without TCX, stays when that was killed.
+///
+/// # Errors
+/// Then, and when the kernel does not tell.
+pub fn nothing_linked(namespace: &Namespace, dev: &str) -> Result<()> {
+    let link = namespace.ip(["-details", "link", "show", "dev", dev])?;
+    ensure!(
+        !link.contains("xdp"),
+        "an XDP program is still there: {link}"
+    );
     // Older kernels do not know TCX.
     if kernel::version() >= (6, 6) {
         let query = || SchedClassifier::query_tcx(dev, TcAttachType::Egress);
