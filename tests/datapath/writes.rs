@@ -147,14 +147,10 @@ fn a_write_that_is_never_answered_ends_with_the_settle_time() {
 
 #[test]
 fn a_write_that_is_answered_after_the_settle_time_kills_what_was_fetched_meanwhile() {
-    let settle = Duration::from_millis(600);
-    let mut path = filled_with(&Setup {
-        settle,
-        ..Setup::default()
-    });
+    let mut path = settling();
     let write = path.request("set key 0 0 3\r\nnew\r\n");
     path.pass(&write);
-    wait(settle);
+    wait(SETTLE);
     path.fill("key", "old");
     let get = path.request("get key2\r\n");
     path.pass(&get);
@@ -168,14 +164,10 @@ fn a_write_that_is_answered_after_the_settle_time_kills_what_was_fetched_meanwhi
 
 #[test]
 fn a_fetch_that_overlaps_an_answer_after_the_settle_time_is_void() {
-    let settle = Duration::from_millis(600);
-    let mut path = filled_with(&Setup {
-        settle,
-        ..Setup::default()
-    });
+    let mut path = settling();
     let write = path.request("set key 0 0 3\r\nnew\r\n");
     path.pass(&write);
-    wait(settle);
+    wait(SETTLE);
     let get = path.request("get key\r\n");
     path.pass(&get);
     path.tx(&write.reply("STORED\r\n"));

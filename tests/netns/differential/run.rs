@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use prestack_testbed::TcpClient;
-use prestack_tests::stage::store;
+use prestack_tests::stage::{self, store};
 
 use super::command::{Comparison, Datagram};
 use super::datagrams::Sockets;
@@ -13,7 +13,7 @@ use super::history::History;
 use super::server::{Connections, Server, get_hits};
 use super::source::Source;
 use super::stream::Stretch;
-use super::{binary, say, text};
+use super::{binary, say};
 
 /// The ids below this are used again and again.
 const FEW_IDS: u16 = 200;
@@ -162,7 +162,7 @@ impl Run {
         for key in self.source.hot_keys().to_vec() {
             let mut value = self.source.value();
             value.truncate(1_000);
-            batch.push(Datagram::new(text::set(&key, &value)));
+            batch.push(Datagram::new(stage::set(&key, &value)));
         }
         self.datagrams(stretch, batch)
     }

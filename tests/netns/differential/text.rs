@@ -95,20 +95,6 @@ pub fn write(source: &mut Source, calm: bool) -> Vec<u8> {
     line(&[&words, &key, delta.as_bytes(), noreply, end])
 }
 
-/// Stores a hot key's value for certain.
-pub fn set(key: &[u8], value: &[u8]) -> Vec<u8> {
-    let len = value.len().to_string();
-    line(&[
-        b"set ",
-        key,
-        b" 0 0 ",
-        len.as_bytes(),
-        b"\r\n",
-        value,
-        b"\r\n",
-    ])
-}
-
 /// `flush_all`. With a delay it would bring back what an earlier one has emptied and memcached has
 /// not yet reclaimed, which happens at no certain time.
 pub fn flush(source: &mut Source) -> Vec<u8> {
