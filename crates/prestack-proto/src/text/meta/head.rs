@@ -14,8 +14,6 @@ const SIZE: u64 = letters(b"s");
 const FLAGS: u64 = letters(b"f");
 const KEY: u64 = letters(b"k");
 const OPAQUE: u64 = letters(b"O");
-/// More flags than a request that is answered has.
-const MAX_FLAGS: usize = 12;
 /// Words that a flag and the space behind it span at most.
 const FLAG_WORDS: usize = (MAX_FLAG as usize + 1).div_ceil(8);
 /// Behind this position no flag is written: longer than any head of distinct flags.
@@ -155,29 +153,6 @@ pub fn head_token(
 pub fn head_end(cursor: &HeadCursor, out: &mut Window) -> u64 {
     out.set_word(cursor.out, u64::from_le_bytes(*b"\r\n\0\0\0\0\0\0"));
     cursor.out + 2
-}
-
-/// Writes the whole line at 0 of `out`, and returns its length; `None` if something that is asked
-/// for is not known. The flags of the request are from `flags_at` to `line_end`, the key is at 0 of
-/// `key`.
-#[inline(always)]
-pub fn head(
-    request: &Window,
-    flags_at: u64,
-    line_end: u64,
-    item: &Item,
-    key: &Window,
-    out: &mut Window,
-) -> Option<u64> {
-    let mut cursor = head_start(flags_at, line_end, item, out);
-    for _ in 0..MAX_FLAGS {
-        match head_token(request, &mut cursor, item, key, out) {
-            Step::More => {}
-            Step::End => return Some(head_end(&cursor, out)),
-            Step::Refused => return None,
-        }
-    }
-    None
 }
 
 /// Copies `len` bytes (at most 250), and returns the position behind the copy.

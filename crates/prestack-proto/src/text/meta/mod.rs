@@ -9,7 +9,7 @@ use super::scan::{LineEnd, letter_bit, letters, line_end, skip_spaces, token_end
 use crate::window::{Source, Window};
 use crate::{MAX_KEY, swar};
 
-pub use head::{HeadCursor, Item, Step, head, head_end, head_start, head_token};
+pub use head::{HeadCursor, Item, Step, head_end, head_start, head_token};
 
 /// `VA ` as the first three bytes of a word.
 const VALUE: u64 = u64::from_le_bytes(*b"VA \0\0\0\0\0");
