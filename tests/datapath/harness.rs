@@ -173,6 +173,11 @@ impl Datapath {
         self.kernel.as_ref().expect("not yet dropped")
     }
 
+    /// The programs and maps themselves, to be altered.
+    pub fn kernel_mut(&mut self) -> &mut Kernel {
+        self.kernel.as_mut().expect("not yet dropped")
+    }
+
     /// The counters.
     pub fn stats(&self) -> Stats {
         prestack::maps::counters(&self.kernel().programs.ids).expect("the counters")

@@ -179,6 +179,17 @@ impl Kernel {
             .expect("counters can be set");
     }
 
+    /// Alters the memory of requests.
+    pub fn alter_requests(&mut self, alter: impl Fn(&mut RequestSet)) {
+        let array = Array::<_, Element<RequestSet>>::try_from(self.map_mut(names::REQUESTS));
+        let mut array = array.expect("an array");
+        for at in 0..REQUEST_SETS as u32 {
+            let mut set = array.get(&at, 0).expect("an element").0;
+            alter(&mut set);
+            array.set(at, Element(set), 0).expect("an element");
+        }
+    }
+
     fn fill_array<T: Copy + 'static>(&mut self, name: &str, elements: u32, value: T) {
         let array = Array::<_, Element<T>>::try_from(self.map_mut(name));
         let mut array = array.unwrap_or_else(|error| panic!("map {name}: {error}"));

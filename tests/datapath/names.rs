@@ -67,6 +67,34 @@ fn a_forgotten_get_does_not_end_a_write() {
     assert!(!path.can_fill("key", "old"));
 }
 
+/// A GET that is remembered by a CPU whose clock is ahead is remembered by the others as well.
+#[test]
+fn a_get_of_the_next_moment_keeps_its_name() {
+    let mut path = Datapath::new();
+    path.pass(&ask());
+    path.kernel_mut().alter_requests(|set| {
+        for request in &mut set.requests {
+            request.seen += 1000;
+        }
+    });
+    path.pass(&ask());
+    path.tx(&ask().reply("END\r\n"));
+    path.pass(&ask());
+    // This may be the answer to the second.
+    path.tx(&ask().reply(hit("key", "old")));
+    assert_eq!(path.stats().fills, 0);
+}
+
+/// The same of one that another CPU has forgotten.
+#[test]
+fn a_get_forgotten_in_the_next_moment_leaves_its_name_in_doubt() {
+    let mut path = Datapath::new();
+    let now = (prestack::clock::now_ns() >> LOST_SHIFT) as u8;
+    path.kernel_mut()
+        .alter_requests(|set| set.lost.fill(now.wrapping_add(2).max(1)));
+    assert!(!path.can_fill("key", "old"));
+}
+
 /// Among many the latest are remembered.
 #[test]
 fn the_oldest_request_is_forgotten_first() {

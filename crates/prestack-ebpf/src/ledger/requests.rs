@@ -61,6 +61,22 @@ fn set_of(name: u64) -> u32 {
     (name >> 32) as u32 & (REQUEST_SETS as u32 - 1)
 }
 
+/// The time between two times in the unit of `Request::seen`. 0 if the first is the later one: another
+/// CPU may have read the clock after this one, and come first nevertheless.
+#[inline(always)]
+fn age(seen: u32, now: u32) -> u64 {
+    let age = now.wrapping_sub(seen);
+    if age as i32 >= 0 { u64::from(age) } else { 0 }
+}
+
+/// Whether a stamp for a forgotten request is more than `horizon` units old. One that is ahead of this
+/// CPU's clock is not.
+#[inline(always)]
+fn is_old(stamp: u8, now: u8, horizon: u8) -> bool {
+    let age = now.wrapping_sub(stamp);
+    age > horizon && age != u8::MAX
+}
+
 /// Place of a request in `REQUESTS`, also its index in `KEY_TICKETS`.
 pub type Slot = u32;
 
@@ -89,8 +105,8 @@ pub fn remember(config: &Config, name: u64, request: &Request) -> Option<(Slot, 
         for i in 0..SET_WAYS {
             let held = (*requests).names[i];
             let born = (*requests).requests[i].time;
-            let age = seen.wrapping_sub((*requests).requests[i].seen);
-            let is_over = held == 0 || u64::from(age) << SEEN_SHIFT > config.remember_ns;
+            let age = age((*requests).requests[i].seen, seen);
+            let is_over = held == 0 || age << SEEN_SHIFT > config.remember_ns;
             // The name itself is found even when its time is over: it is then taken anew.
             if held == name {
                 way = i;
@@ -142,7 +158,7 @@ pub fn remember(config: &Config, name: u64, request: &Request) -> Option<(Slot, 
             };
         }
         let lost = (*requests).lost[own_stamp];
-        is_certain = !is_known && (lost == 0 || stamp.wrapping_sub(lost) > horizon);
+        is_certain = !is_known && (lost == 0 || is_old(lost, stamp, horizon));
         if !is_certain && !is_known {
             for i in 0..SET_WAYS {
                 if i == way {
