@@ -25,6 +25,7 @@
 //! | [`kernel`] | sockets and memcached |
 //! | [`history`] | whether what was seen is linearizable |
 //! | [`action`] | what may happen |
+//! | [`orders`] | a model of its own: what `rx` stores and loads without a lock |
 //! | [`model`] | all together: the state, when what may happen, and what it does |
 //!
 //! # What is assumed
@@ -47,8 +48,8 @@
 //! - Other keys and backends: version, entries, marks and tickets are per key. Keys that share a bucket's
 //!   version void each other's tickets, which costs hits only, and so does emptying the cache.
 //! - Time. What takes longer than something else is expressed by what must have happened before.
-//! - Steps within `rx` and `tx`: each deals with a packet at one instant. That the order of their
-//!   loads and stores makes it look so is argued in `docs/coherence.md`.
+//! - Steps within `rx` and `tx`: each deals with a packet at one instant. That the order of loads and
+//!   stores makes it look so where it matters is checked by itself, in [`orders`].
 //! - Commands cut into segments: a segment holds one command.
 //! - Hits over TCP; the end of a connection and another one of the same addresses; following a connection
 //!   again after it was not followed.
@@ -59,6 +60,7 @@ pub mod history;
 pub mod kernel;
 pub mod model;
 pub mod names;
+pub mod orders;
 pub mod rules;
 pub mod scenario;
 pub mod tracker;

@@ -2,6 +2,7 @@
 
 mod holds;
 mod needed;
+mod orders;
 mod scenarios;
 
 use std::time::Instant;

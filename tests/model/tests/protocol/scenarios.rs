@@ -199,3 +199,69 @@ pub fn resets() -> Scenario {
             ..NONE
         })
 }
+
+/// The larger ones, which take minutes.
+pub mod large {
+    use super::*;
+
+    /// Each of three UDP clients may be copied twice.
+    pub fn udp_copied_twice() -> Scenario {
+        udp().budget(Budget {
+            copies: 2,
+            drops: 1,
+            ..NONE
+        })
+    }
+
+    /// Three requests of one id.
+    pub fn one_id_three_times() -> Scenario {
+        Scenario::new()
+            .udp(&[(GET, 0), (GET, 0), (GET, 0)])
+            .impatient()
+            .udp(&[(GET, 0)])
+            .udp(&[(SET, 0)])
+            .budget(Budget {
+                copies: 1,
+                drops: 1,
+                ..NONE
+            })
+    }
+
+    /// A connection with everything on it, on which anything may happen.
+    pub fn pipeline_with_accidents() -> Scenario {
+        Scenario::new()
+            .udp(&[(GET, 0)])
+            .tcp(&[GET, SILENT, SET])
+            .impatient()
+            .budget(Budget {
+                copies: 1,
+                drops: 1,
+                garbled: 1,
+                repeats: 1,
+                resets: 1,
+            })
+    }
+
+    /// Quiet writes among others, garbled and sent again.
+    pub fn quiet_with_accidents() -> Scenario {
+        Scenario::new()
+            .udp(&[(GET, 0), (GET, 1)])
+            .tcp(&[QUIET, GET, SET])
+            .impatient()
+            .budget(Budget {
+                copies: 1,
+                drops: 1,
+                garbled: 1,
+                ..NONE
+            })
+    }
+
+    /// Two connections that write, with copies and drops.
+    pub fn two_connections_with_accidents() -> Scenario {
+        two_connections().budget(Budget {
+            copies: 2,
+            drops: 1,
+            ..NONE
+        })
+    }
+}
