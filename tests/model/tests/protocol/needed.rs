@@ -2,6 +2,7 @@
 //! client gets a stale answer.
 
 use prestack_model::rules::{Assumption, Rule, Rules};
+use prestack_model::scenario::Budget;
 
 use crate::{assert_fails, assert_holds, scenarios};
 
@@ -25,6 +26,24 @@ mod rule_1_invalidate_at_ingress {
         a_tcp_write_that_invalidates_when_its_reply_leaves: without InvalidateAtIngress in plain_tcp;
         unacknowledged_bytes_taken_for_seen: without UnacknowledgedIsParsedAgain in tcp;
         the_last_copy_of_a_segment_believed: without CopiesAreAdded in tcp;
+    }
+
+    /// As long as all copies of a segment show the same: a write that was dropped is still
+    /// outstanding when it is sent again.
+    #[test]
+    fn unacknowledged_bytes_that_are_the_same_need_not_be_seen_again() {
+        let rules = Rules::without(Rule::UnacknowledgedIsParsedAgain);
+        for scenario in [
+            scenarios::tcp(),
+            scenarios::silent_tcp(),
+            scenarios::pipelined(),
+        ] {
+            let budget = Budget {
+                garbled: 0,
+                ..scenario.budget
+            };
+            assert_holds(scenario.budget(budget), rules);
+        }
     }
 }
 
