@@ -21,29 +21,42 @@ use aya_ebpf::helpers::generated::{bpf_xdp_adjust_head, bpf_xdp_adjust_tail};
 use aya_ebpf::macros::{btf_map, xdp};
 use aya_ebpf::programs::XdpContext;
 
-/// Words of eight bytes in a request.
-const WORDS: usize = 9;
-const LEN: usize = 8 * WORDS;
-/// The word with the UDP checksum in bytes 0 and 1, and the request's id in 2 and 3.
-const CHECKSUM_AND_ID: usize = 5;
-/// The word whose last two bytes are the first two of the key's eight digits.
-const DIGITS: usize = 7;
+/// Most words of eight bytes in a request.
+const MAX_WORDS: usize = 24;
+/// Most keys in a request.
+const MAX_KEYS: usize = 8;
 
-// What user space sets before it loads the programs (crates/prestack-bench/src/kernel).
+// What user space sets before it loads the programs (crates/prestack-bench/src/kernel). The verifier
+// knows these values, and leaves out what they make unreachable.
 
-/// The request: Ethernet, IPv4, UDP, frame, `get `, a key of 16 bytes, `\r\n`. Checksum, id and the
-/// last eight bytes of the key are zero.
+/// The request, from its Ethernet header. Its UDP checksum is zero, and so is what is filled in: the
+/// id, and the last eight bytes of each key.
 #[unsafe(no_mangle)]
-static REQUEST: Global<[u64; WORDS]> = Global::new([0; WORDS]);
-/// One's-complement sum of the request's UDP datagram and pseudo header, not folded.
+static REQUEST: Global<[u64; MAX_WORDS]> = Global::new([0; MAX_WORDS]);
+/// Its last eight bytes.
+#[unsafe(no_mangle)]
+static LAST: Global<u64> = Global::new(0);
+/// Its length in bytes, at least 8.
+#[unsafe(no_mangle)]
+static LEN: Global<u64> = Global::new(8);
+/// One's-complement sum of its UDP datagram and pseudo header, not folded.
 #[unsafe(no_mangle)]
 static SUM: Global<u64> = Global::new(0);
-/// Number of the first key that is asked for.
+/// Position of the UDP checksum; the id follows it.
 #[unsafe(no_mangle)]
-static FIRST_KEY: Global<u64> = Global::new(0);
-/// How many keys are asked for.
+static CHECKSUM_AT: Global<u64> = Global::new(0);
+/// How many keys it has.
 #[unsafe(no_mangle)]
 static KEYS: Global<u64> = Global::new(1);
+/// Position of the last eight bytes of each.
+#[unsafe(no_mangle)]
+static DIGITS_AT: Global<[u64; MAX_KEYS]> = Global::new([0; MAX_KEYS]);
+/// Number of the first key that may be asked for.
+#[unsafe(no_mangle)]
+static FIRST_NUMBER: Global<u64> = Global::new(0);
+/// How many keys may be asked for.
+#[unsafe(no_mangle)]
+static NUMBERS: Global<u64> = Global::new(1);
 /// Not 0: packets are cut at their head, so that one which was put at the end of its buffer stays
 /// there.
 #[unsafe(no_mangle)]
@@ -76,7 +89,8 @@ pub fn echo(_: XdpContext) -> u32 {
 /// Makes the packet the next request. `None` if it cannot be given the right length.
 #[inline(always)]
 fn write(ctx: &XdpContext) -> Option<()> {
-    let excess = (ctx.data_end() - ctx.data()) as i32 - LEN as i32;
+    let len = LEN.load() as usize;
+    let excess = (ctx.data_end() - ctx.data()) as i32 - len as i32;
     // Also when there is nothing to cut, as in runs of `echo`: both are to cost the same.
     // SAFETY: `ctx.ctx` is the program's context.
     let is_cut = unsafe {
@@ -86,29 +100,60 @@ fn write(ctx: &XdpContext) -> Option<()> {
             bpf_xdp_adjust_tail(ctx.ctx, -excess)
         }
     };
-    let packet = ctx.data() as *mut u64;
-    if is_cut != 0 || ctx.data() + LEN > ctx.data_end() {
+    let packet = ctx.data() as *mut u8;
+    if is_cut != 0 || len < 8 || ctx.data() + len > ctx.data_end() {
         return None;
     }
-    let state = STATE.get_ptr_mut(0)?;
+    let state_at = STATE.get_ptr_mut(0)?;
     // SAFETY: an element of the map.
-    let sequence::Item { random, id } = sequence::item(unsafe { state.read_volatile() });
-    let digits = hexadecimal((((random >> 32) * KEYS.load()) >> 32) + FIRST_KEY.load());
+    let state = unsafe { state_at.read_volatile() };
+    let id = sequence::id(state);
 
-    let sum = SUM.load() + u64::from(id) + (digits & 0xffff_ffff) + (digits >> 32);
-    let mut words = REQUEST.load();
-    words[CHECKSUM_AND_ID] |= u64::from(checksum(sum)) | u64::from(id) << 16;
-    words[DIGITS] |= digits << 48;
-    words[DIGITS + 1] |= digits >> 16;
+    let words = REQUEST.load();
     for (i, word) in words.into_iter().enumerate() {
-        // SAFETY: the packet has LEN bytes. Volatile, or the compiler makes the loop a call to
-        // memcpy.
-        unsafe { packet.add(i).write_volatile(word) };
+        if 8 * i + 8 > len {
+            break;
+        }
+        // SAFETY: the packet has `len` bytes. Volatile, or the compiler makes the loop a call to
+        // memcpy. BPF writes words at any address, here and below.
+        unsafe { packet.add(8 * i).cast::<u64>().write_volatile(word) };
+    }
+    // SAFETY: as above.
+    unsafe {
+        packet
+            .add(len - 8)
+            .cast::<u64>()
+            .write_volatile(LAST.load())
+    };
+
+    let mut sum = SUM.load() + u64::from(id);
+    let places = DIGITS_AT.load();
+    for (i, at) in places.into_iter().enumerate() {
+        if i as u64 >= KEYS.load() {
+            break;
+        }
+        let number = (sequence::random(state, i as u64) >> 32) * NUMBERS.load();
+        let digits = hexadecimal((number >> 32) + FIRST_NUMBER.load());
+        // At an odd position they count with their bytes the other way round.
+        let counted = if at & 1 == 0 {
+            digits
+        } else {
+            digits.swap_bytes()
+        };
+        sum += (counted & 0xffff_ffff) + (counted >> 32);
+        // SAFETY: user space gives places inside the packet, which the verifier checks.
+        unsafe { packet.add(at as usize).cast::<u64>().write_volatile(digits) };
+    }
+    let checksum_and_id = u32::from(checksum(sum)) | u32::from(id) << 16;
+    // SAFETY: as above.
+    unsafe {
+        let at = packet.add(CHECKSUM_AT.load() as usize);
+        at.cast::<u32>().write_volatile(checksum_and_id);
     }
     // The atomic addition has the packet in the cache, as a network card leaves it, before it is
     // read: loads from stores under way stall. It also parts each packet from the one before.
     // SAFETY: an element of the map.
-    unsafe { sequence::advance(state) };
+    unsafe { sequence::advance(state_at) };
     Some(())
 }
 

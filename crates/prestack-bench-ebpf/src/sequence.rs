@@ -4,24 +4,23 @@
 /// The odd number next to 2^64 divided by the golden ratio.
 const STEP: u64 = 0x9e37_79b9_7f4a_7c15;
 
-/// What follows from a state.
-pub struct Item {
-    /// Its upper bits choose the key.
-    pub random: u64,
-    /// The request's id, as stored: all 65,536 occur before one recurs.
-    pub id: u16,
+/// What the state differs by from one key of a request to the next.
+const KEY_STEP: u64 = 0xd1b5_4a32_d192_ed03;
+
+/// The request's id, as stored: all 65,536 occur before one recurs.
+#[inline(always)]
+pub fn id(state: u64) -> u16 {
+    state as u16
 }
 
-/// SplitMix64.
+/// SplitMix64 for a key of a request. The upper bits choose the key.
 #[inline(always)]
-pub fn item(state: u64) -> Item {
-    let n = state.wrapping_add(STEP);
+pub fn random(state: u64, key: u64) -> u64 {
+    let n = state.wrapping_add(KEY_STEP.wrapping_mul(key));
+    let n = n.wrapping_add(STEP);
     let n = (n ^ (n >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     let n = (n ^ (n >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    Item {
-        random: n ^ (n >> 31),
-        id: state as u16,
-    }
+    n ^ (n >> 31)
 }
 
 /// Goes on to the next state, by an atomic addition.

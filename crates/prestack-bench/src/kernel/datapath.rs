@@ -7,11 +7,11 @@ use aya::maps::{Array, PerCpuArray};
 use aya::programs::{SchedClassifier, Xdp};
 use aya::{Ebpf, EbpfLoader};
 use prestack_abi::cache::BUCKET_BYTES;
-use prestack_abi::config::{Config, Door, MAPPED_V4, Net4};
+use prestack_abi::config::{Config, Door, MAPPED_V4, Net4, Net6};
 use prestack_abi::names;
 use prestack_abi::stats::Stats;
 
-use super::packet::{NETWORK, PORT, SERVER};
+use super::packet::{NETWORK4, NETWORK6, PORT, SERVER4, SERVER6};
 use super::programs::{Element, Ran, map_mut, program, program_mut, refused, run_once};
 
 /// `XDP_PASS` (include/uapi/linux/bpf.h).
@@ -108,6 +108,7 @@ fn config(buckets: u32) -> Config {
         mtu: 1500,
         doors_len: 3,
         allow4_len: 1,
+        allow6_len: 1,
         ..Config::empty()
     };
     let door = |address, flags| Door {
@@ -116,16 +117,28 @@ fn config(buckets: u32) -> Config {
         backend: 0,
         flags,
     };
-    let v4 = [0, 0, MAPPED_V4, u32::from_ne_bytes(SERVER)];
-    let v6 = [0xfd00_u32 << 16, 0, 0, 1].map(u32::to_be);
+    let v4 = [0, 0, MAPPED_V4, u32::from_ne_bytes(SERVER4)];
     config.doors[0] = door(v4, Door::SERVE_UDP);
-    config.doors[1] = door(v6, Door::SERVE_UDP);
+    config.doors[1] = door(words(SERVER6), Door::SERVE_UDP);
     config.doors[2] = door([0; 4], Door::ANY_ADDRESS);
     config.add_port(PORT);
-    let (address, mask) = NETWORK;
+    let (address, mask) = NETWORK4;
     config.allow4[0] = Net4 {
         address: u32::from_ne_bytes(address),
         mask: u32::from_ne_bytes(mask),
     };
+    let (address, mask) = NETWORK6;
+    config.allow6[0] = Net6 {
+        address: words(address),
+        mask: words(mask),
+    };
     config
+}
+
+/// An IPv6 address in four words, in network byte order.
+fn words(address: [u8; 16]) -> [u32; 4] {
+    std::array::from_fn(|i| {
+        let bytes = [0, 1, 2, 3].map(|byte| address[4 * i + byte]);
+        u32::from_ne_bytes(bytes)
+    })
 }

@@ -3,10 +3,11 @@
 use anyhow::{Context, Result, bail, ensure};
 
 use super::datapath::{Datapath, changes};
-use super::packet::{self, OTHER_PORT, PORT};
+use super::form::Spelling;
+use super::packet::{Layers, OTHER_PORT, PORT};
 use super::sequence::Keys;
-use super::source::{KEY_SIZE, Room, Source, payload};
-use super::{Cost, Kind, Setup};
+use super::source::{KEY_SIZE, Requests, Room, Source};
+use super::{Cost, Fate, Kind, Setup};
 use crate::dataset::Dataset;
 use crate::interrupt;
 use crate::progress::Progress;
@@ -36,24 +37,26 @@ impl Filled {
     pub(super) fn new(object: &[u8], setup: Setup) -> Result<Self> {
         let dataset = Dataset::new(setup.keys, KEY_SIZE, setup.value_size)?;
         let datapath = Datapath::load(object, setup.memory_mib)?;
-        let mut datagram = vec![0; dataset.request_len()];
-        for n in 0..setup.keys {
-            let id = n as u16;
-            dataset.write_request(n, id, &mut datagram);
-            datapath.exchange(
-                &packet::to_server(PORT, &datagram),
-                &packet::to_client(&dataset.reply(n, id)),
-            )?;
-            if n % 10_000 == 0 {
-                interrupt::check()?;
+        let mut asked = 0;
+        for spelling in [Spelling::Plain, Spelling::Base64] {
+            let is_hit = |kind: &Kind| kind.is_hit() && kind.form.spelling() == spelling;
+            if !setup.kinds.iter().any(is_hit) {
+                continue;
             }
+            for n in 0..setup.keys {
+                let [request, reply] = spelling.lesson(&dataset, n);
+                datapath.exchange(
+                    &Layers::V4.to_server(PORT, n as u16, &request),
+                    &Layers::V4.to_client(n as u16, &reply),
+                )?;
+                if n % 10_000 == 0 {
+                    interrupt::check()?;
+                }
+            }
+            asked += u64::from(setup.keys);
         }
         let fills = datapath.stats()?.fills;
-        ensure!(
-            fills == u64::from(setup.keys),
-            "{fills} answers of {} were stored",
-            setup.keys
-        );
+        ensure!(fills == asked, "{fills} answers of {asked} were stored");
         Ok(Self {
             setup,
             dataset,
@@ -70,17 +73,23 @@ impl Filled {
             memory_mib,
             ..
         } = self.setup;
-        let (first, port, room) = match kind {
-            Kind::Hit => (0, PORT, Room::Tail),
-            Kind::HitGrownAtHead => (0, PORT, Room::Head),
-            Kind::Miss => (keys, PORT, Room::Tail),
-            Kind::OtherPort => (0, OTHER_PORT, Room::Tail),
+        let (first, port, room) = match kind.fate {
+            Fate::Hit => (0, PORT, Room::Tail),
+            Fate::HitGrownAtHead => (0, PORT, Room::Head),
+            Fate::Miss => (keys, PORT, Room::Tail),
+            Fate::OtherPort => (0, OTHER_PORT, Room::Tail),
         };
-        let asked = Keys { first, count: keys };
-        let mut source = Source::load(&self.dataset, asked, port, room)?;
-        self.check_source(&mut source, port)
-            .context("the source of requests")?;
-        self.check_replies(asked, kind)?;
+        let requests = Requests {
+            form: kind.form,
+            layers: kind.layers,
+            port,
+            keys: Keys { first, count: keys },
+            room,
+        };
+        let mut source = Source::load(&self.dataset, requests)?;
+        self.check_source(&mut source, requests)
+            .with_context(|| format!("the source of requests: {kind}"))?;
+        self.check_replies(requests, kind)?;
         // The first runs find caches cold.
         self.round(&mut source, kind)?;
         let mut costs = Vec::new();
@@ -93,7 +102,7 @@ impl Filled {
         }
         let median = |of: fn(&(f64, f64)) -> f64| crate::comparison::median(costs.iter().map(of));
         Ok(Cost {
-            packet: kind,
+            packet: kind.to_string(),
             keys,
             value_size,
             memory_mib,
@@ -105,13 +114,11 @@ impl Filled {
     }
 
     /// The source makes the packets that are expected of it.
-    fn check_source(&self, source: &mut Source, port: u16) -> Result<()> {
+    fn check_source(&self, source: &mut Source, requests: Requests) -> Result<()> {
         source.aim(None)?;
-        for (key, id) in source.upcoming(100) {
+        for (items, id) in source.upcoming(100) {
             let ran = source.run_once()?;
-            let mut datagram = vec![0; self.dataset.request_len()];
-            self.dataset.write_request(key, id, &mut datagram);
-            let expected = packet::to_server(port, &datagram);
+            let expected = requests.packet(&self.dataset, &items, id);
             ensure!(
                 ran.action == XDP_TX && ran.packet == expected,
                 "it made {:x?}, not {expected:x?}",
@@ -122,26 +129,34 @@ impl Filled {
     }
 
     /// Hits are answered as memcached would.
-    fn check_replies(&self, asked: Keys, kind: Kind) -> Result<()> {
-        if !matches!(kind, Kind::Hit | Kind::HitGrownAtHead) {
+    fn check_replies(&self, requests: Requests, kind: Kind) -> Result<()> {
+        if !kind.is_hit() {
             return Ok(());
         }
-        let mut datagram = vec![0; self.dataset.request_len()];
+        let Requests { form, layers, .. } = requests;
+        let before = self.datapath.stats()?;
         let mut hits = 0;
-        for (key, id) in (0..100).map(|n| asked.request(n)) {
-            self.dataset.write_request(key, id, &mut datagram);
-            let ran = self.datapath.run_rx(&packet::to_server(PORT, &datagram))?;
+        for (items, id) in (0..100).map(|n| requests.keys.request(n, form.keys())) {
+            let request = requests.packet(&self.dataset, &items, id);
+            let ran = self.datapath.run_rx(&request)?;
             if ran.action != XDP_TX {
                 continue;
             }
             hits += 1;
+            let reply = layers.payload_at().min(ran.packet.len());
+            let (headers, reply) = ran.packet.split_at(reply);
+            let frame = [&id.to_be_bytes()[..], &[0, 0, 0, 1, 0, 0]].concat();
             ensure!(
-                self.dataset.is_reply(key, id, payload(&ran.packet)),
-                "a wrong answer for key {key}: {}",
-                payload(&ran.packet).escape_ascii()
+                headers.ends_with(&frame) && reply == form.hit(&self.dataset, &items),
+                "{kind}: a wrong answer to items {items:?}: {}",
+                reply.escape_ascii()
             );
         }
-        ensure!(hits >= 97, "{hits} of 100 keys were answered");
+        let counted = changes(&before, &self.datapath.stats()?);
+        ensure!(
+            hits >= 97 && counted.get("udp_hits") == Some(&hits),
+            "{kind}: {hits} of 100 requests were answered. The counters say: {counted:?}"
+        );
         Ok(())
     }
 
@@ -158,12 +173,12 @@ impl Filled {
         let [runs, packets] = runs(kind);
         let packets = u64::from(runs * packets);
         let are_few = |n: u64| n as f64 <= STRAYS * packets as f64;
-        let is_right = match kind {
-            Kind::Hit | Kind::HitGrownAtHead => {
+        let is_right = match kind.fate {
+            Fate::Hit | Fate::HitGrownAtHead => {
                 count("udp_hits") + count("udp_misses") == packets && are_few(count("udp_misses"))
             }
-            Kind::Miss => count("udp_misses") == packets && are_few(count("requests_lost")),
-            Kind::OtherPort => changes.is_empty(),
+            Fate::Miss => count("udp_misses") == packets && are_few(count("requests_lost")),
+            Fate::OtherPort => changes.is_empty(),
         };
         if !is_right {
             bail!("{packets} packets were to be: {kind}. The counters say: {changes:?}");
@@ -178,11 +193,10 @@ impl Filled {
         for _ in 0..runs {
             let requests = source.upcoming(packets);
             nanoseconds += source.run(packets)?.as_nanos();
-            if kind == Kind::Miss && is_prestack {
+            if kind.fate == Fate::Miss && is_prestack {
+                let reply = kind.form.miss();
                 for (_, id) in requests {
-                    let [high, low] = id.to_be_bytes();
-                    let reply = [&[high, low, 0, 0, 0, 1, 0, 0], &b"END\r\n"[..]].concat();
-                    self.datapath.answer(&packet::to_client(&reply))?;
+                    self.datapath.answer(&kind.layers.to_client(id, &reply))?;
                 }
             }
         }
@@ -191,8 +205,8 @@ impl Filled {
 }
 
 fn runs(kind: Kind) -> [u32; 2] {
-    match kind {
-        Kind::Miss => MISS_RUNS,
+    match kind.fate {
+        Fate::Miss => MISS_RUNS,
         _ => RUNS,
     }
 }

@@ -5,6 +5,7 @@
 //! `prestack-bench-ebpf`). The same with a program that does nothing is taken off.
 
 mod datapath;
+mod form;
 mod measure;
 mod packet;
 mod programs;
@@ -21,30 +22,71 @@ use serde::Serialize;
 
 use crate::progress::Progress;
 use crate::report::whole;
+use form::Form;
 use measure::Filled;
+use packet::Layers;
 
 /// What becomes of a packet.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-enum Kind {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fate {
     /// A GET that is answered.
     Hit,
     /// The same in a buffer without room behind the packet, as veth has it.
     HitGrownAtHead,
-    /// A GET for a key that is not there. memcached's answers are seen too, but not measured.
+    /// A GET for keys that are not there. memcached's answers are seen too, but not measured.
     Miss,
     /// The same request to a port that is nobody's.
     OtherPort,
 }
 
+/// Packets that are measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Kind {
+    form: Form,
+    layers: Layers,
+    fate: Fate,
+}
+
+impl Kind {
+    const HIT: Self = Self::hit(Form::Get(1));
+    const MISS: Self = Self::miss(Form::Get(1));
+
+    const fn hit(form: Form) -> Self {
+        Self::of(form, Layers::V4, Fate::Hit)
+    }
+
+    const fn miss(form: Form) -> Self {
+        Self::of(form, Layers::V4, Fate::Miss)
+    }
+
+    const fn of(form: Form, layers: Layers, fate: Fate) -> Self {
+        Self { form, layers, fate }
+    }
+
+    fn is_hit(&self) -> bool {
+        matches!(self.fate, Fate::Hit | Fate::HitGrownAtHead)
+    }
+}
+
 impl fmt::Display for Kind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::Hit => "hit",
-            Self::HitGrownAtHead => "hit, packet grown at its head",
-            Self::Miss => "miss",
-            Self::OtherPort => "another port",
-        })
+        f.write_str(match self.fate {
+            Fate::Hit | Fate::HitGrownAtHead => "hit",
+            Fate::Miss => "miss",
+            Fate::OtherPort => "another port",
+        })?;
+        if self.form != Form::Get(1) {
+            write!(f, ", {}", self.form)?;
+        }
+        f.write_str(match self.layers {
+            Layers::V4 => "",
+            Layers::Tagged => ", VLAN tag",
+            Layers::V6 => ", IPv6",
+        })?;
+        if self.fate == Fate::HitGrownAtHead {
+            f.write_str(", packet grown at its head")?;
+        }
+        Ok(())
     }
 }
 
@@ -58,8 +100,35 @@ struct Setup {
     kinds: &'static [Kind],
 }
 
+/// Every form of request that prestack answers, and what else can come.
+const KINDS: [Kind; 19] = {
+    use Form::{Binary, BinaryKey, Get, Gets, Meta, MetaBase64, MetaFull};
+    [
+        Kind::of(Get(1), Layers::V4, Fate::OtherPort),
+        Kind::MISS,
+        Kind::miss(Gets),
+        Kind::miss(Get(2)),
+        Kind::miss(Get(8)),
+        Kind::miss(Meta),
+        Kind::miss(Binary),
+        Kind::HIT,
+        Kind::of(Get(1), Layers::V4, Fate::HitGrownAtHead),
+        Kind::of(Get(1), Layers::Tagged, Fate::Hit),
+        Kind::of(Get(1), Layers::V6, Fate::Hit),
+        Kind::hit(Gets),
+        Kind::hit(Get(2)),
+        Kind::hit(Get(8)),
+        Kind::hit(Meta),
+        Kind::hit(MetaFull),
+        Kind::hit(MetaBase64),
+        Kind::hit(Binary),
+        Kind::hit(BinaryKey),
+    ]
+};
+
 const SETUPS: [Setup; 10] = {
-    use Kind::{Hit, HitGrownAtHead, Miss, OtherPort};
+    const HIT: Kind = Kind::HIT;
+    const MISS: Kind = Kind::MISS;
     /// The default of `prestack run --memory`.
     const DEFAULT: u32 = 256;
     const fn setup(keys: u32, value_size: usize, memory_mib: u32, kinds: &'static [Kind]) -> Setup {
@@ -71,25 +140,26 @@ const SETUPS: [Setup; 10] = {
         }
     }
     [
-        setup(1, 32, DEFAULT, &[Hit]),
-        setup(1_000, 32, DEFAULT, &[Miss, OtherPort, Hit, HitGrownAtHead]),
-        setup(10_000, 32, DEFAULT, &[Hit]),
-        setup(100_000, 32, DEFAULT, &[Miss, Hit]),
+        setup(1_000, 32, DEFAULT, &KINDS),
+        setup(1, 32, DEFAULT, &[HIT]),
+        setup(10_000, 32, DEFAULT, &[HIT]),
+        setup(100_000, 32, DEFAULT, &[MISS, HIT]),
         // The default would be nearly full, and have evicted some.
-        setup(1_000_000, 32, 2 * DEFAULT, &[Miss, Hit]),
+        setup(1_000_000, 32, 2 * DEFAULT, &[MISS, HIT]),
         // No more memory than so many keys need: what lies close together is found faster.
-        setup(10_000, 32, 4, &[Hit]),
-        setup(100_000, 32, 32, &[Hit]),
-        setup(1_000, 100, DEFAULT, &[Hit]),
-        setup(1_000, 400, DEFAULT, &[Hit]),
-        setup(1_000, 1_000, DEFAULT, &[Hit]),
+        setup(10_000, 32, 4, &[HIT]),
+        setup(100_000, 32, 32, &[HIT]),
+        setup(1_000, 100, DEFAULT, &[HIT]),
+        setup(1_000, 400, DEFAULT, &[HIT]),
+        setup(1_000, 1_000, DEFAULT, &[HIT]),
     ]
 };
 
 /// What packets of a kind cost.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Cost {
-    packet: Kind,
+    /// What it is, in words.
+    packet: String,
     keys: u32,
     value_size: usize,
     memory_mib: u32,
@@ -146,7 +216,7 @@ pub(crate) fn table(costs: &[Cost]) -> String {
         let [keys, value, memory, rx, echo, net] = cells;
         writeln!(
             table,
-            "{packet:<31}{keys:>9}{value:>7}{memory:>9}{rx:>8}{echo:>8}{net:>8}"
+            "{packet:<33}{keys:>9}{value:>7}{memory:>9}{rx:>8}{echo:>8}{net:>8}"
         )
         .expect("a string takes everything");
     };
@@ -156,7 +226,7 @@ pub(crate) fn table(costs: &[Cost]) -> String {
     );
     for cost in costs {
         row(
-            &cost.packet.to_string(),
+            &cost.packet,
             [
                 &whole(cost.keys.into()),
                 &cost.value_size.to_string(),

@@ -1,70 +1,146 @@
-//! The packets that are measured: UDP over IPv4 between a client and a server.
+//! The packets that are measured: UDP between a client and a server.
 
 use prestack_proto::checksum::{fold, sum};
-use prestack_proto::net::{ETHERNET_LEN, ETHERTYPE_IPV4, IPV4_LEN, PROTO_UDP, UDP_LEN};
+use prestack_proto::net::{
+    ETHERNET_LEN, ETHERTYPE_IPV4, ETHERTYPE_IPV6, ETHERTYPE_VLAN, IPV4_LEN, IPV6_LEN, PROTO_UDP,
+    UDP_LEN, VLAN_LEN,
+};
+use prestack_proto::udp::FRAME_LEN;
 
-/// memcached's address and port, and a port of the same host that is nobody's.
-pub(super) const SERVER: [u8; 4] = [10, 0, 0, 1];
+/// memcached's addresses and port, and a port of the same host that is nobody's.
+pub(super) const SERVER4: [u8; 4] = [10, 0, 0, 1];
+pub(super) const SERVER6: [u8; 16] = v6(1);
 pub(super) const PORT: u16 = 11211;
 pub(super) const OTHER_PORT: u16 = 11212;
-/// The client, and the network that it is in.
-const CLIENT: [u8; 4] = [10, 0, 0, 2];
+/// The client, and the networks that it is in.
+const CLIENT4: [u8; 4] = [10, 0, 0, 2];
+const CLIENT6: [u8; 16] = v6(2);
 const CLIENT_PORT: u16 = 40_000;
-pub(super) const NETWORK: ([u8; 4], [u8; 4]) = ([10, 0, 0, 0], [255, 255, 255, 0]);
+pub(super) const NETWORK4: ([u8; 4], [u8; 4]) = ([10, 0, 0, 0], [255, 255, 255, 0]);
+pub(super) const NETWORK6: ([u8; 16], [u8; 16]) = (v6(0), {
+    let mut mask = [0; 16];
+    (mask[0], mask[1], mask[2], mask[3]) = (0xff, 0xff, 0xff, 0xff);
+    (mask[4], mask[5], mask[6], mask[7]) = (0xff, 0xff, 0xff, 0xff);
+    mask
+});
 
-/// Bytes before a datagram's payload.
-pub(super) const HEADERS: usize = ETHERNET_LEN + IPV4_LEN + UDP_LEN;
-/// Where the UDP checksum stands.
-const CHECKSUM_AT: usize = ETHERNET_LEN + IPV4_LEN + 6;
-
-/// A datagram from the client to a port of the server's.
-pub(super) fn to_server(port: u16, payload: &[u8]) -> Vec<u8> {
-    packet((CLIENT, CLIENT_PORT), (SERVER, port), payload)
+/// A host of fd00::/64.
+const fn v6(host: u8) -> [u8; 16] {
+    let mut address = [0; 16];
+    (address[0], address[15]) = (0xfd, host);
+    address
 }
 
-/// A datagram from memcached to the client.
-pub(super) fn to_client(payload: &[u8]) -> Vec<u8> {
-    packet((SERVER, PORT), (CLIENT, CLIENT_PORT), payload)
+/// What is below UDP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Layers {
+    /// IPv4.
+    V4,
+    /// IPv4 behind one VLAN tag.
+    Tagged,
+    /// IPv6.
+    V6,
 }
 
-/// The same packet without its UDP checksum, and the sum from which that follows.
-pub(super) fn without_checksum(mut packet: Vec<u8>) -> (Vec<u8>, u64) {
-    packet[CHECKSUM_AT..][..2].fill(0);
-    let sum = udp_sum(&packet);
-    (packet, sum)
-}
+impl Layers {
+    fn l3(self) -> usize {
+        match self {
+            Self::Tagged => ETHERNET_LEN + VLAN_LEN,
+            _ => ETHERNET_LEN,
+        }
+    }
 
-fn packet(from: ([u8; 4], u16), to: ([u8; 4], u16), payload: &[u8]) -> Vec<u8> {
-    let udp_len = (UDP_LEN + payload.len()) as u16;
-    let mut packet = vec![2, 0, 0, 0, 0, to.0[3], 2, 0, 0, 0, 0, from.0[3]];
-    packet.extend(ETHERTYPE_IPV4.to_be_bytes());
-    packet.extend([0x45, 0]);
-    packet.extend((IPV4_LEN as u16 + udp_len).to_be_bytes());
-    // Not fragmented, 64 hops, the checksum to be filled in.
-    packet.extend([0x1d, 0x1d, 0x40, 0, 64, PROTO_UDP, 0, 0]);
-    packet.extend(from.0);
-    packet.extend(to.0);
-    let checksum = !fold(sum(&packet[ETHERNET_LEN..]));
-    packet[ETHERNET_LEN + 10..][..2].copy_from_slice(&checksum.to_ne_bytes());
-    packet.extend(from.1.to_be_bytes());
-    packet.extend(to.1.to_be_bytes());
-    packet.extend(udp_len.to_be_bytes());
-    packet.extend([0, 0]);
-    packet.extend(payload);
-    let checksum = match !fold(udp_sum(&packet)) {
-        0 => 0xffff,
-        checksum => checksum,
-    };
-    packet[CHECKSUM_AT..][..2].copy_from_slice(&checksum.to_ne_bytes());
-    packet
-}
+    fn l4(self) -> usize {
+        match self {
+            Self::V6 => self.l3() + IPV6_LEN,
+            _ => self.l3() + IPV4_LEN,
+        }
+    }
 
-/// Sum of the datagram and its pseudo header (RFC 768).
-fn udp_sum(packet: &[u8]) -> u64 {
-    let datagram = &packet[ETHERNET_LEN + IPV4_LEN..];
-    let addresses = &packet[ETHERNET_LEN + 12..ETHERNET_LEN + IPV4_LEN];
-    let rest = u64::from(u16::from(PROTO_UDP).to_be()) + u64::from((datagram.len() as u16).to_be());
-    sum(datagram) + sum(addresses) + rest
+    /// Position of the UDP checksum. The frame, and so the request's id, follows.
+    pub(super) fn checksum_at(self) -> usize {
+        self.l4() + 6
+    }
+
+    /// Position of what follows the frame.
+    pub(super) fn payload_at(self) -> usize {
+        self.l4() + UDP_LEN + FRAME_LEN
+    }
+
+    /// A request to a port of the server's.
+    pub(super) fn to_server(self, port: u16, id: u16, payload: &[u8]) -> Vec<u8> {
+        self.packet([2, 1], [CLIENT_PORT, port], id, payload)
+    }
+
+    /// An answer of memcached's to the client.
+    pub(super) fn to_client(self, id: u16, payload: &[u8]) -> Vec<u8> {
+        self.packet([1, 2], [PORT, CLIENT_PORT], id, payload)
+    }
+
+    /// The same packet without its UDP checksum, and the sum from which that follows.
+    pub(super) fn without_checksum(self, mut packet: Vec<u8>) -> (Vec<u8>, u64) {
+        packet[self.checksum_at()..][..2].fill(0);
+        let sum = self.udp_sum(&packet);
+        (packet, sum)
+    }
+
+    /// A packet from one host to another: 1 is the server, 2 the client.
+    fn packet(self, [from, to]: [u8; 2], ports: [u16; 2], id: u16, payload: &[u8]) -> Vec<u8> {
+        let udp_len = (UDP_LEN + FRAME_LEN + payload.len()) as u16;
+        let mut packet = vec![2, 0, 0, 0, 0, to, 2, 0, 0, 0, 0, from];
+        if self == Self::Tagged {
+            packet.extend(ETHERTYPE_VLAN.to_be_bytes());
+            packet.extend([0, 42]);
+        }
+        if self == Self::V6 {
+            packet.extend(ETHERTYPE_IPV6.to_be_bytes());
+            packet.extend([0x60, 0, 0, 0]);
+            packet.extend(udp_len.to_be_bytes());
+            packet.extend([PROTO_UDP, 64]);
+            for host in [from, to] {
+                packet.extend(if host == 1 { SERVER6 } else { CLIENT6 });
+            }
+        } else {
+            packet.extend(ETHERTYPE_IPV4.to_be_bytes());
+            packet.extend([0x45, 0]);
+            packet.extend((IPV4_LEN as u16 + udp_len).to_be_bytes());
+            // Not fragmented, 64 hops, the checksum to be filled in.
+            packet.extend([0x1d, 0x1d, 0x40, 0, 64, PROTO_UDP, 0, 0]);
+            for host in [from, to] {
+                packet.extend(if host == 1 { SERVER4 } else { CLIENT4 });
+            }
+            let checksum = !fold(sum(&packet[self.l3()..]));
+            packet[self.l3() + 10..][..2].copy_from_slice(&checksum.to_ne_bytes());
+        }
+        for port in ports {
+            packet.extend(port.to_be_bytes());
+        }
+        packet.extend(udp_len.to_be_bytes());
+        packet.extend([0, 0]);
+        // The frame: one datagram.
+        packet.extend(id.to_be_bytes());
+        packet.extend([0, 0, 0, 1, 0, 0]);
+        packet.extend(payload);
+        let checksum = match !fold(self.udp_sum(&packet)) {
+            0 => 0xffff,
+            checksum => checksum,
+        };
+        packet[self.checksum_at()..][..2].copy_from_slice(&checksum.to_ne_bytes());
+        packet
+    }
+
+    /// Sum of the datagram and its pseudo header (RFC 768, RFC 8200 8.1).
+    fn udp_sum(self, packet: &[u8]) -> u64 {
+        let (before, datagram) = packet.split_at(self.l4());
+        let addresses = match self {
+            Self::V6 => 2 * SERVER6.len(),
+            _ => 2 * SERVER4.len(),
+        };
+        let addresses = &before[before.len() - addresses..];
+        let rest =
+            u64::from(u16::from(PROTO_UDP).to_be()) + u64::from((datagram.len() as u16).to_be());
+        sum(datagram) + sum(addresses) + rest
+    }
 }
 
 #[cfg(test)]
@@ -73,14 +149,19 @@ mod tests {
 
     #[test]
     fn checksums_hold() {
-        for payload in [&b""[..], b"x", b"get key\r\n"] {
-            let packet = to_server(PORT, payload);
-            assert_eq!(fold(sum(&packet[ETHERNET_LEN..][..IPV4_LEN])), 0xffff);
-            assert_eq!(fold(udp_sum(&packet)), 0xffff);
-            assert_eq!(&packet[HEADERS..], payload);
-            let field = u16::from_ne_bytes([packet[CHECKSUM_AT], packet[CHECKSUM_AT + 1]]);
-            let (_, sum) = without_checksum(packet);
-            assert_eq!(!fold(sum), field);
+        for layers in [Layers::V4, Layers::Tagged, Layers::V6] {
+            for payload in [&b""[..], b"x", b"get key\r\n"] {
+                let packet = layers.to_server(PORT, 7, payload);
+                if layers != Layers::V6 {
+                    assert_eq!(fold(sum(&packet[layers.l3()..][..IPV4_LEN])), 0xffff);
+                }
+                assert_eq!(fold(layers.udp_sum(&packet)), 0xffff);
+                assert_eq!(&packet[layers.payload_at()..], payload);
+                let at = layers.checksum_at();
+                let field = u16::from_ne_bytes([packet[at], packet[at + 1]]);
+                let (_, sum) = layers.without_checksum(packet);
+                assert_eq!(!fold(sum), field);
+            }
         }
     }
 }

@@ -7,7 +7,8 @@ use aya::maps::ProgramArray;
 use aya::programs::{TestRun, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader};
 
-use super::packet::{self, HEADERS};
+use super::form::Form;
+use super::packet::Layers;
 use super::programs::{LONGEST, Ran, map_mut, program, program_mut, refused, run_once};
 use super::sequence::Keys;
 use crate::dataset::Dataset;
@@ -19,9 +20,10 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("PRESTACK_BENCH_BPF_OBJE
 const REQUEST: &str = "request";
 const ECHO: &str = "echo";
 
-/// Words of a request.
-const WORDS: usize = 9;
-/// Bytes of a key; the requests of a dataset with such keys have the length that the program knows.
+/// Most words and keys of a request.
+const MAX_WORDS: usize = 24;
+const MAX_KEYS: usize = 8;
+/// Bytes of a key.
 pub(super) const KEY_SIZE: usize = 16;
 
 /// Where a packet has room to grow.
@@ -33,38 +35,81 @@ pub(super) enum Room {
     Head,
 }
 
+/// What requests are made.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Requests {
+    pub(super) form: Form,
+    pub(super) layers: Layers,
+    /// The port of the server's that they go to.
+    pub(super) port: u16,
+    /// The keys that are asked for.
+    pub(super) keys: Keys,
+    pub(super) room: Room,
+}
+
+impl Requests {
+    /// The request with this id for these items.
+    pub(super) fn packet(&self, dataset: &Dataset, items: &[u32], id: u16) -> Vec<u8> {
+        let payload = self.form.request(dataset, items);
+        self.layers.to_server(self.port, id, &payload)
+    }
+}
+
 /// The loaded program.
 pub(super) struct Source {
     ebpf: Ebpf,
-    room: Room,
-    keys: Keys,
+    requests: Requests,
+    /// Bytes of a request.
+    len: usize,
     /// Requests made so far.
     made: u64,
 }
 
 impl Source {
-    /// A source of requests to `port` of the server's for `keys` of the dataset.
-    pub(super) fn load(dataset: &Dataset, keys: Keys, port: u16, room: Room) -> Result<Self> {
-        let mut datagram = vec![0; dataset.request_len()];
-        dataset.write_request(0, 0, &mut datagram);
-        // The program fills in the number, here of zeros as a number, not as digits.
-        let end = datagram.len() - 2;
-        datagram[end - 8..end].fill(0);
-        let (request, sum) = packet::without_checksum(packet::to_server(port, &datagram));
+    /// A source of requests for items of the dataset.
+    pub(super) fn load(dataset: &Dataset, requests: Requests) -> Result<Self> {
+        let Requests {
+            form,
+            layers,
+            keys,
+            room,
+            ..
+        } = requests;
+        let mut request = requests.packet(dataset, &vec![0; form.keys()], 0);
+        let mut places = [0; MAX_KEYS];
+        let digits_at = form.digits_at(dataset);
         ensure!(
-            request.len() == 8 * WORDS,
-            "a request has {} bytes",
-            request.len()
+            digits_at.len() == form.keys() && form.keys() <= MAX_KEYS,
+            "{} keys in a request: {form}",
+            digits_at.len()
         );
-        let mut words = [0; WORDS];
+        for (place, at) in places.iter_mut().zip(digits_at) {
+            let at = layers.payload_at() + at;
+            // The program fills in the number, here of zeros as a number, not as digits.
+            request[at..at + 8].fill(0);
+            *place = at as u64;
+        }
+        let (request, sum) = layers.without_checksum(request);
+        let len = request.len();
+        ensure!(
+            (8..=8 * MAX_WORDS).contains(&len),
+            "a request has {len} bytes: {form}"
+        );
+        let mut words = [0; MAX_WORDS];
         for (word, bytes) in words.iter_mut().zip(request.chunks_exact(8)) {
             *word = u64::from_le_bytes(bytes.try_into()?);
         }
+        let last = u64::from_le_bytes(request[len - 8..].try_into()?);
         let mut ebpf = EbpfLoader::new()
             .override_global("REQUEST", &words[..], true)
+            .override_global("LAST", &last, true)
+            .override_global("LEN", &(len as u64), true)
             .override_global("SUM", &sum, true)
-            .override_global("FIRST_KEY", &u64::from(keys.first), true)
-            .override_global("KEYS", &u64::from(keys.count), true)
+            .override_global("CHECKSUM_AT", &(layers.checksum_at() as u64), true)
+            .override_global("KEYS", &(form.keys() as u64), true)
+            .override_global("DIGITS_AT", &places[..], true)
+            .override_global("FIRST_NUMBER", &u64::from(keys.first), true)
+            .override_global("NUMBERS", &u64::from(keys.count), true)
             .override_global("CUT_HEAD", &u64::from(room == Room::Head), true)
             .load(OBJECT)
             .context("loading the source of requests into the kernel")?;
@@ -75,8 +120,8 @@ impl Source {
         }
         Ok(Self {
             ebpf,
-            room,
-            keys,
+            requests,
+            len,
             made: 0,
         })
     }
@@ -93,9 +138,9 @@ impl Source {
     }
 
     /// Key numbers and ids of the next requests.
-    pub(super) fn upcoming(&self, requests: u32) -> impl Iterator<Item = (u32, u16)> + use<> {
-        let keys = self.keys;
-        (self.made..self.made + u64::from(requests)).map(move |n| keys.request(n))
+    pub(super) fn upcoming(&self, requests: u32) -> impl Iterator<Item = (Vec<u32>, u16)> + use<> {
+        let Requests { keys, form, .. } = self.requests;
+        (self.made..self.made + u64::from(requests)).map(move |n| keys.request(n, form.keys()))
     }
 
     /// Makes one request; returns what became of it.
@@ -126,14 +171,9 @@ impl Source {
     /// The packet before the program has made a request of it: as long as it may be to leave no
     /// room behind its end, or short.
     fn buffer(&self) -> Vec<u8> {
-        match self.room {
-            Room::Tail => vec![0; 8 * WORDS],
+        match self.requests.room {
+            Room::Tail => vec![0; self.len],
             Room::Head => vec![0; LONGEST],
         }
     }
-}
-
-/// The payload of a packet.
-pub(super) fn payload(packet: &[u8]) -> &[u8] {
-    packet.get(HEADERS..).unwrap_or_default()
 }
