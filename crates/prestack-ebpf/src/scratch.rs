@@ -12,6 +12,7 @@ use prestack_proto::window::{Source, Window};
 
 use crate::clock;
 use crate::maps::SCRATCH;
+use crate::packet::Headers;
 
 /// Words of a packet that a reply may overwrite: a request of 320 bytes, headers included. The
 /// longest single-key GET has 256 bytes and at most 78 before them.
@@ -20,6 +21,8 @@ pub const SAVED_WORDS: usize = 42;
 /// Working memory.
 #[repr(C, align(8))]
 pub struct Scratch {
+    /// The datagram.
+    pub located: Located,
     /// The payload that is parsed.
     pub window: Window,
     /// The command that was parsed last.
@@ -43,6 +46,24 @@ pub struct Scratch {
     pub walk: Walk,
     /// Hashes of the keys that a multi-key GET missed, and the versions of their buckets.
     pub missed: [Missed; MULTI_KEYS],
+}
+
+/// A datagram, found once for all steps that deal with it.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Located {
+    /// Where its headers are, and what they say.
+    pub headers: Headers,
+    /// The door's backend and flags.
+    pub backend: u64,
+    pub flags: u64,
+    /// The memcached frame.
+    pub frame: u64,
+    /// Position and length of the payload behind the frame.
+    pub payload: u64,
+    pub len: u64,
+    /// Non-zero if the source is in the allow list.
+    pub is_allowed: u64,
 }
 
 /// A key that is not in the cache.

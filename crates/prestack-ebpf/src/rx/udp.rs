@@ -23,7 +23,7 @@ use crate::ledger::requests;
 use crate::ledger::writes::{self, End};
 use crate::maps::count;
 use crate::packet::{Headers, Packet};
-use crate::scratch::{Scratch, Walk, scratch};
+use crate::scratch::{Located, Scratch, Walk, scratch};
 
 /// A datagram for a backend.
 pub struct Datagram<'a> {
@@ -169,15 +169,10 @@ fn odd(config: &Config, door: Arrival) -> u32 {
 
 /// Every datagram but a plain single-key GET. A global function (by its unmangled name): the
 /// verifier checks it once, and not again on every path to it.
-///
-/// # Safety
-///
-/// `ctx` is the program's context.
 #[unsafe(no_mangle)]
 #[inline(never)]
-unsafe extern "C" fn prestack_other_datagram(ctx: *mut xdp_md) -> u64 {
-    let ctx = XdpContext::new(ctx);
-    u64::from(with_datagram(&ctx, |datagram| {
+extern "C" fn prestack_other_datagram() -> u64 {
+    u64::from(with_datagram(|datagram| {
         act(datagram);
         XDP_PASS
     }))
@@ -193,37 +188,47 @@ unsafe extern "C" fn prestack_other_datagram(ctx: *mut xdp_md) -> u64 {
 #[inline(never)]
 unsafe extern "C" fn prestack_answer_keys(ctx: *mut xdp_md) -> u64 {
     let ctx = XdpContext::new(ctx);
-    u64::from(with_datagram(&ctx, |datagram| {
+    u64::from(with_datagram(|datagram| {
         answer::answer(&ctx, datagram).unwrap_or(XDP_PASS)
     }))
 }
 
 /// Lets a GET through whose keys have been looked up. A global function, like
 /// [`prestack_other_datagram`].
-///
-/// # Safety
-///
-/// `ctx` is the program's context.
 #[unsafe(no_mangle)]
 #[inline(never)]
-unsafe extern "C" fn prestack_pass_keys(ctx: *mut xdp_md) -> u64 {
-    let ctx = XdpContext::new(ctx);
-    u64::from(with_datagram(&ctx, |datagram| {
+extern "C" fn prestack_pass_keys() -> u64 {
+    u64::from(with_datagram(|datagram| {
         answer::pass(datagram);
         XDP_PASS
     }))
 }
 
-/// What `decide` says of the datagram of `ctx`.
+/// What `decide` says of the datagram that `prestack_load_datagram` has left in scratch.
 #[inline(always)]
-fn with_datagram(ctx: &XdpContext, decide: impl FnOnce(&Datagram<'_>) -> u32) -> u32 {
-    let Some((config, packet, headers, door)) = again(ctx) else {
+fn with_datagram(decide: impl FnOnce(&Datagram<'_>) -> u32) -> u32 {
+    let Some(scratch) = scratch() else {
         return XDP_PASS;
     };
-    match Datagram::read(packet, config, door, &headers) {
-        Reading::Request(datagram) => decide(&datagram),
-        Reading::Empty | Reading::Odd => XDP_PASS,
-    }
+    let Some(config) = backend::config() else {
+        return XDP_PASS;
+    };
+    // SAFETY: this CPU's scratch.
+    let located = unsafe { &(*scratch).located };
+    decide(&Datagram {
+        config,
+        door: Arrival {
+            backend: located.backend as u8,
+            flags: located.flags as u8,
+        },
+        headers: &located.headers,
+        frame: Frame(located.frame),
+        payload: located.payload,
+        len: located.len,
+        is_allowed: located.is_allowed,
+        // SAFETY: `config` is a reference. Volatile: the compiler must not conclude anything.
+        zero: unsafe { (&raw const config.zero).read_volatile() },
+    })
 }
 
 /// Decides on every datagram but a plain single-key GET. The steps are functions side by side, not
@@ -236,16 +241,18 @@ fn other(ctx: &XdpContext) -> u32 {
     // SAFETY: functions of ours, called with the program's context; this CPU's scratch.
     unsafe {
         let end = &raw mut (*scratch).walk.end;
-        prestack_load_datagram(ctx.ctx);
+        if prestack_load_datagram(ctx.ctx) == 0 {
+            return XDP_PASS;
+        }
         command::parse(0, end.read_volatile());
-        prestack_other_datagram(ctx.ctx);
+        prestack_other_datagram();
         if end.read_volatile() == 0 {
             return XDP_PASS;
         }
         match (&raw const (*scratch).walk.over).read_volatile() {
             Walk::COMMANDS => {
                 commands::act_on_all();
-                prestack_pass_commands(ctx.ctx);
+                prestack_pass_commands();
                 return XDP_PASS;
             }
             over @ (Walk::META | Walk::BINARY) => item::look_up(over),
@@ -255,22 +262,17 @@ fn other(ctx: &XdpContext) -> u32 {
         if action != XDP_PASS {
             return action;
         }
-        prestack_pass_keys(ctx.ctx);
+        prestack_pass_keys();
     }
     XDP_PASS
 }
 
 /// Lets a datagram of several commands through. A global function, like
 /// [`prestack_other_datagram`].
-///
-/// # Safety
-///
-/// `ctx` is the program's context.
 #[unsafe(no_mangle)]
 #[inline(never)]
-unsafe extern "C" fn prestack_pass_commands(ctx: *mut xdp_md) -> u64 {
-    let ctx = XdpContext::new(ctx);
-    u64::from(with_datagram(&ctx, |datagram| {
+extern "C" fn prestack_pass_commands() -> u64 {
+    u64::from(with_datagram(|datagram| {
         let kind = if commands::are_understood() {
             Kind::Endless
         } else {
@@ -297,8 +299,9 @@ fn request_to(door: Arrival) -> Request {
     }
 }
 
-/// Loads the payload into the window; the walk's end is its length, or 0 if that is not possible.
-/// A global function, like [`prestack_other_datagram`].
+/// Leaves in scratch what the other steps need to know: where the datagram is, and its payload in the
+/// window; the walk's end is its length, or 0 if that is not possible. 0 if it is no request, which
+/// the main program has ruled out. A global function, like [`prestack_other_datagram`].
 ///
 /// # Safety
 ///
@@ -308,25 +311,35 @@ fn request_to(door: Arrival) -> Request {
 unsafe extern "C" fn prestack_load_datagram(ctx: *mut xdp_md) -> u64 {
     let ctx = XdpContext::new(ctx);
     let Some(scratch) = scratch() else { return 0 };
-    // SAFETY: this CPU's scratch.
-    unsafe { (&raw mut (*scratch).walk.end).write_volatile(0) };
-    with_datagram(&ctx, |datagram| {
+    let Some((config, packet, headers, door)) = again(&ctx) else {
+        return 0;
+    };
+    let Reading::Request(datagram) = Datagram::read(packet, config, door, &headers) else {
+        return 0;
+    };
+    // SAFETY: this CPU's scratch; the window holds WINDOW bytes. The load fails unless the packet has
+    // all of them.
+    unsafe {
+        (*scratch).located = Located {
+            headers,
+            backend: u64::from(door.backend),
+            flags: u64::from(door.flags),
+            frame: datagram.frame.0,
+            payload: datagram.payload,
+            len: datagram.len,
+            is_allowed: datagram.is_allowed,
+        };
+        let end = &raw mut (*scratch).walk.end;
+        end.write_volatile(0);
         let len = datagram.len;
-        if len > WINDOW as u64 {
-            return XDP_PASS;
+        let window = (*scratch).window.start().cast();
+        if len <= WINDOW as u64
+            && bpf_xdp_load_bytes(ctx.ctx, datagram.payload as u32, window, Window::size(len)) == 0
+        {
+            end.write_volatile(len);
         }
-        // SAFETY: this CPU's scratch; the window holds WINDOW bytes. The load fails unless the
-        // packet has all of them.
-        unsafe {
-            let window = (*scratch).window.start().cast();
-            if bpf_xdp_load_bytes(ctx.ctx, datagram.payload as u32, window, Window::size(len)) == 0
-            {
-                (&raw mut (*scratch).walk.end).write_volatile(len);
-            }
-        }
-        XDP_PASS
-    });
-    0
+    }
+    1
 }
 
 /// Acts on a datagram that was loaded and parsed. If it is a GET, or holds several commands, the walk
