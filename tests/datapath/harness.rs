@@ -13,7 +13,7 @@ use prestack_abi::stats::Stats;
 
 use crate::bytes::{get, hit};
 use crate::check;
-use crate::kernel::{BUCKETS, Kernel};
+use crate::kernel::{BUCKETS, Kernel, Ran};
 use crate::packet::{PORT, PacketBuilder, SERVER4, SERVER6};
 
 /// `XDP_PASS` and `XDP_TX` (include/uapi/linux/bpf.h).
@@ -196,20 +196,12 @@ impl Datapath {
     /// Runs `rx` on a packet. Panics when a packet that is passed has been changed, or a reply is
     /// not in order.
     pub fn rx_bytes(&self, packet: &[u8]) -> Verdict {
-        let ran = self.kernel().programs.rx(packet);
-        match ran.action {
-            XDP_PASS => {
-                assert_eq!(
-                    ran.packet,
-                    packet,
-                    "a packet that is passed stays as it came: {}",
-                    packet.escape_ascii()
-                );
-                Verdict::Passed
-            }
-            XDP_TX => Verdict::Served(check::reply(packet, &ran.packet)),
-            other => panic!("XDP action {other}"),
-        }
+        verdict(packet, self.kernel().programs.rx(packet))
+    }
+
+    /// Runs `rx` on a packet of which it finds only the first `linear` bytes in one piece.
+    pub fn rx_in_pieces(&self, packet: &[u8], linear: usize) -> Verdict {
+        verdict(packet, self.kernel().programs.rx_in_pieces(packet, linear))
     }
 
     /// Runs `rx` on a packet.
@@ -293,6 +285,22 @@ impl Datapath {
     /// The key is not cached. memcached, asked, does not have it either, so that no ticket is left.
     pub fn assert_miss(&mut self, key: impl AsRef<[u8]>) {
         self.exchange(get(&[key]), "END\r\n");
+    }
+}
+
+fn verdict(packet: &[u8], ran: Ran) -> Verdict {
+    match ran.action {
+        XDP_PASS => {
+            assert_eq!(
+                ran.packet,
+                packet,
+                "a packet that is passed stays as it came: {}",
+                packet.escape_ascii()
+            );
+            Verdict::Passed
+        }
+        XDP_TX => Verdict::Served(check::reply(packet, &ran.packet)),
+        other => panic!("XDP action {other}"),
     }
 }
 

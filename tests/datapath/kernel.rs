@@ -24,8 +24,8 @@ use prestack_abi::stats::Stats;
 /// Buckets of the cache that is loaded; a test may use fewer.
 pub const BUCKETS: u32 = 1024;
 
-/// What fits one test run: a page less the room that the kernel keeps around the packet.
-const OUT: usize = 4096;
+/// What a packet grows by at most, and more.
+const GROWTH: usize = 4096;
 
 /// A type of a map's elements.
 #[derive(Clone, Copy)]
@@ -86,13 +86,20 @@ impl Programs {
     /// Runs `rx` on a packet.
     pub fn rx(&self, packet: &[u8]) -> Ran {
         let rx: &Xdp = self.program(names::RX);
-        run(rx, packet)
+        run(rx, packet, None)
+    }
+
+    /// Runs `rx` on a packet of which it finds only the first `linear` bytes in one piece, from Linux
+    /// 6.18 on.
+    pub fn rx_in_pieces(&self, packet: &[u8], linear: usize) -> Ran {
+        let rx: &Xdp = self.program(names::RX);
+        run(rx, packet, Some(&context(linear)))
     }
 
     /// Runs `tx` on a packet.
     pub fn tx(&self, packet: &[u8]) -> Ran {
         let tx: &SchedClassifier = self.program(names::TX);
-        run(tx, packet)
+        run(tx, packet, None)
     }
 
     fn program<'a, P>(&'a self, name: &str) -> &'a P
@@ -243,14 +250,22 @@ fn map_id(ebpf: &Ebpf, name: &str) -> u32 {
     }
 }
 
-fn run<P>(program: &P, packet: &[u8]) -> Ran
+/// The context of a test run (`xdp_md` in include/uapi/linux/bpf.h): the packet's start and end, and
+/// zeros for what the kernel chooses.
+fn context(linear: usize) -> Vec<u8> {
+    let end = u32::try_from(linear).expect("a packet's length");
+    [0, end, 0, 0, 0, 0].map(u32::to_ne_bytes).concat()
+}
+
+fn run<P>(program: &P, packet: &[u8], context: Option<&[u8]>) -> Ran
 where
     P: for<'a> TestRun<Opts<'a> = TestRunOptions<'a>, Result = aya::programs::TestRunResult>,
 {
-    let mut out = vec![0; OUT.max(packet.len())];
+    let mut out = vec![0; GROWTH + packet.len()];
     let ran = program.test_run(TestRunOptions {
         data_in: Some(packet),
         data_out: Some(&mut out),
+        ctx_in: context,
         ..TestRunOptions::default()
     });
     let ran = ran.unwrap_or_else(|error| {

@@ -21,6 +21,7 @@ mod names;
 mod odd;
 mod packet;
 mod passing;
+mod pieces;
 mod places;
 mod protocols;
 mod races;

@@ -1,6 +1,7 @@
 //! Where things are in a packet: Ethernet, VLAN tags, IPv4 and IPv6, ports. Lengths are read, not
 //! assumed.
 
+use aya_ebpf::helpers::generated::bpf_xdp_get_buff_len;
 use aya_ebpf::programs::XdpContext;
 use prestack_abi::config::{Config, MAPPED_V4};
 use prestack_proto::net::{
@@ -46,6 +47,12 @@ impl Packet {
         }
     }
 
+    /// How many bytes can be read.
+    #[inline(always)]
+    pub fn len(self) -> u64 {
+        self.end - self.start
+    }
+
     /// A pointer to a `T` at `at` bytes (below [`MAX_POSITION`]) from the start, if all of it is
     /// there.
     #[inline(always)]
@@ -74,6 +81,14 @@ impl Packet {
         // SAFETY: as in `read`.
         self.at::<T>(at).map(|pointer| unsafe { *pointer = value })
     }
+}
+
+/// Whether a packet of `len` bytes that can be read in place is the whole frame: a driver may hand over
+/// the rest in fragments of memory that only helpers reach.
+#[inline(always)]
+pub fn is_whole(ctx: &XdpContext, len: u64) -> bool {
+    // SAFETY: `ctx.ctx` is the program's context.
+    unsafe { bpf_xdp_get_buff_len(ctx.ctx) == len }
 }
 
 impl prestack_proto::window::Source for Packet {
@@ -136,6 +151,8 @@ impl Headers {
 pub enum Sort {
     /// Nothing that can reach memcached.
     Foreign,
+    /// It ends, or cannot be read any further, before it is known what it is.
+    Short,
     /// UDP or TCP in an IP packet without options.
     Plain(Headers),
     /// UDP or TCP behind IP options: the ports are known.
@@ -150,14 +167,14 @@ pub enum Sort {
 pub fn locate(packet: Packet) -> Sort {
     let mut l3 = ETHERNET_LEN as u64;
     let Some(mut ethertype) = packet.read::<u16>(12) else {
-        return Sort::Foreign;
+        return Sort::Short;
     };
     for _ in 0..2 {
         if ethertype != ETHERTYPE_VLAN.to_be() && ethertype != ETHERTYPE_QINQ.to_be() {
             break;
         }
         let Some(inner) = packet.read(l3 + 2) else {
-            return Sort::Foreign;
+            return Sort::Short;
         };
         ethertype = inner;
         l3 += VLAN_LEN as u64;
@@ -204,7 +221,7 @@ const _: () = assert!(size_of::<Ipv4>() == IPV4_LEN && size_of::<Ipv6>() == IPV6
 #[inline(always)]
 fn locate_v4(packet: Packet, l3: u64) -> Sort {
     let Some(ip) = packet.at::<Ipv4>(l3) else {
-        return Sort::Foreign;
+        return Sort::Short;
     };
     // SAFETY: `at` checked the length.
     let ip = unsafe { &*ip };
@@ -252,7 +269,7 @@ fn locate_v4(packet: Packet, l3: u64) -> Sort {
 #[inline(always)]
 fn locate_v6(packet: Packet, l3: u64) -> Sort {
     let Some(ip) = packet.at::<Ipv6>(l3) else {
-        return Sort::Foreign;
+        return Sort::Short;
     };
     // SAFETY: `at` checked the length.
     let ip = unsafe { &*ip };

@@ -139,6 +139,17 @@ pub fn forget(config: &Config, number: u8) {
 /// Empties the caches of all backends that a packet to this address may reach.
 #[inline(never)]
 pub fn forget_address(address: &[u32; 4]) {
+    forget_reached_by(|door| is_same(&door.address, address));
+}
+
+/// Empties the caches of all backends.
+#[inline(never)]
+pub fn forget_all() {
+    forget_reached_by(|_| true);
+}
+
+#[inline(always)]
+fn forget_reached_by(reaches: impl Fn(&Door) -> bool) {
     let Some(config) = config() else { return };
     let mut reached = 0u64;
     for i in 0..MAX_DOORS {
@@ -146,7 +157,7 @@ pub fn forget_address(address: &[u32; 4]) {
             break;
         }
         let door = &config.doors[i];
-        if door.flags & Door::ANY_ADDRESS != 0 || is_same(&door.address, address) {
+        if door.flags & Door::ANY_ADDRESS != 0 || reaches(door) {
             reached |= 1 << (door.backend & 63);
         }
     }

@@ -22,7 +22,7 @@ use prestack_proto::net::{ETHERNET_LEN, VLAN_LEN};
 use prestack_proto::window::Source;
 
 use crate::ledger::backend::{self, Arrival};
-use crate::packet::{Headers, Packet, Sort, locate};
+use crate::packet::{Headers, Packet, Sort, is_whole, locate};
 
 /// Greatest position of an IP header: behind two VLAN tags.
 const MAX_L3: u64 = (ETHERNET_LEN + 2 * VLAN_LEN) as u64;
@@ -38,6 +38,13 @@ pub fn packet(ctx: &XdpContext) -> u32 {
     let packet = Packet::of(ctx, config);
     match locate(packet) {
         Sort::Foreign => XDP_PASS,
+        Sort::Short => {
+            // Of what cannot be read, anything may be a write.
+            if !is_whole(ctx, packet.len()) {
+                backend::forget_all();
+            }
+            XDP_PASS
+        }
         Sort::Plain(headers) => {
             let Some((headers, door)) = arrival(config, packet, headers) else {
                 return XDP_PASS;

@@ -10,7 +10,7 @@ use aya_ebpf::programs::XdpContext;
 use prestack_abi::config::Config;
 use prestack_proto::window::Source;
 
-use crate::packet::Packet;
+use crate::packet::{Packet, is_whole};
 use crate::scratch::{SAVED_WORDS, Scratch};
 
 /// Greatest position of a payload: behind two VLAN tags, IPv6, UDP and the frame.
@@ -36,8 +36,9 @@ pub struct Room {
 
 impl Room {
     /// Grows `packet`, whose payload starts at `at`, to `new_len` bytes at least. With `scratch` the
-    /// bytes that the reply may overwrite are kept there. `None` if there is no room: the packet is
-    /// then as it was. The headers have still to be [moved](Self::move_headers).
+    /// bytes that the reply may overwrite are kept there. `None` if there is no room, or the frame goes
+    /// on in memory that cannot be read in place, for what lies there would be sent with the reply: the
+    /// packet is then as it was. The headers have still to be [moved](Self::move_headers).
     #[inline(always)]
     pub fn make(
         ctx: &XdpContext,
@@ -47,7 +48,7 @@ impl Room {
         at: u64,
         new_len: u64,
     ) -> Option<Self> {
-        let old_len = packet.end - packet.start;
+        let old_len = packet.len();
         if scratch.is_some() && old_len > SAVED_WORDS as u64 * 8 {
             return None;
         }
@@ -58,17 +59,31 @@ impl Room {
             from: at,
             old_len,
         };
-        if new_len > old_len {
-            room.growth = new_len - old_len;
-            // SAFETY: `ctx.ctx` is the program's context.
-            if unsafe { bpf_xdp_adjust_tail(ctx.ctx, room.growth as i32) } != 0 {
-                // SAFETY: as above.
-                if unsafe { bpf_xdp_adjust_head(ctx.ctx, -(room.growth as i32)) } != 0 {
-                    return None;
-                }
-                room.shift = room.growth;
-                room.from = 0;
+        let growth = if new_len > old_len {
+            new_len - old_len
+        } else {
+            0
+        };
+        // SAFETY: `ctx.ctx` is the program's context.
+        if growth != 0 && unsafe { bpf_xdp_adjust_tail(ctx.ctx, growth as i32) } == 0 {
+            room.growth = growth;
+            room.packet = Packet::of(ctx, config);
+            // It is then whole, which spares the helper that says so: of another one the end of the last
+            // fragment has moved.
+            if room.packet.len() != new_len {
+                room.undo_growth(ctx);
+                return None;
             }
+        } else if !is_whole(ctx, old_len) {
+            return None;
+        } else if growth != 0 {
+            // SAFETY: as above.
+            if unsafe { bpf_xdp_adjust_head(ctx.ctx, -(growth as i32)) } != 0 {
+                return None;
+            }
+            room.growth = growth;
+            room.shift = growth;
+            room.from = 0;
             room.packet = Packet::of(ctx, config);
         }
         // From here on, one path for every way in which the packet has grown.
@@ -155,7 +170,7 @@ impl Room {
 /// Cuts a packet that holds its reply to `new_len` bytes.
 #[inline(always)]
 pub fn cut(ctx: &XdpContext, packet: Packet, new_len: u64) {
-    let len = packet.end - packet.start;
+    let len = packet.len();
     if len > new_len {
         // SAFETY: `ctx.ctx` is the program's context.
         unsafe { bpf_xdp_adjust_tail(ctx.ctx, -((len - new_len) as i32)) };
