@@ -8,17 +8,21 @@ use ipnet::IpNet;
 use prestack::allow::AllowList;
 use prestack::clock;
 use prestack::doors::DoorSpec;
-use prestack_abi::config::Config;
+use prestack::links::LinkSpec;
+use prestack::netlink::Tag;
+use prestack_abi::config::{Config, Link};
 use prestack_abi::stats::Stats;
 
 use crate::bytes::{get, hit};
 use crate::check;
 use crate::kernel::{BUCKETS, Kernel, Ran};
-use crate::packet::{PORT, PacketBuilder, SERVER4, SERVER6};
+use crate::packet::{PORT, PacketBuilder, SERVER_MAC, SERVER4, SERVER6};
 
 /// `XDP_PASS` and `XDP_TX` (include/uapi/linux/bpf.h).
 const XDP_PASS: u32 = 2;
 const XDP_TX: u32 = 3;
+/// The interface at which packets of a test run arrive.
+const LOOPBACK: u32 = 1;
 /// `TC_ACT_UNSPEC` (include/uapi/linux/pkt_cls.h).
 const TC_ACT_UNSPEC: u32 = u32::MAX;
 
@@ -36,6 +40,7 @@ pub struct Setup {
     pub remember: Duration,
     pub doors: Vec<DoorSpec>,
     pub allow: Vec<IpNet>,
+    pub links: Vec<Link>,
     pub serve_reserved_ports: bool,
     /// Zero means no limit.
     pub rate_interval: Duration,
@@ -58,10 +63,46 @@ impl Default for Setup {
             allow: ["10.0.0.0/24", "fd00::/64"]
                 .map(|net| net.parse().expect("a network"))
                 .to_vec(),
+            links: usual_links(),
             serve_reserved_ports: false,
             rate_interval: Duration::ZERO,
             rate_burst: Duration::ZERO,
         }
+    }
+}
+
+/// The server's interface in test runs, and VLANs on top of it: the tags, the outermost first.
+fn usual_links() -> Vec<Link> {
+    let service = |id| Tag {
+        is_service: true,
+        id,
+    };
+    let customer = |id| Tag {
+        is_service: false,
+        id,
+    };
+    let tags = [
+        vec![],
+        vec![customer(5)],
+        vec![service(0x123)],
+        vec![service(7), customer(0xfff)],
+        vec![customer(7), customer(7)],
+        vec![service(1), customer(2)],
+        vec![service(7), customer(5)],
+    ];
+    tags.into_iter()
+        .map(|tags| link_to(SERVER_MAC, tags).to_abi(u64::MAX))
+        .collect()
+}
+
+/// A link at the interface of test runs.
+pub fn link_to(mac: [u8; 6], tags: Vec<Tag>) -> LinkSpec {
+    LinkSpec {
+        index: LOOPBACK,
+        tags,
+        mac,
+        interface: "lo".into(),
+        top: LOOPBACK,
     }
 }
 
@@ -110,7 +151,12 @@ impl Setup {
         }
         let allow = AllowList {
             networks: self.allow.clone(),
+            is_given: true,
         };
+        for link in &self.links {
+            config.links[config.links_len as usize] = *link;
+            config.links_len += 1;
+        }
         for network in allow.to_abi4() {
             config.allow4[config.allow4_len as usize] = network;
             config.allow4_len += 1;

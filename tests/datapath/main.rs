@@ -13,6 +13,7 @@ mod headers;
 mod hits;
 mod hostile;
 mod kernel;
+mod links;
 mod loading;
 mod marks;
 mod model;

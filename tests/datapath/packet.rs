@@ -5,9 +5,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use crate::bytes::{internet_checksum, ones_complement_sum};
 
 /// MAC address of the client, or of the last router before the server.
-const CLIENT_MAC: [u8; 6] = [0x02, 0, 0, 0, 0, 0x02];
+pub const CLIENT_MAC: [u8; 6] = [0x02, 0, 0, 0, 0, 0x02];
 /// MAC address of the server.
-const SERVER_MAC: [u8; 6] = [0x02, 0, 0, 0, 0, 0x01];
+pub const SERVER_MAC: [u8; 6] = [0x02, 0, 0, 0, 0, 0x01];
 
 /// memcached's port.
 pub const PORT: u16 = 11211;
@@ -175,6 +175,12 @@ impl PacketBuilder {
 
     pub fn from(mut self, source: impl Into<SocketAddr>) -> Self {
         self.source = source.into();
+        self
+    }
+
+    /// The same to another MAC address.
+    pub fn to_mac(mut self, mac: [u8; 6]) -> Self {
+        self.destination_mac = mac;
         self
     }
 

@@ -10,6 +10,7 @@ mod coherence;
 mod daemon;
 mod differential;
 mod flush;
+mod links;
 mod max_age;
 mod overtaking;
 mod refusals;

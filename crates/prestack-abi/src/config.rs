@@ -6,6 +6,9 @@ pub const MAX_DOORS: usize = 64;
 /// Most networks in the allow list, for each of IPv4 and IPv6.
 pub const MAX_ALLOWED: usize = 32;
 
+/// Most links (places at which frames arrive, with the MAC address they are sent to).
+pub const MAX_LINKS: usize = 64;
+
 /// Most sources whose rate is known at a time: when there are more, the one heard of longest ago is
 /// forgotten, and starts anew.
 pub const RATED_SOURCES: u32 = 65_536;
@@ -47,6 +50,10 @@ pub struct Config {
     /// Always 0, which the verifier does not know: added to a number, it makes the verifier forget
     /// what it has learnt of it (which takes all 64 bits).
     pub zero: u64,
+    /// Used elements of `links`.
+    pub links_len: u64,
+    /// Frames of which the kernel would take a packet, and whom they are served to.
+    pub links: [Link; MAX_LINKS],
     /// Who may be served over IPv4.
     pub allow4: [Net4; MAX_ALLOWED],
     /// Who may be served over IPv6.
@@ -77,6 +84,56 @@ impl Door {
     pub const ANY_ADDRESS: u8 = 1;
     /// memcached answers UDP here, so hits may be served.
     pub const SERVE_UDP: u8 = 2;
+}
+
+/// Frames that the kernel takes: with these VLAN tags, at this interface, to this MAC address. Any other
+/// is passed, for the kernel to drop it or hand it on.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Link {
+    /// Where frames arrive: see [`Link::place`]. Never 0.
+    pub place: u64,
+    /// The six bytes of the MAC address as the first in memory, then two zeros.
+    pub mac: u64,
+    /// Whose hosts are served here: a bit for each network of the [`Config`], see
+    /// [`Link::allow_bit`].
+    pub allow: u64,
+}
+
+impl Link {
+    /// The bytes of a MAC address in a word that was read at its start.
+    pub const MAC: u64 = u64::from_ne_bytes([0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0]);
+
+    /// The number of the bit of `allow` that stands for `allow4[number]` or `allow6[number]`.
+    #[inline(always)]
+    #[must_use]
+    pub const fn allow_bit(v6: bool, number: usize) -> usize {
+        number + if v6 { MAX_ALLOWED } else { 0 }
+    }
+
+    /// The place of frames with these tags (see [`Link::tag`]) at an interface.
+    #[inline(always)]
+    #[must_use]
+    pub const fn place(interface: u32, outer: u32, inner: u32) -> u64 {
+        // A tag that is none leaves its place to the other.
+        let tags = if outer == 0 {
+            inner
+        } else {
+            outer | inner << 16
+        };
+        interface as u64 | (tags as u64) << 32
+    }
+
+    /// A VLAN tag in 16 bits; 0 if its VLAN is 0, as it then tells a priority and nothing else
+    /// (IEEE 802.1Q, 6.9). `control` is the tag's second half in host byte order.
+    #[inline(always)]
+    #[must_use]
+    pub const fn tag(is_service: bool, control: u16) -> u32 {
+        match control as u32 & 0x0fff {
+            0 => 0,
+            id => id | 0x8000 | (is_service as u32) << 14,
+        }
+    }
 }
 
 /// The 32-bit word before the address in an IPv4-mapped IPv6 address (RFC 4291, 2.5.5.2), in
@@ -137,6 +194,12 @@ impl Config {
             rate_interval_ns: 0,
             rate_burst_ns: 0,
             zero: 0,
+            links_len: 0,
+            links: [Link {
+                place: 0,
+                mac: 0,
+                allow: 0,
+            }; MAX_LINKS],
             allow4: [Net4 {
                 address: 0,
                 mask: 0,
@@ -162,5 +225,7 @@ impl Config {
 }
 
 const _: () = assert!(size_of::<Door>() == 20);
+const _: () = assert!(size_of::<Link>() == 24);
+const _: () = assert!(MAX_ALLOWED == 32);
 const _: () = assert!(size_of::<Config>().is_multiple_of(64));
 const _: () = assert!(core::mem::offset_of!(Config, buckets) == 48);

@@ -50,6 +50,9 @@ counters! {
     refreshes,
     /// GETs not served because their source is not in the allow list.
     not_allowed,
+    /// GETs not served because their frame is not for this host, or their source is not one that is
+    /// served where it arrived.
+    wrong_link,
     /// GETs not served because a reply could be turned against another host: from a reserved port or
     /// a memcached's, or to or from a group address.
     spoof_prone,

@@ -41,6 +41,26 @@ pub(crate) fn set(namespace: &Namespace, dev: &str, feature: Feature, on: bool) 
         .with_context(|| format!("setting {feature:?} of {dev} to {on}"))
 }
 
+/// Has the device `dev` in `namespace` send VLAN tags in the frame, where XDP at the other end finds
+/// them, and not beside it.
+pub(crate) fn tag_in_frame(namespace: &Namespace, dev: &str) -> Result<()> {
+    const ETHTOOL_GFLAGS: u32 = 0x25;
+    const ETHTOOL_SFLAGS: u32 = 0x26;
+    const ETH_FLAG_TXVLAN: u32 = 1 << 7;
+    let mut value = Value {
+        command: ETHTOOL_GFLAGS,
+        data: 0,
+    };
+    namespace
+        .run(|| {
+            ioctl(dev, &mut value)?;
+            value.command = ETHTOOL_SFLAGS;
+            value.data &= !ETH_FLAG_TXVLAN;
+            ioctl(dev, &mut value)
+        })
+        .with_context(|| format!("switching off VLAN offload of {dev}"))
+}
+
 fn ioctl(dev: &str, value: &mut Value) -> Result<()> {
     if dev.len() >= libc::IFNAMSIZ {
         bail!("device name {dev} is too long");

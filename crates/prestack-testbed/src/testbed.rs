@@ -1,12 +1,12 @@
 //! Two namespaces, joined.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use anyhow::{Context, Result};
 
 use crate::link::Link;
 use crate::namespace::{Namespace, require_root};
-use crate::{cpu::CpuSplit, napi};
+use crate::{cpu::CpuSplit, ethtool, napi};
 
 /// A server and a client namespace joined by veth pairs.
 pub struct Testbed {
@@ -59,6 +59,32 @@ impl Testbed {
     /// When `ip` fails.
     pub fn add_client_address(&self, link: usize, address: IpAddr) -> Result<()> {
         add_address(&self.client, &self.links[link].client_dev, address)
+    }
+
+    /// Puts a VLAN device on each end of the `link`-th pair, with these addresses in a subnet of 24 bits;
+    /// returns the server's name, or nothing if the kernel has no such devices.
+    ///
+    /// # Errors
+    /// When `ip` fails.
+    pub fn add_vlan(&self, link: usize, id: u16, ends: [Ipv4Addr; 2]) -> Result<Option<String>> {
+        let link = &self.links[link];
+        let ends = [
+            (&self.server, &link.server_dev, ends[0]),
+            (&self.client, &link.client_dev, ends[1]),
+        ];
+        let name = format!("vlan{id}");
+        for (namespace, dev, address) in ends {
+            ethtool::tag_in_frame(namespace, dev)?;
+            let id = id.to_string();
+            let add = ["link", "add", "link", dev, "name", &name];
+            match namespace.ip(add.into_iter().chain(["type", "vlan", "id", &id])) {
+                Err(error) if error.to_string().contains("Unknown device type") => return Ok(None),
+                added => added.map(drop)?,
+            }
+            add_address(namespace, &name, address.into())?;
+            namespace.ip(["link", "set", &name, "up"])?;
+        }
+        Ok(Some(name))
     }
 
     /// Sets the MTU at both ends of the `link`-th pair.

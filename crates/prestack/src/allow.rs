@@ -1,15 +1,20 @@
 //! The allow list: whose requests may be answered from the cache.
 
+use std::{cmp::Reverse, collections::BTreeSet};
+
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
-use prestack_abi::config::{MAX_ALLOWED, Net4, Net6};
+use prestack_abi::config::{Link, MAX_ALLOWED, Net4, Net6};
 
 use crate::host::LocalAddress;
 
 /// Networks from which clients may be served, neighbours joined.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct AllowList {
-    /// The networks, sorted.
+    /// The networks. A source belongs to the first that it is in.
     pub networks: Vec<IpNet>,
+    /// Whether the operator gave them: they then hold on every link, and else on the link whose subnet
+    /// they are.
+    pub is_given: bool,
 }
 
 /// The allow list does not fit.
@@ -33,12 +38,18 @@ impl AllowList {
     pub fn new(given: &[IpNet], local: &[LocalAddress]) -> Result<Self, TooManyNetworks> {
         let networks = if given.is_empty() {
             let attached = local.iter().filter(|address| address.attached);
-            attached.map(|address| address.net.trunc()).collect()
+            // Not joined: neighbours may be the subnets of two links.
+            let subnets: BTreeSet<_> = attached.map(|address| address.net.trunc()).collect();
+            let mut subnets: Vec<_> = subnets.into_iter().collect();
+            // As for the kernel's routes: a host belongs to the narrowest that it is in.
+            subnets.sort_by_key(|net| (net.addr().is_ipv6(), Reverse(net.prefix_len())));
+            subnets
         } else {
-            given.to_vec()
+            IpNet::aggregate(&given.to_vec())
         };
         let list = Self {
-            networks: IpNet::aggregate(&networks),
+            networks,
+            is_given: !given.is_empty(),
         };
         for (count, family) in [(list.v4().count(), "IPv4"), (list.v6().count(), "IPv6")] {
             if count > MAX_ALLOWED {
@@ -60,6 +71,26 @@ impl AllowList {
             IpNet::V4(_) => None,
             IpNet::V6(net) => Some(*net),
         })
+    }
+
+    /// The networks that hold on a link to an interface, as [`Link::allow`] has them.
+    #[must_use]
+    pub fn on_link(&self, interface: &str, local: &[LocalAddress]) -> u64 {
+        if self.is_given {
+            return u64::MAX;
+        }
+        let is_subnet = |network: IpNet| {
+            let mut here = local
+                .iter()
+                .filter(|address| address.interface == interface);
+            here.any(|address| address.net.trunc() == network)
+        };
+        let v4 = self.v4().map(IpNet::V4).enumerate();
+        let v6 = self.v6().map(IpNet::V6).enumerate();
+        v4.chain(v6)
+            .filter(|(_, network)| is_subnet(*network))
+            .map(|(at, network)| Link::allow_bit(network.addr().is_ipv6(), at))
+            .fold(0, |bits, bit| bits | 1 << bit)
     }
 
     /// The IPv4 networks as the datapath reads them.
@@ -118,6 +149,30 @@ mod tests {
         let given = nets(&["10.0.1.0/24", "10.0.0.0/24", "10.0.0.0/25"]);
         let list = AllowList::new(&given, &[local("10.9.0.7/24", true)]).expect("few");
         assert_eq!(list.networks, nets(&["10.0.0.0/23"]));
+    }
+
+    #[test]
+    fn subnets_hold_on_their_own_links() {
+        let on = |net, interface: &str| LocalAddress {
+            interface: interface.into(),
+            ..local(net, true)
+        };
+        let local = [
+            on("10.0.1.7/24", "b"),
+            on("10.0.0.7/24", "a"),
+            on("fd00::7/64", "b"),
+            on("10.0.1.8/16", "a"),
+        ];
+        let list = AllowList::new(&[], &local).expect("few");
+        assert_eq!(
+            list.networks,
+            nets(&["10.0.0.0/24", "10.0.1.0/24", "10.0.0.0/16", "fd00::/64"])
+        );
+        assert_eq!(list.on_link("a", &local), 0b101);
+        assert_eq!(list.on_link("b", &local), (0b010 | 1 << 32));
+        assert_eq!(list.on_link("c", &local), 0);
+        let given = AllowList::new(&nets(&["10.0.0.0/8"]), &local).expect("few");
+        assert_eq!(given.on_link("c", &local), u64::MAX);
     }
 
     #[test]

@@ -87,8 +87,8 @@ impl Daemon {
         // From before anything is looked at, so that no change is missed.
         let notices = Notices::subscribe()?;
         preflight::interfaces(options)?;
-        let local = preflight::addresses(options)?;
-        let watch = Watch::new(options, &local)?;
+        let host = preflight::addresses(options)?;
+        let watch = Watch::new(options, &host)?;
         for what in leftovers::remove(&instance)? {
             info!("removed {what}, left by an earlier run");
         }
@@ -213,10 +213,14 @@ impl Daemon {
         }
     }
 
-    /// Whether the kernel has noted a change of the host's addresses or of an attached interface.
+    /// Whether the kernel has noted a change of the host's addresses, or of an attached interface or one
+    /// that is joined to it.
     fn is_notified(&self) -> io::Result<bool> {
         let attached = self.attachments.iter().map(Attachment::interface);
-        let indices: Vec<_> = attached.map(|interface| interface.index).collect();
+        let indices: Vec<_> = attached
+            .map(|interface| interface.index)
+            .chain(self.watch.indices().iter().copied())
+            .collect();
         self.notices.concern(&indices)
     }
 

@@ -9,6 +9,11 @@ use std::{
 use ipnet::IpNet;
 use nix::{ifaddrs::getifaddrs, net::if_::if_nameindex};
 
+use crate::{
+    links::{self, LinkSpec},
+    netlink,
+};
+
 /// An address of this host.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct LocalAddress {
@@ -16,7 +21,7 @@ pub struct LocalAddress {
     pub net: IpNet,
     /// The interface that has it.
     pub interface: String,
-    /// Whether prestack is attached to that interface.
+    /// Whether prestack is attached to that interface, or to one under it.
     pub attached: bool,
 }
 
@@ -25,6 +30,37 @@ impl LocalAddress {
     #[must_use]
     pub fn address(&self) -> IpAddr {
         self.net.addr()
+    }
+}
+
+/// What of the host decides which packets are for it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Host {
+    /// Its addresses.
+    pub local: Vec<LocalAddress>,
+    /// The ways in over attached interfaces.
+    pub links: Vec<LinkSpec>,
+}
+
+impl Host {
+    /// Looks at the host, or rather at the calling thread's network namespace.
+    ///
+    /// # Errors
+    /// The kernel does not say.
+    pub fn look(attached: &[String]) -> io::Result<Self> {
+        let links = links::links(&netlink::devices()?, attached);
+        Ok(Self {
+            local: addresses(&links::seen(&links, attached))?,
+            links,
+        })
+    }
+
+    /// Numbers of the attached interfaces and of those on top of them.
+    #[must_use]
+    pub fn indices(&self) -> Vec<u32> {
+        let links = self.links.iter();
+        let indices: BTreeSet<_> = links.flat_map(|link| [link.index, link.top]).collect();
+        indices.into_iter().collect()
     }
 }
 

@@ -12,6 +12,7 @@ pub mod discovery;
 pub mod doors;
 pub mod host;
 pub mod leftovers;
+pub mod links;
 pub mod lock;
 pub mod mapping;
 pub mod maps;

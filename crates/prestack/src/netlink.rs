@@ -11,7 +11,11 @@ use netlink_packet_core::{
 };
 use netlink_packet_route::{
     RouteNetlinkMessage,
-    link::{LinkAttribute, LinkLayerType, LinkMessage, LinkXdp},
+    link::{
+        BondPortState, BridgePortState, InfoBondPort, InfoBridge, InfoBridgePort, InfoData,
+        InfoKind, InfoPortData, InfoVlan, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType,
+        LinkMessage, LinkXdp, VlanProtocol,
+    },
     tc::{TcAttribute, TcFilterBpfOption, TcHandle, TcMessage, TcOption},
 };
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
@@ -43,6 +47,139 @@ pub struct Interface {
     pub mtu: u32,
     /// Kernel's numbers of the XDP programs attached to it.
     pub xdp: Vec<u32>,
+}
+
+/// A VLAN tag.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Tag {
+    /// Whether it is a service tag (802.1ad), not a customer tag (802.1Q).
+    pub is_service: bool,
+    /// Number of the VLAN.
+    pub id: u16,
+}
+
+/// What a network device is to others.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Kind {
+    /// It takes the frames of its lower device that have this tag.
+    Vlan(Tag),
+    /// It takes the frames of its lower device that are sent to its own MAC address.
+    MacVlan,
+    /// It takes the frames of its ports (also a team).
+    Bond,
+    /// It takes the frames of its ports that are sent to it.
+    Bridge,
+    /// It groups devices that take their frames themselves.
+    Vrf,
+    /// Anything else.
+    Other,
+}
+
+/// A network device among others.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Device {
+    /// Its index.
+    pub index: u32,
+    /// Its name.
+    pub name: String,
+    /// Its MAC address.
+    pub mac: [u8; 6],
+    /// Whether it is in use.
+    pub is_up: bool,
+    /// What it is.
+    pub kind: Kind,
+    /// Index of the device that it is on top of.
+    pub lower: Option<u32>,
+    /// Index of the device that it is a port of.
+    pub master: Option<u32>,
+    /// Whether its master, if it has one, takes its frames.
+    pub hands_on: bool,
+}
+
+/// Every network device that has, or may have, Ethernet frames.
+///
+/// # Errors
+/// The kernel refused to say.
+pub fn devices() -> io::Result<Vec<Device>> {
+    let message = RouteNetlinkMessage::GetLink(LinkMessage::default());
+    let replies = request(message, NLM_F_DUMP)?;
+    Ok(replies
+        .into_iter()
+        .filter_map(|reply| match reply {
+            RouteNetlinkMessage::NewLink(link) => read_device(&link),
+            _ => None,
+        })
+        .collect())
+}
+
+fn read_device(link: &LinkMessage) -> Option<Device> {
+    let mut device = Device {
+        index: link.header.index,
+        name: String::new(),
+        mac: [0; 6],
+        is_up: link.header.flags.contains(LinkFlags::Up),
+        kind: Kind::Other,
+        lower: None,
+        master: None,
+        hands_on: true,
+    };
+    let mut is_lower_elsewhere = false;
+    for attribute in &link.attributes {
+        match attribute {
+            LinkAttribute::IfName(name) => device.name.clone_from(name),
+            LinkAttribute::Address(mac) => device.mac = mac.as_slice().try_into().ok()?,
+            LinkAttribute::Link(index) => device.lower = Some(*index),
+            LinkAttribute::LinkNetNsId(_) => is_lower_elsewhere = true,
+            LinkAttribute::Controller(index) => device.master = Some(*index).filter(|i| *i != 0),
+            LinkAttribute::LinkInfo(infos) => {
+                for info in infos {
+                    read_info(info, &mut device);
+                }
+            }
+            _ => {}
+        }
+    }
+    if is_lower_elsewhere {
+        device.lower = None;
+    }
+    Some(device)
+}
+
+fn read_info(info: &LinkInfo, device: &mut Device) {
+    match info {
+        LinkInfo::Kind(InfoKind::MacVlan | InfoKind::MacVtap) => device.kind = Kind::MacVlan,
+        LinkInfo::Kind(InfoKind::Bond | InfoKind::Team) => device.kind = Kind::Bond,
+        LinkInfo::Kind(InfoKind::Vrf) => device.kind = Kind::Vrf,
+        LinkInfo::Data(InfoData::Vlan(infos)) => {
+            let mut tag = Tag {
+                is_service: false,
+                id: 0,
+            };
+            for info in infos {
+                match info {
+                    InfoVlan::Id(id) => tag.id = *id,
+                    InfoVlan::Protocol(protocol) => {
+                        tag.is_service = *protocol == VlanProtocol::Ieee8021Ad;
+                    }
+                    _ => {}
+                }
+            }
+            device.kind = Kind::Vlan(tag);
+        }
+        LinkInfo::Data(InfoData::Bridge(infos)) => {
+            // Which VLANs a bridge takes itself is not asked for.
+            let filters = infos.contains(&InfoBridge::VlanFiltering(true));
+            device.kind = if filters { Kind::Other } else { Kind::Bridge };
+        }
+        LinkInfo::PortData(InfoPortData::BondPort(infos)) => {
+            let is_backup = InfoBondPort::BondPortState(BondPortState::Backup);
+            device.hands_on = !infos.contains(&is_backup);
+        }
+        LinkInfo::PortData(InfoPortData::BridgePort(infos)) => {
+            device.hands_on = infos.contains(&InfoBridgePort::State(BridgePortState::Forwarding));
+        }
+        _ => {}
+    }
 }
 
 /// A BPF filter of an interface.
@@ -204,6 +341,12 @@ fn request(message: RouteNetlinkMessage, flags: u16) -> io::Result<Vec<RouteNetl
     loop {
         let (datagram, _) = socket.recv_from_full()?;
         for reply in messages(&datagram)? {
+            let reply = match reply {
+                Ok(reply) => reply,
+                // A device of which more is said than can be read is one among many.
+                Err(_) if flags == NLM_F_DUMP => continue,
+                Err(error) => return Err(error),
+            };
             match reply.payload {
                 NetlinkPayload::Done(_) => return Ok(replies),
                 NetlinkPayload::Error(error) if error.code.is_some() => return Err(error.to_io()),
@@ -215,14 +358,17 @@ fn request(message: RouteNetlinkMessage, flags: u16) -> io::Result<Vec<RouteNetl
     }
 }
 
+/// A message, if it can be read.
+type Message = io::Result<NetlinkMessage<RouteNetlinkMessage>>;
+
 /// The messages in a datagram.
-fn messages(mut datagram: &[u8]) -> io::Result<Vec<NetlinkMessage<RouteNetlinkMessage>>> {
+fn messages(mut datagram: &[u8]) -> io::Result<Vec<Message>> {
     let mut messages = Vec::new();
     while !datagram.is_empty() {
         let length = NetlinkBuffer::new_checked(datagram)
             .map_err(io::Error::other)?
             .length();
-        messages.push(NetlinkMessage::deserialize(datagram).map_err(io::Error::other)?);
+        messages.push(NetlinkMessage::deserialize(datagram).map_err(io::Error::other));
         let step = (length as usize).next_multiple_of(4).min(datagram.len());
         datagram = &datagram[step..];
     }
@@ -247,8 +393,8 @@ impl Notices {
         Ok(Self(socket))
     }
 
-    /// Takes the notices that have come, and returns whether one may be about an address, or about
-    /// one of these interfaces.
+    /// Takes the notices that have come, and returns whether one may be about an address, about one of
+    /// these interfaces, or about one on top of them.
     ///
     /// # Errors
     /// The kernel refused.
@@ -259,13 +405,15 @@ impl Notices {
                 // What cannot be read may be about anything.
                 Ok((datagram, _)) => {
                     concern |= messages(&datagram).map_or(true, |notices| {
-                        notices.iter().any(|notice| match &notice.payload {
-                            NetlinkPayload::InnerMessage(
-                                RouteNetlinkMessage::NewLink(link)
-                                | RouteNetlinkMessage::DelLink(link),
-                            ) => interfaces.contains(&link.header.index),
-                            _ => true,
-                        })
+                        notices
+                            .iter()
+                            .any(|notice| match notice.as_ref().map(|n| &n.payload) {
+                                Ok(NetlinkPayload::InnerMessage(
+                                    RouteNetlinkMessage::NewLink(link)
+                                    | RouteNetlinkMessage::DelLink(link),
+                                )) => is_about(link, interfaces),
+                                _ => true,
+                            })
                     });
                 }
                 Err(error) => match error.raw_os_error() {
@@ -278,6 +426,17 @@ impl Notices {
             }
         }
     }
+}
+
+/// Whether a notice is about one of these interfaces, or one that is joined to them.
+fn is_about(link: &LinkMessage, interfaces: &[u32]) -> bool {
+    interfaces.contains(&link.header.index)
+        || link.attributes.iter().any(|attribute| match attribute {
+            LinkAttribute::Link(index) | LinkAttribute::Controller(index) => {
+                interfaces.contains(index)
+            }
+            _ => false,
+        })
 }
 
 impl AsFd for Notices {
@@ -295,6 +454,14 @@ mod tests {
         let lo = interface("lo").expect("an answer").expect("there is one");
         assert_eq!(lo.name, "lo");
         assert!(lo.index > 0 && lo.ethernet && lo.mtu >= 1500);
+    }
+
+    #[test]
+    fn the_loopback_interface_is_a_device() {
+        let devices = devices().expect("an answer");
+        let lo = devices.iter().find(|device| device.name == "lo");
+        let lo = lo.expect("there is one");
+        assert_eq!((lo.mac, lo.kind, lo.lower), ([0; 6], Kind::Other, None));
     }
 
     #[test]

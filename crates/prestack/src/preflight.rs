@@ -11,7 +11,7 @@ use bytesize::ByteSize;
 use nix::sys::utsname::uname;
 
 use crate::{
-    host::{self, LocalAddress},
+    host::{self, Host, LocalAddress},
     netlink::{self, Interface},
     settings::Options,
     state::Instance,
@@ -244,16 +244,16 @@ fn program_name(id: u32) -> String {
         .unwrap_or_else(|| "without a name".into())
 }
 
-/// The host's addresses, after checking that the chosen ones are among them.
+/// The host's addresses and links, after checking that the chosen ones are among them.
 ///
 /// # Errors
 /// One is not.
-pub fn addresses(options: &Options) -> Result<Vec<LocalAddress>, PreflightError> {
-    let local =
-        host::addresses(&options.interfaces).map_err(|source| PreflightError::Unanswered {
-            what: "the addresses of this host".into(),
-            source,
-        })?;
+pub fn addresses(options: &Options) -> Result<Host, PreflightError> {
+    let host = Host::look(&options.interfaces).map_err(|source| PreflightError::Unanswered {
+        what: "the addresses and interfaces of this host".into(),
+        source,
+    })?;
+    let local = &host.local;
     for &address in &options.addresses {
         if !local.iter().any(|here| here.address() == address) {
             return Err(PreflightError::ForeignAddress {
@@ -262,7 +262,7 @@ pub fn addresses(options: &Options) -> Result<Vec<LocalAddress>, PreflightError>
             });
         }
     }
-    Ok(local)
+    Ok(host)
 }
 
 #[cfg(test)]

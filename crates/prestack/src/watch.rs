@@ -10,14 +10,14 @@ use std::{
 
 use ipnet::IpNet;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use prestack_abi::config::Config;
+use prestack_abi::config::{Config, Link};
 use tracing::{info, warn};
 
 use crate::{
     allow::{AllowList, TooManyNetworks},
     discovery::{Found, Problem, Scanner, Selection},
     doors::{DoorSpec, Tenant, TooManyDoors, doors},
-    host::{self, LocalAddress},
+    host::{self, Host, LocalAddress},
     maps::Controls,
     settings::Options,
     slots::{Changes, Slots},
@@ -29,6 +29,8 @@ use crate::{
 struct Layout {
     doors: Vec<DoorSpec>,
     allow: AllowList,
+    /// As the datapath reads them.
+    links: Vec<Link>,
 }
 
 /// There is nothing to serve, or more than can be handled.
@@ -83,6 +85,8 @@ pub struct Watch {
     scanner: Scanner,
     slots: Slots,
     layout: Layout,
+    /// Numbers of the interfaces on which all that rests.
+    indices: Vec<u32>,
     /// Readable when the process of a backend ends.
     ends: BTreeMap<u8, OwnedFd>,
     /// Said already.
@@ -95,7 +99,7 @@ impl Watch {
     ///
     /// # Errors
     /// There are none, or one that may not be served.
-    pub fn new(options: &Options, local: &[LocalAddress]) -> Result<Self, WatchError> {
+    pub fn new(options: &Options, host: &Host) -> Result<Self, WatchError> {
         let mut watch = Self {
             selection: Selection {
                 ports: options.ports.clone(),
@@ -107,6 +111,7 @@ impl Watch {
             scanner: Scanner::default(),
             slots: Slots::default(),
             layout: Layout::default(),
+            indices: Vec::new(),
             ends: BTreeMap::new(),
             problems: Vec::new(),
             unseen: Vec::new(),
@@ -120,8 +125,9 @@ impl Watch {
             return Err(WatchError::TooManyBackends);
         }
         watch.watch_ends(changes)?;
-        watch.layout = watch.lay_out(local)?;
-        watch.unseen = watch.unseen_addresses(local);
+        watch.layout = watch.lay_out(host)?;
+        watch.indices = host.indices();
+        watch.unseen = watch.unseen_addresses(&host.local);
         if let Some(error) = watch.unreachable().into_iter().next() {
             return Err(error);
         }
@@ -184,7 +190,8 @@ impl Watch {
     /// The host cannot be looked at, or has more than can be handled; the datapath goes on with
     /// what it has.
     pub fn rescan(&mut self, controls: &Controls) -> Result<bool, WatchError> {
-        let local = host::addresses(&self.interfaces)?;
+        let host = Host::look(&self.interfaces)?;
+        self.indices = host.indices();
         let Found { backends, problems } = self.scanner.scan(&self.selection)?;
         let changes = self.slots.update(backends);
         for number in &changes.died {
@@ -192,7 +199,7 @@ impl Watch {
             self.say_end(*number);
         }
         let changes = self.watch_ends(changes)?;
-        let layout = self.lay_out(&local)?;
+        let layout = self.lay_out(&host)?;
         for &number in &changes.renewed {
             if let Some((_, slot)) = self
                 .slots
@@ -206,7 +213,7 @@ impl Watch {
             }
         }
         let changed = self.apply(layout, &changes, controls);
-        let unseen = self.unseen_addresses(&local);
+        let unseen = self.unseen_addresses(&host.local);
         let said = self.say_problems(&problems, &changes);
         Ok(changed | said | (std::mem::replace(&mut self.unseen, unseen) != self.unseen))
     }
@@ -244,7 +251,7 @@ impl Watch {
     }
 
     /// The doors of the backends at the addresses the host has now.
-    fn lay_out(&self, local: &[LocalAddress]) -> Result<Layout, WatchError> {
+    fn lay_out(&self, host: &Host) -> Result<Layout, WatchError> {
         let tenants: Vec<_> = self
             .slots
             .iter()
@@ -254,9 +261,15 @@ impl Watch {
                 alive: slot.alive,
             })
             .collect();
+        let allow = AllowList::new(&self.allow, &host.local)?;
+        let links = host
+            .links
+            .iter()
+            .map(|link| link.to_abi(allow.on_link(&link.interface, &host.local)));
         Ok(Layout {
-            doors: doors(&tenants, local, &self.selection)?,
-            allow: AllowList::new(&self.allow, local)?,
+            doors: doors(&tenants, &host.local, &self.selection)?,
+            links: links.collect(),
+            allow,
         })
     }
 
@@ -274,7 +287,7 @@ impl Watch {
                 .iter()
                 .zip(&new.doors)
                 .all(|(a, b)| a.is_same_place(b));
-        if !same_places || old.allow != new.allow {
+        if !same_places || old.allow != new.allow || old.links != new.links {
             controls.replace(|config| new.write(config));
             self.forget_all(controls);
             return true;
@@ -366,6 +379,12 @@ impl Watch {
         &self.problems
     }
 
+    /// Numbers of the attached interfaces and of those on top of them.
+    #[must_use]
+    pub fn indices(&self) -> &[u32] {
+        &self.indices
+    }
+
     /// Who may be served.
     #[must_use]
     pub fn allowed(&self) -> &[IpNet] {
@@ -415,6 +434,10 @@ impl Layout {
         for door in &self.doors {
             config.add_port(door.port);
         }
+        for (to, link) in config.links.iter_mut().zip(&self.links) {
+            *to = *link;
+        }
+        config.links_len = self.links.len() as u64;
         for (to, net) in config.allow4.iter_mut().zip(self.allow.to_abi4()) {
             *to = net;
         }
@@ -442,6 +465,11 @@ mod tests {
                 serve_udp: false,
             }],
             allow: AllowList::new(&["10.0.0.0/8".parse().expect("a net")], &[]).expect("few"),
+            links: vec![Link {
+                place: 2,
+                mac: 3,
+                allow: 1,
+            }],
         };
         let mut config = Config::empty();
         config.add_port(80);
@@ -450,6 +478,7 @@ mod tests {
             (config.doors_len, config.allow4_len, config.allow6_len),
             (1, 1, 0)
         );
+        assert_eq!((config.links_len, config.links[0]), (1, layout.links[0]));
         assert_eq!(config.doors[0], layout.doors[0].to_abi());
         assert_eq!(config.ports[11211 / 64], 1 << (11211 % 64));
         assert_eq!(config.ports[80 / 64], 0);

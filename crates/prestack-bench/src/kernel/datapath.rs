@@ -7,15 +7,17 @@ use aya::maps::{Array, PerCpuArray};
 use aya::programs::{SchedClassifier, Xdp};
 use aya::{Ebpf, EbpfLoader};
 use prestack_abi::cache::BUCKET_BYTES;
-use prestack_abi::config::{Config, Door, MAPPED_V4, Net4, Net6};
+use prestack_abi::config::{Config, Door, Link, MAPPED_V4, Net4, Net6};
 use prestack_abi::names;
 use prestack_abi::stats::Stats;
 
-use super::packet::{NETWORK4, NETWORK6, PORT, SERVER4, SERVER6};
+use super::packet::{NETWORK4, NETWORK6, PORT, SERVER_MAC, SERVER4, SERVER6, VLAN};
 use super::programs::{Element, Ran, map_mut, program, program_mut, refused, run_once};
 
 /// `XDP_PASS` (include/uapi/linux/bpf.h).
 const XDP_PASS: u32 = 2;
+/// The interface at which packets of a test run arrive, unless they say otherwise.
+const LOOPBACK: u32 = 1;
 /// Longer than any measurement, in ns: nothing that time brings about happens.
 const HOUR: u64 = 3_600_000_000_000;
 /// For how long an unanswered request is remembered, in ns, as `prestack run` sets it.
@@ -109,6 +111,7 @@ fn config(buckets: u32) -> Config {
         doors_len: 3,
         allow4_len: 1,
         allow6_len: 1,
+        links_len: 2,
         ..Config::empty()
     };
     let door = |address, flags| Door {
@@ -132,6 +135,14 @@ fn config(buckets: u32) -> Config {
         address: words(address),
         mask: words(mask),
     };
+    let [a, b, c, d, e, f] = SERVER_MAC;
+    for (number, tag) in [0, Link::tag(false, VLAN)].into_iter().enumerate() {
+        config.links[number] = Link {
+            place: Link::place(LOOPBACK, 0, tag),
+            mac: u64::from_ne_bytes([a, b, c, d, e, f, 0, 0]),
+            allow: u64::MAX,
+        };
+    }
     config
 }
 

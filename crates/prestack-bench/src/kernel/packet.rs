@@ -12,6 +12,10 @@ pub(super) const SERVER4: [u8; 4] = [10, 0, 0, 1];
 pub(super) const SERVER6: [u8; 16] = v6(1);
 pub(super) const PORT: u16 = 11211;
 pub(super) const OTHER_PORT: u16 = 11212;
+/// The VLAN of tagged packets.
+pub(super) const VLAN: u16 = 42;
+/// The MAC address of the server: its last byte is the address's.
+pub(super) const SERVER_MAC: [u8; 6] = [2, 0, 0, 0, 0, SERVER4[3]];
 /// The client, and the networks that it is in.
 const CLIENT4: [u8; 4] = [10, 0, 0, 2];
 const CLIENT6: [u8; 16] = v6(2);
@@ -90,7 +94,7 @@ impl Layers {
         let mut packet = vec![2, 0, 0, 0, 0, to, 2, 0, 0, 0, 0, from];
         if self == Self::Tagged {
             packet.extend(ETHERTYPE_VLAN.to_be_bytes());
-            packet.extend([0, 42]);
+            packet.extend(VLAN.to_be_bytes());
         }
         if self == Self::V6 {
             packet.extend(ETHERTYPE_IPV6.to_be_bytes());

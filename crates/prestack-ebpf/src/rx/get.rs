@@ -10,7 +10,7 @@ use prestack_proto::window::Source;
 
 use super::room::{self, Room};
 use super::udp::Datagram;
-use super::{allow, checksum, rate, reply};
+use super::{checksum, link, rate, reply};
 use crate::cache::entry::Entry;
 use crate::cache::find::{Found, Query, find};
 use crate::clock;
@@ -102,13 +102,8 @@ pub fn is_servable(
     {
         return false;
     }
-    if !datagram.is_allowed() {
-        count!(not_allowed);
-        return false;
-    }
     let packet = Packet::of(ctx, config);
-    if allow::is_spoof_prone(config, packet, headers) {
-        count!(spoof_prone);
+    if !link::admits(ctx, config, packet, headers, datagram.network()) {
         return false;
     }
     let is_intact = match payload_sum {

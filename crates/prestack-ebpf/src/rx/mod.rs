@@ -8,6 +8,7 @@ mod commands;
 mod get;
 mod item;
 mod keys;
+mod link;
 mod rate;
 mod reply;
 mod room;

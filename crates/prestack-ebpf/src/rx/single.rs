@@ -12,6 +12,7 @@ use prestack_proto::udp::Frame;
 use prestack_proto::verifier::opaque;
 use prestack_proto::window::Source;
 
+use super::allow::Network;
 use super::get;
 use super::reply::PAYLOAD_AT;
 use super::udp::Datagram;
@@ -31,8 +32,8 @@ const AROUND_KEY: u64 = 6;
 pub struct SingleGet {
     /// Hash of the key.
     hash: u64,
-    /// From the least significant bit: position of the IP header (8 bits), whether it is IPv6 (1) and
-    /// the source is allowed (7), backend (8), the door's flags (8), length of the key (16), and the
+    /// From the least significant bit: position of the IP header (8 bits), whether it is IPv6 (1),
+    /// the network of the source (7), backend (8), the door's flags (8), length of the key (16), and the
     /// folded sum of the payload (16).
     packed: u64,
 }
@@ -68,7 +69,7 @@ impl SingleGet {
             hash: scan.hash,
             packed: headers.l3
                 | u64::from(headers.v6) << 8
-                | (datagram.is_allowed & 1) << 9
+                | (datagram.network & Network::BITS) << 9
                 | u64::from(door.backend) << 16
                 | u64::from(door.flags) << 24
                 | key_len << 32
@@ -157,7 +158,7 @@ fn answer_single(
         frame: Frame(frame),
         payload: l4 + PAYLOAD_AT,
         len: AROUND_KEY + key_len,
-        is_allowed: packed >> 9 & 1,
+        network: packed >> 9 & Network::BITS,
         zero: packet.zero,
     };
     let sum = packed >> 48;

@@ -14,6 +14,7 @@ use prestack_proto::udp::Frame;
 use prestack_proto::verifier::forgotten;
 use prestack_proto::window::{Source, WINDOW, Window};
 
+use super::allow::Network;
 use super::reply::PAYLOAD_AT;
 use super::single::SingleGet;
 use super::{again, allow, answer, command, commands, item, keys};
@@ -36,8 +37,8 @@ pub struct Datagram<'a> {
     pub payload: u64,
     /// Length of that payload.
     pub len: u64,
-    /// Non-zero if the source is in the allow list.
-    pub is_allowed: u64,
+    /// Which network of the allow list the source is in, in [bits](Network::bits).
+    pub network: u64,
     /// 0, which the verifier does not know.
     pub zero: u64,
 }
@@ -82,7 +83,7 @@ impl<'a> Datagram<'a> {
             return Reading::Odd;
         }
         let (payload, len) = (headers.l4 + PAYLOAD_AT, udp_len - PAYLOAD_AT);
-        let is_allowed = allow::is_allowed(config, headers.v6, &headers.addresses.source);
+        let network = allow::network(config, headers.v6, &headers.addresses.source);
         Reading::Request(Self {
             config,
             door,
@@ -90,7 +91,7 @@ impl<'a> Datagram<'a> {
             frame,
             payload,
             len,
-            is_allowed: packet.forgotten(u64::from(is_allowed)),
+            network: packet.forgotten(network.bits()),
             zero: packet.zero,
         })
     }
@@ -108,11 +109,11 @@ impl<'a> Datagram<'a> {
         )
     }
 
-    /// Whether the source is in the allow list. Forgotten, so that paths do not part here that meet
-    /// again.
+    /// The network of the allow list that the source is in. Forgotten, so that paths do not part here
+    /// that meet again.
     #[inline(always)]
-    pub fn is_allowed(&self) -> bool {
-        forgotten(self.is_allowed, self.zero) != 0
+    pub fn network(&self) -> Network {
+        Network::from_bits(forgotten(self.network, self.zero))
     }
 
     /// Whether its answer can be told, and is of use: at a wildcard door the packet may be for another
@@ -120,7 +121,7 @@ impl<'a> Datagram<'a> {
     #[inline(always)]
     pub fn is_followed(&self) -> bool {
         forgotten(u64::from(self.door.flags), self.zero) & u64::from(Door::ANY_ADDRESS) == 0
-            && self.is_allowed()
+            && self.network().is_some()
     }
 
     /// Remembers the request if its answer is of use: a write's always is. One that was not understood

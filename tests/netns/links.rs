@@ -1,0 +1,131 @@
+//! What arrives for this host alone is answered, while its devices and their addresses change.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use prestack_testbed::{Memcached, MemcachedOptions, Testbed, UdpClient};
+use prestack_tests::stage::{LASTING, PORT, Stage, behind, start_prestack, store, until_hit};
+
+const VLAN_SERVER: Ipv4Addr = Ipv4Addr::new(10, 88, 0, 1);
+const VLAN_CLIENT: Ipv4Addr = Ipv4Addr::new(10, 88, 0, 2);
+
+/// None of some GETs of `key` to `server` is answered, neither by the cache nor by memcached.
+fn until_unanswered(stage: &Stage, server: SocketAddr) -> Result<()> {
+    let mut client = UdpClient::connect(&stage.bed.client, server)?;
+    let before = stage.hits()?;
+    for _ in 0..20 {
+        client.send(b"get key\r\n")?;
+    }
+    std::thread::sleep(Duration::from_millis(200));
+    let hits = stage.hits()? - before;
+    ensure!(hits == 0, "{hits} GETs were answered");
+    Ok(())
+}
+
+fn mac_of(stage: &Stage) -> Result<String> {
+    let dev = &stage.bed.links[0].server_dev;
+    let told = stage.bed.server.ip(["link", "show", "dev", dev])?;
+    let mut words = told.split_whitespace();
+    words.find(|word| *word == "link/ether");
+    Ok(words.next().context("no MAC address")?.to_owned())
+}
+
+/// Has the client send frames for the server to this MAC address.
+fn aim(stage: &Stage, mac: &str) -> Result<()> {
+    let link = &stage.bed.links[0];
+    let (address, dev) = (link.server4.to_string(), &link.client_dev);
+    let neighbour = ["neigh", "replace", &address, "lladdr", mac, "dev", dev];
+    let permanent = ["nud", "permanent"];
+    stage
+        .bed
+        .client
+        .ip(neighbour.into_iter().chain(permanent))?;
+    Ok(())
+}
+
+#[test]
+fn a_vlan_comes_and_goes() -> Result<()> {
+    let stage = Stage::new()?;
+    store(&mut stage.behind()?, b"key", b"value")?;
+    let Some(dev) = stage.bed.add_vlan(0, 7, [VLAN_SERVER, VLAN_CLIENT])? else {
+        println!("this kernel has no VLAN devices: nothing is tested");
+        return Ok(());
+    };
+    let server = (VLAN_SERVER, PORT).into();
+    let mut client = UdpClient::connect(&stage.bed.client, server)?;
+    until_hit(&stage.prestack, &mut client, b"key", b"value")?;
+    // Its addresses are not taken for ones at which writes go unseen.
+    let status = stage.prestack.instance().command(&["status"])?;
+    ensure!(!status.contains("unseen"), "{status}");
+    // The interface under it is served as before.
+    until_hit(&stage.prestack, &mut stage.udp()?, b"key", b"value")?;
+
+    // A device that is down keeps its address.
+    stage.bed.server.ip(["link", "set", &dev, "down"])?;
+    std::thread::sleep(Duration::from_millis(500));
+    until_unanswered(&stage, server)?;
+    stage.bed.server.ip(["link", "set", &dev, "up"])?;
+    until_hit(&stage.prestack, &mut client, b"key", b"value")?;
+
+    // What is left knows the address, but not the VLAN.
+    stage.bed.server.ip(["link", "delete", &dev])?;
+    stage.bed.add_server_address(0, VLAN_SERVER.into())?;
+    std::thread::sleep(Duration::from_millis(500));
+    until_hit(&stage.prestack, &mut stage.udp()?, b"key", b"value")?;
+    until_unanswered(&stage, server)
+}
+
+#[test]
+fn another_mac_address() -> Result<()> {
+    let stage = Stage::new()?;
+    store(&mut stage.behind()?, b"key", b"value")?;
+    until_hit(&stage.prestack, &mut stage.udp()?, b"key", b"value")?;
+    let old = mac_of(&stage)?;
+    aim(&stage, "02:00:00:00:00:55")?;
+    until_unanswered(&stage, stage.server4())?;
+
+    let dev = &stage.bed.links[0].server_dev;
+    let new = "02:00:00:00:00:55";
+    stage.bed.server.ip(["link", "set", dev, "address", new])?;
+    until_hit(&stage.prestack, &mut stage.udp()?, b"key", b"value")?;
+    aim(&stage, &old)?;
+    until_unanswered(&stage, stage.server4())
+}
+
+/// The subnets of two interfaces are each served on their own.
+#[test]
+fn a_source_from_the_subnet_of_another_interface() -> Result<()> {
+    for (more, is_served) in [(&[][..], false), (&["--allow", "10.0.0.0/8"], true)] {
+        let bed = Testbed::with_links(2)?;
+        let memcached = Memcached::start(&bed.server, MemcachedOptions::default())?;
+        let [first, second] = [&bed.links[0], &bed.links[1]];
+        let args = [&["--interface", &second.server_dev], &LASTING[..], more].concat();
+        let prestack = start_prestack(&bed, 0, &args)?;
+        store(
+            &mut behind(&bed, Ipv4Addr::LOCALHOST.into(), PORT)?,
+            b"key",
+            b"value",
+        )?;
+        for link in [first, second] {
+            let mut client = UdpClient::connect(&bed.client, (link.server4, PORT).into())?;
+            until_hit(&prestack, &mut client, b"key", b"value")?;
+        }
+        // The client's address on the second, by way of the first.
+        let server = (first.server4, PORT).into();
+        let mut client = UdpClient::connect_from(&bed.client, second.client4, server)?;
+        let before = prestack.stats()?.get("udp.hits")?;
+        // Whether the kernel takes them depends on its reverse path filter.
+        for _ in 0..5 {
+            client.send(b"get key\r\n")?;
+        }
+        std::thread::sleep(Duration::from_millis(200));
+        let hits = prestack.stats()?.get("udp.hits")? - before;
+        ensure!(
+            hits == if is_served { 5 } else { 0 },
+            "{hits} hits with {more:?}"
+        );
+        drop((prestack, memcached));
+    }
+    Ok(())
+}
