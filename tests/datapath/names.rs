@@ -214,11 +214,27 @@ fn what_does_not_end_an_answer() {
     let many = get(&["a", "b"]);
     let item = item("a", 0, "x");
     // Requests of one name, and what leaves under it: not the last of their answers.
-    let cases: [Case<'_>; 7] = [
+    let spaced = ["get a", &" ".repeat(40), "long b\r\n"].concat();
+    let cases: [Case<'_>; 10] = [
         (
             "two items are no end of two answers",
             &[b"get key\r\n", &many],
             &[ask().reply(&item), ask().reply(&item)],
+        ),
+        (
+            "the end of a long item, among several keys, is not that of a get",
+            &[b"get key\r\n", &many],
+            &[part(0), part(3), ask().reply("END\r\n")],
+        ),
+        (
+            "whichever was asked first",
+            &[&many, b"get key\r\n"],
+            &[part(0), part(3), ask().reply("END\r\n")],
+        ),
+        (
+            "nor is it where more spaces than are skipped hide the other keys",
+            &[spaced.as_bytes()],
+            &[ask().reply(&item), part(0), part(3)],
         ),
         (
             "nor is one that is not understood",

@@ -128,9 +128,9 @@ pub fn remember(config: &Config, name: u64, request: &Request) -> Option<(Slot, 
             let held = &raw mut (*requests).requests[i];
             if is_known {
                 // Replies under this name can no longer be told apart. The first GET's ticket
-                // stands: nothing has been written since, or its version tells.
-                let gets =
-                    (*held).kind <= Kind::MultiGet as u8 && request.kind <= Kind::MultiGet as u8;
+                // stands: nothing has been written since, or its version tells. What ends the
+                // answer to one key is no end among several, so only GETs of one kind are counted.
+                let gets = request.kind <= Kind::MultiGet as u8 && (*held).kind == request.kind;
                 if gets && (*held).unanswered < u8::MAX {
                     (*held).unanswered += 1;
                 } else {

@@ -108,8 +108,12 @@ pub fn pass(datagram: &Datagram<'_>) {
         let walk = &raw const (*scratch).walk;
         let keys = (&raw const (*walk).keys).read_volatile();
         let tickets = (&raw const (*walk).tickets).read_volatile();
-        let is_single = keys == 1;
-        let kind = match (&raw const (*walk).over).read_volatile() {
+        // Where the walk did not come to the end of the line, memcached may see further keys.
+        let is_at_end =
+            (&raw const (*walk).at).read_volatile() >= (&raw const (*walk).end).read_volatile();
+        let over = (&raw const (*walk).over).read_volatile();
+        let is_single = keys == 1 && (is_at_end || over >= Walk::META);
+        let kind = match over {
             Walk::META => Kind::Meta,
             Walk::BINARY => Kind::Binary,
             _ if is_single => Kind::Get,
