@@ -1,6 +1,7 @@
 //! Requests of one name, which is a flow and an id: ids are used again, and not all names can be
 //! remembered.
 
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use prestack_abi::requests::LOST_SHIFT;
@@ -8,7 +9,7 @@ use prestack_abi::time::{CLAIM_SHIFT, CLAIM_UNITS};
 
 use crate::bytes::{get, hit, item};
 use crate::harness::{Datapath, Setup, Verdict, wait};
-use crate::packet::{ACK, Frame, PacketBuilder};
+use crate::packet::{ACK, Frame, PORT, PacketBuilder};
 
 /// Enough requests for each set of the memory to overflow twice (4,096 fit).
 const FLOOD: u32 = 12_000;
@@ -331,6 +332,33 @@ fn a_get_without_ticket_is_remembered() {
         path.pass(&request);
         path.tx(&request.reply(hit("key", "old")));
         path.assert_miss("key");
+    }
+}
+
+/// What is asked at an address that only a wildcard covers (of a group, or one that is routed here) is
+/// answered from another address of memcached's.
+#[test]
+fn a_request_at_a_wildcard_keeps_its_name() {
+    for text in [
+        &b"get key\r\n"[..],
+        b"get  key\r\n",
+        b"get a b\r\n",
+        b"gets key\r\n",
+        b"mg other v\r\n",
+        b"mg other\r\n",
+        b"version\r\n",
+        b"version\r\nversion\r\n",
+        b"stats\r\n",
+        &crate::binary::get(crate::binary::GET, b"other", 1),
+    ] {
+        let mut path = Datapath::new();
+        path.pass(&ask().payload(text).to((Ipv4Addr::new(10, 0, 0, 255), PORT)));
+        let request = ask().payload("mg key v\r\n");
+        path.pass(&request);
+        path.tx(&request.reply("VA 5\r\nother\r\n"));
+        let what = text.escape_ascii();
+        assert_eq!(path.stats().fills, 0, "{what}");
+        path.only_pass("mg key v\r\n");
     }
 }
 

@@ -137,7 +137,7 @@ pub fn doors(
 struct Wanted {
     spec: DoorSpec,
     /// A wildcard door of the same port covers it, if without hits: an address of an interface
-    /// that prestack is not attached to.
+    /// that prestack is not attached to, or one that is not to be served.
     optional: bool,
 }
 
@@ -162,20 +162,28 @@ fn tenant_doors(tenant: &Tenant<'_>, local: &[LocalAddress], selection: &Selecti
     };
     for socket in &memcached.sockets {
         let port = socket.port;
-        let serves =
-            |address| memcached.takes_udp(address, port) && selection.serves(address, port);
+        let takes_udp = |address| memcached.takes_udp(address, port);
+        let chosen = |address| selection.serves(address, port);
         if !socket.address.is_unspecified() {
-            if !socket.address.is_loopback() || on_wire(socket.address) {
-                add(Some(socket.address), port, serves(socket.address), false);
+            let address = socket.address;
+            if !address.is_loopback() || on_wire(address) {
+                add(
+                    Some(address),
+                    port,
+                    takes_udp(address) && chosen(address),
+                    false,
+                );
             }
             continue;
         }
         add(None, port, false, false);
+        // Also those that are not chosen: what is asked there may be answered from another one.
         for here in local {
             let address = here.address();
             let reachable = here.attached || !(address.is_loopback() || is_link_local(address));
-            if reachable && serves(address) && socket.takes(address) {
-                add(Some(address), port, true, !here.attached);
+            if reachable && takes_udp(address) && socket.takes(address) {
+                let served = chosen(address);
+                add(Some(address), port, served, !here.attached || !served);
             }
         }
     }
@@ -272,9 +280,53 @@ mod tests {
 
     #[test]
     fn addresses_restrict_what_is_served() {
+        // The others are the same memcached's all the same, which may answer from any of them.
         assert_eq!(
             one(&ANY4, &select(&[11211], &["10.0.0.1"])),
-            ["0 10.0.0.1 11211 serve", "0 * 11211"]
+            ["0 10.0.0.1 11211 serve", "0 192.168.0.9 11211", "0 * 11211"]
+        );
+        assert_eq!(
+            one(&ANY4, &select(&[11211], &["192.168.0.9"])),
+            ["0 10.0.0.1 11211", "0 192.168.0.9 11211 serve", "0 * 11211"]
+        );
+    }
+
+    #[test]
+    fn ports_restrict_what_is_served() {
+        assert_eq!(
+            one(
+                &["udp 0.0.0.0:11211", "udp 0.0.0.0:11300"],
+                &select(&[11300], &[])
+            ),
+            [
+                "0 10.0.0.1 11300 serve",
+                "0 10.0.0.1 11211",
+                "0 192.168.0.9 11211",
+                "0 192.168.0.9 11300 serve",
+                "0 * 11211",
+                "0 * 11300"
+            ]
+        );
+    }
+
+    /// Linux takes them at every interface.
+    #[test]
+    fn link_local_addresses_of_ipv4() {
+        let memcached = memcached(&ANY4);
+        let tenant = Tenant {
+            number: 0,
+            memcached: &memcached,
+            alive: true,
+        };
+        let local = local(&[("vs", "10.0.0.1/24"), ("eth0", "169.254.0.9/16")]);
+        let doors = doors(&[tenant], &local, &select(&[11211], &[])).expect("few");
+        assert_eq!(
+            show(&doors),
+            [
+                "0 10.0.0.1 11211 serve",
+                "0 169.254.0.9 11211 serve",
+                "0 * 11211"
+            ]
         );
     }
 

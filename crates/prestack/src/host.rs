@@ -100,11 +100,11 @@ pub fn addresses(attached: &[String]) -> io::Result<Vec<LocalAddress>> {
     Ok(addresses)
 }
 
-/// Whether the address means something on one link only.
+/// Whether Linux takes the address at one interface only: at those of IPv4 it does not mind.
 #[must_use]
 pub fn is_link_local(address: IpAddr) -> bool {
     match address {
-        IpAddr::V4(address) => address.is_link_local(),
+        IpAddr::V4(_) => false,
         IpAddr::V6(address) => address.is_unicast_link_local(),
     }
 }

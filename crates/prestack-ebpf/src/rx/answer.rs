@@ -99,11 +99,10 @@ fn serve(
 pub fn pass(datagram: &Datagram<'_>) {
     count!(udp_misses);
     let Some(scratch) = scratch() else { return };
-    // SAFETY: this CPU's scratch.
-    if unsafe { (&raw const (*scratch).walk.may_fill).read_volatile() } == 0 {
+    if !datagram.is_allowed() {
         return;
     }
-    // SAFETY: as above.
+    // SAFETY: this CPU's scratch.
     let request = unsafe {
         let walk = &raw const (*scratch).walk;
         let keys = (&raw const (*walk).keys).read_volatile();

@@ -47,7 +47,7 @@ pub fn get(
         hash,
     };
     if let Some(found) = find(query, &packet, key, key_len) {
-        if found.is_ageing && datagram.is_followed() {
+        if found.is_ageing && datagram.may_fill() {
             ticket = tickets::take(config, state, hash, now);
         }
         if ticket.is_some() {
@@ -60,11 +60,11 @@ pub fn get(
         }
     }
     count!(udp_misses);
-    if !datagram.is_followed() {
+    if !datagram.is_allowed() {
         return XDP_PASS;
     }
     let version = match ticket {
-        None => tickets::take(config, state, hash, now),
+        None if datagram.may_fill() => tickets::take(config, state, hash, now),
         ticket => ticket,
     };
     let request = Request {

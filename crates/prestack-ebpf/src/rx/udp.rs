@@ -116,23 +116,24 @@ impl<'a> Datagram<'a> {
         Network::from_bits(forgotten(self.network, self.zero))
     }
 
-    /// Whether its answer can be told, and is of use: at a wildcard door the packet may be for another
-    /// host behind this one, and who may not be served shall not fill the memory of requests.
+    /// Whether its answer may be learnt from: at a wildcard door the packet may be for another host
+    /// behind this one.
     #[inline(always)]
-    pub fn is_followed(&self) -> bool {
+    pub fn may_fill(&self) -> bool {
         forgotten(u64::from(self.door.flags), self.zero) & u64::from(Door::ANY_ADDRESS) == 0
             && self.network().is_some()
     }
 
-    /// Remembers the request if its answer is of use: a write's always is. One that was not understood
-    /// is heeded at once, and again when it is answered.
+    /// Remembers the request, for its answer could be taken for that to another of its name. Not that
+    /// of somebody who may not be served, who shall not fill the memory of requests, but for a write's.
+    /// One that was not understood is heeded at once, and again when it is answered.
     #[inline(always)]
     fn remember(&self, request: &Request) {
         let is_odd = request.kind == Kind::Odd as u8;
         if is_odd {
             backend::forget(self.config, self.door.backend);
         }
-        if is_odd || request.kind == Kind::Write as u8 || self.is_followed() {
+        if is_odd || request.kind == Kind::Write as u8 || self.is_allowed() {
             requests::remember(self.config, self.name(), request);
         }
     }
@@ -437,7 +438,7 @@ fn start(datagram: &Datagram<'_>, scratch: *mut Scratch, command: &Command, seed
     } else {
         0
     };
-    let may_fill = datagram.is_followed();
+    let may_fill = datagram.may_fill();
     // SAFETY: this CPU's scratch.
     unsafe {
         Walk::start(scratch, over, at, end, door.backend, seed);
