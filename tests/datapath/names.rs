@@ -9,7 +9,7 @@ use prestack_abi::time::{CLAIM_SHIFT, CLAIM_UNITS};
 
 use crate::bytes::{get, hit, item};
 use crate::harness::{Datapath, Setup, Verdict, wait};
-use crate::packet::{ACK, Frame, PORT, PacketBuilder};
+use crate::packet::{ACK, Checksum, Frame, PORT, PacketBuilder};
 
 /// Enough requests for each set of the memory to overflow twice (4,096 fit).
 const FLOOD: u32 = 12_000;
@@ -457,5 +457,37 @@ fn an_odd_request_stays_odd_under_a_name_that_is_used_again() {
                 assert_eq!(path.epoch(), expected, "{requests:?}");
             }
         }
+    }
+}
+
+/// memcached minds neither the sequence number nor the reserved field, and answers.
+#[test]
+fn a_frame_that_is_odd_keeps_its_name() {
+    let [sequence, reserved] = [(1, 0), (0, 1)].map(|(sequence, reserved)| Frame {
+        id: 7,
+        sequence,
+        count: 1,
+        reserved,
+    });
+    let settle = Duration::from_millis(10);
+    for odd in [
+        ask().frame(sequence),
+        ask().v6().frame(sequence),
+        ask().frame(reserved).payload("mg other v\r\n"),
+        // The kernel hands on as much as the header of UDP says.
+        ask().udp_length_lie(-1).checksum(Checksum::None),
+    ] {
+        let path = Datapath::with(&Setup {
+            settle,
+            ..Setup::default()
+        });
+        path.pass(&odd);
+        assert_eq!(path.epoch(), 1, "{odd:?}");
+        wait(settle);
+        let request = ask().from(odd.source).to(odd.destination);
+        path.pass(&request);
+        path.tx(&request.reply(hit("key", "old")));
+        assert_eq!(path.stats().fills, 0, "{odd:?}");
+        assert_eq!(path.epoch(), 2, "{odd:?}");
     }
 }

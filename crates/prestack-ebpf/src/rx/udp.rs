@@ -153,7 +153,12 @@ pub fn datagram(
             count!(udp_passed);
             XDP_PASS
         }
-        Reading::Odd => odd(config, door),
+        Reading::Odd => {
+            odd(config, door);
+            // SAFETY: a function of ours, called with the program's context.
+            unsafe { prestack_odd_datagram(ctx.ctx) };
+            XDP_PASS
+        }
         Reading::Request(datagram) => match SingleGet::of(packet, &datagram) {
             Some(get) => get.answer(ctx),
             None => other(ctx),
@@ -163,10 +168,35 @@ pub fn datagram(
 
 /// A datagram that is not understood: it may change anything.
 #[inline(always)]
-fn odd(config: &Config, door: Arrival) -> u32 {
+fn odd(config: &Config, door: Arrival) {
     backend::forget(config, door.backend);
     count!(udp_passed);
-    XDP_PASS
+}
+
+/// Remembers a datagram whose frame is odd: memcached may take it, and answer. A global function, like
+/// [`prestack_other_datagram`].
+///
+/// # Safety
+///
+/// `ctx` is the program's context.
+#[unsafe(no_mangle)]
+#[inline(never)]
+unsafe extern "C" fn prestack_odd_datagram(ctx: *mut xdp_md) -> u64 {
+    let ctx = XdpContext::new(ctx);
+    let Some((config, packet, headers, door)) = again(&ctx) else {
+        return 0;
+    };
+    let Some(frame) = packet.read(headers.l4 + UDP_LEN as u64).map(Frame) else {
+        return 0;
+    };
+    let (addresses, ports) = (&headers.addresses, headers.ports);
+    let name = requests::name_of_request(config, door.backend, addresses, ports, frame.id());
+    let request = Request {
+        kind: Kind::Odd as u8,
+        ..request_to(door)
+    };
+    requests::remember(config, name, &request);
+    0
 }
 
 /// Every datagram but a plain single-key GET. A global function (by its unmangled name): the
