@@ -158,7 +158,45 @@ fn every_protocol_fetches_what_is_old() {
     path.exchange(binary_get(GET, b"key", 5), &reply);
     assert_eq!(path.stats().refreshes, 1);
     assert_served(&mut path, binary_get(GET, b"key", 5), &reply);
+    // One key, however it is written; memcached answers with one item.
+    for text in [
+        "gets key\r\n",
+        "gets key\n",
+        "gets  key \r\n",
+        "get  key\r\n",
+        "get key\n",
+        "get key \r\n",
+    ] {
+        let mut path = aged();
+        let reply = if text.starts_with("gets") {
+            "VALUE key 3 3 4\r\nnew\r\nEND\r\n"
+        } else {
+            "VALUE key 3 3\r\nnew\r\nEND\r\n"
+        };
+        path.exchange(text, reply);
+        assert_eq!(path.stats().refreshes, 1, "{text:?}");
+        assert_served(&mut path, text, reply);
+        // What memcached has lost is lost.
+        let mut path = aged();
+        path.exchange(text, "END\r\n");
+        assert_eq!(path.stats().refreshes, 1, "{text:?}");
+        path.only_pass(text);
+    }
+    // A reply to several does not name those that memcached has lost.
+    let mut path = aged();
+    let both = "VALUE key 1 5\r\nvalue\r\nVALUE key 1 5\r\nvalue\r\nEND\r\n";
+    assert_served(&mut path, "get key key\r\n", both);
+    let spaced = ["get key", &" ".repeat(40), "other\r\n"].concat();
+    path.only_pass(spaced);
+    assert_eq!(path.stats().refreshes, 0);
     // Of several that ask, one fetches.
+    let mut path = aged();
+    path.only_pass("gets key\r\n");
+    assert_served(
+        &mut path,
+        "gets key\r\n",
+        "VALUE key 1 5 2\r\nvalue\r\nEND\r\n",
+    );
     let mut path = aged();
     path.only_pass("mg key v\r\n");
     assert_served(&mut path, "mg key v\r\n", "VA 5\r\nvalue\r\n");

@@ -55,12 +55,20 @@ extern "C" fn look_up(_: u32, _: *mut c_void) -> i64 {
     let Some(query) = query(walk, hash) else {
         return 1;
     };
-    // Whatever the age: a reply to several keys does not name those that memcached has lost, so it
-    // cannot refresh.
-    if let Some(found) = find(query, window, start, len)
-        && append(scratch, &found).is_some()
-    {
-        return 0;
+    if let Some(found) = find(query, window, start, len) {
+        // A reply to several keys does not name those that memcached has lost, so it cannot refresh.
+        if found.is_ageing
+            && walk.keys == 1
+            && skip_spaces(window, stop, end) >= end
+            && take_ticket(scratch, hash)
+        {
+            count!(refreshes);
+            walk.misses += 1;
+            return 0;
+        }
+        if append(scratch, &found).is_some() {
+            return 0;
+        }
     }
     miss(scratch, hash);
     0
