@@ -62,8 +62,8 @@ pub struct Located {
     /// Position and length of the payload behind the frame.
     pub payload: u64,
     pub len: u64,
-    /// Non-zero if the source is in the allow list.
-    pub is_allowed: u64,
+    /// Which network of the allow list the source is in, as in `Datagram`.
+    pub network: u64,
 }
 
 /// A key that is not in the cache.

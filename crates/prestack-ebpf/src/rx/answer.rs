@@ -99,7 +99,7 @@ fn serve(
 pub fn pass(datagram: &Datagram<'_>) {
     count!(udp_misses);
     let Some(scratch) = scratch() else { return };
-    if !datagram.is_allowed() {
+    if !datagram.network().is_some() {
         return;
     }
     // SAFETY: this CPU's scratch.

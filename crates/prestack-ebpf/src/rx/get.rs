@@ -60,7 +60,7 @@ pub fn get(
         }
     }
     count!(udp_misses);
-    if !datagram.is_allowed() {
+    if !datagram.network().is_some() {
         return XDP_PASS;
     }
     let version = match ticket {

@@ -133,7 +133,7 @@ impl<'a> Datagram<'a> {
         if is_odd {
             backend::forget(self.config, self.door.backend);
         }
-        if is_odd || request.kind == Kind::Write as u8 || self.is_allowed() {
+        if is_odd || request.kind == Kind::Write as u8 || self.network().is_some() {
             requests::remember(self.config, self.name(), request);
         }
     }
@@ -257,7 +257,7 @@ fn with_datagram(decide: impl FnOnce(&Datagram<'_>) -> u32) -> u32 {
         frame: Frame(located.frame),
         payload: located.payload,
         len: located.len,
-        is_allowed: located.is_allowed,
+        network: located.network,
         // SAFETY: `config` is a reference. Volatile: the compiler must not conclude anything.
         zero: unsafe { (&raw const config.zero).read_volatile() },
     })
@@ -359,7 +359,7 @@ unsafe extern "C" fn prestack_load_datagram(ctx: *mut xdp_md) -> u64 {
             frame: datagram.frame.0,
             payload: datagram.payload,
             len: datagram.len,
-            is_allowed: datagram.is_allowed,
+            network: datagram.network,
         };
         let end = &raw mut (*scratch).walk.end;
         end.write_volatile(0);
