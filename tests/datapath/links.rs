@@ -87,7 +87,7 @@ fn other_mac_addresses() {
     for mac in macs {
         let mut path = filled(&Setup::default().links);
         assert_served(&path, |request| request);
-        assert_foreign(&mut path, |request| request.to_mac(mac));
+        assert_foreign(&mut path, |request| request.destined(mac));
     }
 }
 
@@ -132,15 +132,17 @@ fn other_vlans() {
         path = filled(&links);
     }
     // A VLAN's number is not enough without its MAC address.
-    assert_foreign(&mut path, |request| request.tag(VLAN, 5).to_mac(OTHER_MAC));
+    assert_foreign(&mut path, |request| {
+        request.tag(VLAN, 5).destined(OTHER_MAC)
+    });
 }
 
 #[test]
 fn an_interface_that_takes_tagged_frames_alone() {
     let link = link_to(OTHER_MAC, vec![customer(5)]).to_abi(ALL);
     let mut path = filled(&[link]);
-    assert_served(&path, |request| request.tag(VLAN, 5).to_mac(OTHER_MAC));
-    assert_foreign(&mut path, |request| request.to_mac(OTHER_MAC));
+    assert_served(&path, |request| request.tag(VLAN, 5).destined(OTHER_MAC));
+    assert_foreign(&mut path, |request| request.destined(OTHER_MAC));
 }
 
 #[test]
@@ -157,7 +159,7 @@ fn without_links_nothing_is_served() {
     assert_foreign(&mut path, |request| request);
     // Nor are frames to the address that unused places of the list have.
     let mut path = filled(&[]);
-    assert_foreign(&mut path, |request| request.to_mac([0; 6]));
+    assert_foreign(&mut path, |request| request.destined([0; 6]));
 }
 
 #[test]
@@ -233,7 +235,7 @@ fn overlapping_subnets() {
 #[test]
 fn tcp_writes_to_others_count() {
     let mut path = filled(&Setup::default().links);
-    let other = |packet: PacketBuilder| packet.to_mac(OTHER_MAC).tag(VLAN, 99);
+    let other = |packet: PacketBuilder| packet.destined(OTHER_MAC).tag(VLAN, 99);
     path.pass(&other(PacketBuilder::tcp(1, SYN, "")));
     path.pass(&other(PacketBuilder::tcp(2, 0x18, "delete key\r\n")));
     assert_eq!(path.stats().invalidations, 1);

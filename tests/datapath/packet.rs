@@ -179,7 +179,7 @@ impl PacketBuilder {
     }
 
     /// The same to another MAC address.
-    pub fn to_mac(mut self, mac: [u8; 6]) -> Self {
+    pub fn destined(mut self, mac: [u8; 6]) -> Self {
         self.destination_mac = mac;
         self
     }

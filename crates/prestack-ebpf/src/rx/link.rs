@@ -9,7 +9,7 @@ use prestack_proto::verifier::opaque;
 
 use super::allow::{self, Network};
 use crate::ledger::backend;
-use crate::maps::count;
+use crate::maps::STATS;
 use crate::packet::{Headers, Packet};
 
 /// Whether a reply may be sent to where a request came from: it has arrived on a link of this host, from
@@ -34,45 +34,48 @@ pub fn admits(
             return true;
         }
     }
+    let asked = headers.l3 | network.bits() << 8 | u64::from(headers.ports) << 16;
     // SAFETY: a function of ours, called with the program's context.
-    unsafe {
-        prestack_admits(
-            ctx.ctx,
-            headers.l3,
-            u64::from(headers.ports),
-            network.bits(),
-        ) != 0
-    }
+    unsafe { prestack_admits(ctx.ctx, asked) != 0 }
 }
 
-/// What [`admits`] says, and why not in the counters. A global function (by its unmangled name): the
-/// verifier checks it once, for all arguments, and not again on every path to it.
+/// What [`admits`] says, and why not in the counters. `asked` are the position of the IP header (8 bits),
+/// the network of the source (8) and the ports (32), in one for want of stack. A global function (by its
+/// unmangled name): the verifier checks it once, for all arguments, and not again on every path to it.
 ///
 /// # Safety
 ///
 /// `ctx` is the program's context.
 #[unsafe(no_mangle)]
 #[inline(never)]
-unsafe extern "C" fn prestack_admits(ctx: *mut xdp_md, l3: u64, ports: u64, network: u64) -> u64 {
+unsafe extern "C" fn prestack_admits(ctx: *mut xdp_md, asked: u64) -> u64 {
     let ctx = XdpContext::new(ctx);
     let Some(config) = backend::config() else {
         return 0;
     };
     let packet = Packet::of(&ctx, config);
-    let network = Network::from_bits(network);
-    if !network.is_some() {
-        count!(not_allowed);
-        return 0;
-    }
+    let networks = networks(&ctx, config, packet, asked & 0xff).unwrap_or(0);
+    let network = Network::from_bits(asked >> 8);
     let macs = packet.read::<u64>(0);
-    if macs.is_none_or(|macs| allow::is_spoof_prone(config, ports as u32, macs)) {
-        count!(spoof_prone);
-        return 0;
-    }
-    if network.is_among(networks(&ctx, config, packet, l3).unwrap_or(0)) {
+    let ports = (asked >> 16) as u32;
+    let is_spoof_prone = macs.is_none_or(|macs| allow::is_spoof_prone(config, ports, macs));
+    if network.is_among(networks) && !is_spoof_prone {
         return 1;
     }
-    count!(wrong_link);
+    // One look-up for all counters: each takes its part of the stack.
+    let Some(stats) = STATS.get_ptr_mut(0) else {
+        return 0;
+    };
+    // SAFETY: this CPU's element; programs do not interrupt one another.
+    unsafe {
+        if !network.is_some() {
+            (*stats).not_allowed += 1;
+        } else if is_spoof_prone {
+            (*stats).spoof_prone += 1;
+        } else {
+            (*stats).wrong_link += 1;
+        }
+    }
     0
 }
 

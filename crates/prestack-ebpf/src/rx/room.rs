@@ -59,11 +59,7 @@ impl Room {
             from: at,
             old_len,
         };
-        let growth = if new_len > old_len {
-            new_len - old_len
-        } else {
-            0
-        };
+        let growth = new_len.saturating_sub(old_len);
         // SAFETY: `ctx.ctx` is the program's context.
         if growth != 0 && unsafe { bpf_xdp_adjust_tail(ctx.ctx, growth as i32) } == 0 {
             room.growth = growth;
