@@ -21,7 +21,11 @@ fn ask() -> PacketBuilder {
 
 /// Many requests of other names that are never answered.
 fn flood(path: &Datapath, port: u16, count: u32) {
-    let request = PacketBuilder::udp(get(&["nothing"]));
+    flood_with(path, "get nothing\r\n", port, count);
+}
+
+fn flood_with(path: &Datapath, text: &str, port: u16, count: u32) {
+    let request = PacketBuilder::udp(text);
     for number in 0..count {
         path.pass(&request.clone().id(number as u16).client_port(port));
     }
@@ -144,6 +148,83 @@ fn a_name_is_free_after_its_time() {
         assert_eq!(path.stats().fills, number as u64 + 1);
         path.exchange("delete key\r\n", "DELETED\r\n");
     }
+}
+
+/// What was forgotten is in doubt no longer than it would have been remembered.
+#[test]
+fn a_forgotten_quiet_write_leaves_its_name_soon() {
+    let settle = Duration::from_millis(10);
+    let path = Datapath::with(&Setup {
+        settle,
+        ..Setup::default()
+    });
+    flood_with(&path, "delete other noreply\r\n", 50_000, FLOOD);
+    assert!(path.stats().requests_lost > 5000);
+    // A second more than the settle time, and three units of the stamps.
+    wait(settle + Duration::from_secs(1) + Duration::from_nanos(4 << LOST_SHIFT));
+    for number in 0..100 {
+        let request = ask().id(number).client_port(50_000);
+        let key = format!("key-{number}");
+        let request = request.payload(get(&[&key]));
+        path.pass(&request);
+        path.tx(&request.reply(hit(&key, "value")));
+    }
+    assert_eq!(path.stats().fills, 100);
+}
+
+/// A stamp stands for the latest of those that were forgotten under it.
+#[test]
+fn a_forgotten_get_keeps_its_stamp() {
+    let settle = Duration::from_millis(10);
+    let path = Datapath::with(&Setup {
+        settle,
+        ..Setup::default()
+    });
+    path.pass(&ask());
+    flood(&path, 50_000, FLOOD);
+    // All stamps of its set are overwritten.
+    for port in 50_001..50_005 {
+        flood_with(&path, "delete other noreply\r\n", port, 60_000);
+    }
+    wait(settle + Duration::from_secs(1) + Duration::from_nanos(4 << LOST_SHIFT));
+    path.pass(&ask());
+    path.tx(&ask().reply(hit("key", "old")));
+    assert_eq!(path.stats().fills, 0);
+}
+
+/// Of what has no end nothing is learnt: it makes room for what has one.
+#[test]
+fn endless_requests_are_forgotten_first() {
+    let path = Datapath::new();
+    let requests: Vec<_> = (0..100)
+        .map(|number| {
+            let key = format!("key-{number}");
+            (PacketBuilder::udp(get(&[&key])).id(number), key)
+        })
+        .collect();
+    for (request, _) in &requests {
+        path.pass(request);
+    }
+    wait(Duration::from_millis(10));
+    flood_with(&path, "version\r\nversion\r\n", 50_000, FLOOD);
+    for (request, key) in &requests {
+        path.tx(&request.reply(hit(key, "value")));
+    }
+    assert_eq!(path.stats().fills, 100);
+}
+
+/// memcached may be waiting for more of it.
+#[test]
+fn odd_requests_are_forgotten_last() {
+    let path = Datapath::new();
+    let odd = ask().payload("set key 0 0 22\r\nabc");
+    path.pass(&odd);
+    wait(Duration::from_millis(10));
+    flood(&path, 50_000, FLOOD);
+    flood_with(&path, "version\r\nversion\r\n", 50_001, FLOOD);
+    assert_eq!(path.epoch(), 1);
+    path.tx(&odd.reply("STORED\r\n"));
+    assert_eq!(path.epoch(), 2);
 }
 
 /// Nor does one that was forgotten, and whoever shares its stamp.
@@ -418,19 +499,26 @@ fn the_name_of_a_quiet_write_is_soon_free() {
             settle,
             ..Setup::default()
         });
-        path.pass(&ask().payload(text));
-        path.pass(&ask().payload(text));
+        // Said once, said twice, and with a GET that has not been answered before or after it.
+        let [once, twice, before, after] = [7, 8, 9, 10].map(|id| ask().id(id));
+        for name in [&once, &twice, &twice, &before, &after] {
+            let write = name.clone().payload(text);
+            if name.build() == before.build() {
+                path.pass(name);
+            }
+            path.pass(&write);
+            if name.build() == after.build() {
+                path.pass(name);
+            }
+        }
         wait(settle + Duration::from_millis(1100));
-        // Said twice, it may be anything.
-        path.pass(&ask());
-        path.tx(&ask().reply(hit("key", "value")));
-        assert_eq!(path.stats().fills, 0, "{text:?}");
-        let single = ask().id(8);
-        path.pass(&single.clone().payload(text));
-        wait(settle + Duration::from_millis(1100));
-        path.pass(&single);
-        path.tx(&single.reply(hit("key", "value")));
-        assert_eq!(path.stats().fills, 1, "{text:?}");
+        for (request, fills) in [(after, 0), (before, 0), (once, 1), (twice, 2)] {
+            let key = format!("key-{fills}");
+            let request = request.payload(get(&[&key]));
+            path.pass(&request);
+            path.tx(&request.reply(hit(&key, "value")));
+            assert_eq!(path.stats().fills, fills, "{text:?} {request:?}");
+        }
     }
 }
 

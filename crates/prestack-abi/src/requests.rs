@@ -90,10 +90,11 @@ pub struct RequestSet {
     pub names: [u64; SET_WAYS],
     /// The requests.
     pub requests: [Request; SET_WAYS],
-    /// When a set is full its oldest request is forgotten, and the time (in units of
-    /// 2^[`LOST_SHIFT`] ns, modulo 256; 0 for never) noted here under its name: until that is old,
-    /// no ticket is given under any name that shares the stamp. A stamp that seems young because
-    /// the time has wrapped around costs a ticket and no more.
+    /// When a set is full its oldest request is forgotten (of the endless ones, if there are any; an
+    /// odd one last), and when it was seen (in units of 2^[`LOST_SHIFT`] ns, modulo 256; 0 for never)
+    /// noted here under its name: until that is old, no ticket is given under any name that shares
+    /// the stamp. A stamp that seems young because the time has wrapped around costs a ticket and no
+    /// more.
     pub lost: [u8; LOST_STAMPS],
 }
 

@@ -77,6 +77,40 @@ fn is_old(stamp: u8, now: u8, horizon: u8) -> bool {
     age > horizon && age != u8::MAX
 }
 
+/// The stamp of a request that was seen at this time (in the unit of `Request::seen`).
+#[inline(always)]
+fn stamp_of(seen: u32) -> u8 {
+    match ((seen >> (LOST_SHIFT - SEEN_SHIFT)) as u8).wrapping_add(1) {
+        0 => 1,
+        stamp => stamp,
+    }
+}
+
+/// How dear a request is when one has to be forgotten, as two bits for each [`Kind`]. Of an endless one
+/// only its name is of use, which the stamp keeps as well; an odd one has to be heeded when it ends.
+const DEAR: u64 = {
+    let mut dear = 0;
+    let mut kind = 0;
+    while kind <= Kind::Odd as u32 {
+        let how = match kind {
+            k if k == Kind::Endless as u32 => 1,
+            k if k == Kind::Odd as u32 => 3,
+            _ => 2,
+        };
+        dear |= how << (2 * kind);
+        kind += 1;
+    }
+    dear
+};
+
+/// The order in which requests are forgotten.
+#[inline(always)]
+fn rank(request: &Request) -> u64 {
+    const TIME_BITS: u32 = 62;
+    let dear = DEAR >> (2 * (u32::from(request.kind) & 15)) & 3;
+    dear << TIME_BITS | request.time
+}
+
 /// Place of a request in `REQUESTS`, also its index in `KEY_TICKETS`.
 pub type Slot = u32;
 
@@ -88,7 +122,9 @@ pub fn remember(config: &Config, name: u64, request: &Request) -> Option<(Slot, 
     let requests = REQUESTS.get_ptr_mut(set)?;
     let now = request.time;
     let seen = (now >> SEEN_SHIFT) as u32;
-    let stamp = ((now >> LOST_SHIFT) as u8).wrapping_add(1);
+    let stamp = stamp_of(seen);
+    // A request of which little is to be expected counts as older than it is.
+    let own_seen = seen.wrapping_sub(request.seen);
     let horizon = (config.remember_ns >> LOST_SHIFT) as u8 + 2;
     let own_stamp = (name >> 1) as usize & (LOST_STAMPS - 1);
     let mut way = SET_WAYS;
@@ -101,10 +137,9 @@ pub fn remember(config: &Config, name: u64, request: &Request) -> Option<(Slot, 
         bpf_spin_lock((&raw mut (*requests).lock).cast());
         serial = (*requests).serial.wrapping_add(1);
         (*requests).serial = serial;
-        let mut oldest = u64::MAX;
+        let mut cheapest = u64::MAX;
         for i in 0..SET_WAYS {
             let held = (*requests).names[i];
-            let born = (*requests).requests[i].time;
             let age = age((*requests).requests[i].seen, seen);
             let is_over = held == 0 || age << SEEN_SHIFT > config.remember_ns;
             // The name itself is found even when its time is over: it is then taken anew.
@@ -114,9 +149,13 @@ pub fn remember(config: &Config, name: u64, request: &Request) -> Option<(Slot, 
                 has_lost = false;
                 break;
             }
-            let rank = if is_over { 0 } else { born };
-            if rank < oldest {
-                oldest = rank;
+            let rank = if is_over {
+                0
+            } else {
+                rank(&(*requests).requests[i])
+            };
+            if rank < cheapest {
+                cheapest = rank;
                 way = i;
                 has_lost = !is_over;
             }
@@ -142,7 +181,12 @@ pub fn remember(config: &Config, name: u64, request: &Request) -> Option<(Slot, 
             } else {
                 if has_lost {
                     let lost = ((*requests).names[i] >> 1) as usize & (LOST_STAMPS - 1);
-                    (*requests).lost[lost] = if stamp == 0 { 1 } else { stamp };
+                    let (old, new) = ((*requests).lost[lost], stamp_of((*held).seen));
+                    // The later one stands for both. One may be ahead of this CPU's clock.
+                    let next = stamp.wrapping_add(1);
+                    if old == 0 || next.wrapping_sub(old) > next.wrapping_sub(new) {
+                        (*requests).lost[lost] = new;
+                    }
                 }
                 (*requests).names[i] = name;
                 *held = *request;
@@ -150,12 +194,9 @@ pub fn remember(config: &Config, name: u64, request: &Request) -> Option<(Slot, 
                     (*held).version = serial;
                 }
             }
-            // A request of which little is to be expected counts as older than it is.
-            (*held).seen = if is_known {
-                seen
-            } else {
-                seen.wrapping_sub(request.seen)
-            };
+            if !is_known || (own_seen.wrapping_sub((*held).seen) as i32) > 0 {
+                (*held).seen = own_seen;
+            }
         }
         let lost = (*requests).lost[own_stamp];
         is_certain = !is_known && (lost == 0 || is_old(lost, stamp, horizon));
