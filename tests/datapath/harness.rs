@@ -149,10 +149,7 @@ impl Setup {
             config.doors_len += 1;
             config.add_port(door.port);
         }
-        let allow = AllowList {
-            networks: self.allow.clone(),
-            is_given: true,
-        };
+        let allow = AllowList::new(&self.allow, &[]).expect("few networks");
         for link in &self.links {
             config.links[config.links_len as usize] = *link;
             config.links_len += 1;

@@ -107,6 +107,18 @@ fn the_broadcast_address_of_an_allowed_network() {
     for source in [[10, 0, 0, 255], [10, 0, 0, 0]] {
         assert_refused(&mut path, |request| request.from((source, 40_000)));
     }
+    // Also of networks that are next to one another.
+    let mut path = filled(&Setup {
+        allow: ["10.0.0.0/24", "10.0.1.0/24"]
+            .map(|net| net.parse().expect("a network"))
+            .to_vec(),
+        ..Setup::default()
+    });
+    for source in [[10, 0, 0, 255], [10, 0, 1, 0], [10, 0, 1, 255]] {
+        assert_refused(&mut path, |request| request.from((source, 40_000)));
+    }
+    let neighbour = path.get_of("key").from(([10, 0, 1, 1], 40_000));
+    assert_eq!(path.rx(&neighbour), Verdict::Served(hit("key", "value")));
     // RFC 3021: of two hosts none is the broadcast address; a single one is not either.
     for (network, source) in [("10.0.0.8/31", 8), ("10.0.0.8/31", 9), ("10.0.0.7/32", 7)] {
         let mut path = filled(&Setup::default());

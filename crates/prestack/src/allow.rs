@@ -7,7 +7,7 @@ use prestack_abi::config::{Link, MAX_ALLOWED, Net4, Net6};
 
 use crate::host::LocalAddress;
 
-/// Networks from which clients may be served, neighbours joined.
+/// Networks from which clients may be served, without those that lie in others.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct AllowList {
     /// The networks. A source belongs to the first that it is in.
@@ -45,7 +45,11 @@ impl AllowList {
             subnets.sort_by_key(|net| (net.addr().is_ipv6(), Reverse(net.prefix_len())));
             subnets
         } else {
-            IpNet::aggregate(&given.to_vec())
+            // Not joined: the broadcast addresses between neighbours would be a host's.
+            let all: BTreeSet<_> = given.iter().map(IpNet::trunc).collect();
+            let is_in_another =
+                |net: &IpNet| all.iter().any(|other| other != net && other.contains(net));
+            all.iter().filter(|net| !is_in_another(net)).copied().collect()
         };
         let list = Self {
             networks,
@@ -145,10 +149,11 @@ mod tests {
     }
 
     #[test]
-    fn given_networks_replace_it_and_are_joined() {
-        let given = nets(&["10.0.1.0/24", "10.0.0.0/24", "10.0.0.0/25"]);
+    fn given_networks_replace_it() {
+        let given = nets(&["10.0.1.0/24", "10.0.0.7/24", "10.0.0.0/25", "10.0.1.9/24"]);
         let list = AllowList::new(&given, &[local("10.9.0.7/24", true)]).expect("few");
-        assert_eq!(list.networks, nets(&["10.0.0.0/23"]));
+        // Not joined: each has a broadcast address of its own.
+        assert_eq!(list.networks, nets(&["10.0.0.0/24", "10.0.1.0/24"]));
     }
 
     #[test]
