@@ -32,6 +32,9 @@ pub const MIN_AGE: Duration = Duration::from_millis(50);
 /// Longest `max-age` and `settle`: the datapath's ticks wrap around after 26 days.
 pub const MAX_AGE: Duration = Duration::from_secs(24 * 3600);
 
+/// Greatest `rate-limit`: the datapath counts the nanoseconds between two hits.
+pub const MAX_RATE: u32 = 1_000_000_000;
+
 /// A setting that cannot be used.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs, reason = "the messages say it")]
@@ -60,6 +63,11 @@ pub enum SettingsError {
         least: Span,
         most: Span,
     },
+    #[error(
+        "--rate-limit {given} is out of range: the most is {MAX_RATE} hits per second, and without \
+         it there is no limit"
+    )]
+    RateTooHigh { given: NonZeroU32 },
     #[error("port 0 cannot be served: give the port on which memcached listens")]
     PortZero,
 }
@@ -223,6 +231,9 @@ impl Settings {
         let settle = self.settle.map_or(max_age, |span| span.0);
         in_range("max-age", max_age, MIN_AGE)?;
         in_range("settle", settle, Duration::ZERO)?;
+        if let Some(given) = self.rate_limit.filter(|rate| rate.get() > MAX_RATE) {
+            return Err(SettingsError::RateTooHigh { given });
+        }
         Ok(Options {
             instance: self.instance.unwrap_or_default(),
             interfaces: self.interface,
@@ -418,6 +429,11 @@ mod tests {
             error("interface='a'\nsettle='2days'"),
             DurationOutOfRange { name: "settle", .. }
         ));
+        assert!(matches!(
+            error("interface='a'\nrate-limit=1000000001"),
+            RateTooHigh { .. }
+        ));
+        assert!(resolve("interface='a'\nrate-limit=1000000000").is_ok());
     }
 
     #[test]
