@@ -197,6 +197,21 @@ fn a_rate_without_a_burst() {
     assert_eq!(path.stats().rate_limited, 3);
 }
 
+/// What is not answered in the end is not counted.
+#[test]
+fn a_hit_that_comes_to_nothing_is_free() {
+    let mut path = filled(&Setup {
+        rate_interval: Duration::from_secs(3600),
+        ..Setup::default()
+    });
+    // More than is kept of a request, to be put back: it cannot be answered in place.
+    let request = path.get_of("key").padding([0; 400]);
+    path.pass(&request);
+    path.assert_hit("key", "value");
+    path.only_pass("get key\r\n");
+    assert_eq!(path.stats().rate_limited, 1);
+}
+
 /// Who may not be served has no place in the memory of requests, nor tickets.
 #[test]
 fn strangers_are_not_remembered() {

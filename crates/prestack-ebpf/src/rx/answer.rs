@@ -10,9 +10,9 @@ use prestack_proto::window::{Source, Window};
 
 use super::get::is_servable;
 use super::item::HEAD_ROOM;
-use super::reply;
 use super::room::{self, Room};
 use super::udp::Datagram;
+use super::{rate, reply};
 use crate::ledger::{backend, requests};
 use crate::maps::{KEY_TICKETS, REQUEST_KEYS, count};
 use crate::packet::Packet;
@@ -55,7 +55,9 @@ pub fn answer(ctx: &XdpContext, datagram: &Datagram<'_>) -> Option<u32> {
     if !is_servable(ctx, datagram, state, now, len, None) {
         return None;
     }
-    serve(ctx, datagram, scratch, start, len)
+    let action = serve(ctx, datagram, scratch, start, len)?;
+    rate::spend(datagram.config, &datagram.headers.addresses.source, now);
+    Some(action)
 }
 
 /// Sends the `len` bytes at `start` of the reply in scratch.

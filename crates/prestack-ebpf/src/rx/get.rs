@@ -54,7 +54,7 @@ pub fn get(
             count!(refreshes);
         } else if found.knows(EntryHeader::FLAGS)
             && is_servable(ctx, datagram, state, now, found.reply_len, Some(sum))
-            && let Some(action) = serve(ctx, packet, datagram, &found)
+            && let Some(action) = serve(ctx, packet, datagram, &found, now)
         {
             return action;
         }
@@ -125,7 +125,13 @@ pub fn is_servable(
 
 /// Turns the packet into the reply. `None` if that did not work out: the packet is then as it was.
 #[inline(always)]
-fn serve(ctx: &XdpContext, packet: Packet, datagram: &Datagram<'_>, found: &Found) -> Option<u32> {
+fn serve(
+    ctx: &XdpContext,
+    packet: Packet,
+    datagram: &Datagram<'_>,
+    found: &Found,
+    now: u64,
+) -> Option<u32> {
     let scratch = scratch()?;
     let at = datagram.payload;
     let new_len = at + found.reply_len;
@@ -146,6 +152,7 @@ fn serve(ctx: &XdpContext, packet: Packet, datagram: &Datagram<'_>, found: &Foun
         return Some(XDP_DROP);
     }
     room::cut(ctx, packet, new_len);
+    rate::spend(datagram.config, &datagram.headers.addresses.source, now);
     count!(udp_hits);
     Some(XDP_TX)
 }
