@@ -40,11 +40,20 @@ impl<'a> Reader<'a> {
     }
 }
 
+/// Shortest Ethernet frame (IEEE 802.3), without its checksum.
+pub const SHORTEST: usize = 60;
+
 /// Takes a reply apart. Panics unless it is one that every stack accepts: all lengths exact, all
-/// checksums right.
+/// checksums right. Zeros may follow up to the length of the shortest frame.
 pub fn datagram(packet: &[u8]) -> Datagram {
     let mut reader = Reader(packet);
     let (macs, tags, ethertype) = ethernet(&mut reader);
+    if packet.len() <= SHORTEST && ethertype == IPV4 {
+        let total = u16::from_be_bytes([reader.0[2], reader.0[3]]);
+        let (used, padding) = reader.0.split_at(usize::from(total));
+        assert!(padding.iter().all(|byte| *byte == 0), "{padding:?}");
+        reader.0 = used;
+    }
     let (source, destination, hop_limit) = match ethertype {
         IPV4 => ipv4(&mut reader),
         IPV6 => ipv6(&mut reader),

@@ -459,3 +459,23 @@ fn a_write_between_two_protocols_ends_what_was_known() {
     path.only_pass("gets key\r\n");
     path.only_pass(binary_get(GET, b"key", 1));
 }
+
+/// Network cards and switches drop frames that are shorter than the shortest.
+#[test]
+fn the_shortest_replies_fill_a_frame() {
+    for value in ["", "x", "xy"] {
+        let mut path = Datapath::new();
+        let reply = format!("VA {}\r\n{value}\r\n", value.len());
+        path.exchange("mg k v\r\n", &reply);
+        let request = path.request("mg k v\r\n");
+        // As they come from a network card, with anything behind them, and from a local stack.
+        for (padding, len) in [(&b"zz"[..], 60), (b"zzzzzzzz", 60), (b"z", 59), (b"", 58)] {
+            let packet = request.clone().padding(padding).build();
+            let ran = path.kernel().programs.rx(&packet);
+            let payload = reply.len() + 50;
+            assert_eq!(ran.packet.len(), len.max(payload), "{value:?} {padding:?}");
+            let expected = Verdict::Served(reply.clone().into_bytes());
+            assert_eq!(path.rx_bytes(&packet), expected);
+        }
+    }
+}

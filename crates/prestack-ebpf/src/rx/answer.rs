@@ -91,7 +91,7 @@ fn serve(
         // There is room, so this cannot be; the request is no longer whole, so it cannot pass.
         return Some(XDP_DROP);
     }
-    room::cut(ctx, packet, at + len);
+    room::cut_to_frame(ctx, packet, at + len);
     count!(udp_hits);
     Some(XDP_TX)
 }

@@ -19,6 +19,11 @@ const MAX_AT: u64 = 22 + 40 + 16;
 /// include/uapi/linux/bpf.h).
 const MAX_SHIFT: u64 = 256;
 
+/// Bytes of the shortest frame, headers included (`ETH_ZLEN` in include/uapi/linux/if_ether.h).
+const SHORTEST_FRAME: u64 = 60;
+/// Bytes of a packet with the shortest reply, `VA 0\r\n\r\n`.
+const SHORTEST_REPLY: u64 = 14 + 20 + 16 + 8;
+
 /// A packet with room for a reply, and the bytes of the request that the reply may overwrite.
 #[derive(Clone, Copy)]
 pub struct Room {
@@ -161,6 +166,21 @@ impl Room {
             }
         }
     }
+}
+
+/// Cuts a packet that holds a short reply to `new_len` bytes, but not below the shortest frame, which
+/// is filled up with zeros.
+#[inline(always)]
+pub fn cut_to_frame(ctx: &XdpContext, packet: Packet, new_len: u64) {
+    let new_len = packet.forgotten(new_len);
+    if new_len >= SHORTEST_FRAME {
+        return cut(ctx, packet, new_len);
+    }
+    // Each may be missing: a local stack does not fill its frames.
+    for i in 0..SHORTEST_FRAME - SHORTEST_REPLY {
+        let _ = packet.write(new_len + i, 0u8);
+    }
+    cut(ctx, packet, SHORTEST_FRAME);
 }
 
 /// Cuts a packet that holds its reply to `new_len` bytes.
