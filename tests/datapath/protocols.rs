@@ -59,15 +59,28 @@ fn gets_is_never_answered_without_a_cas_nor_get_with_one() {
 fn every_cas_number_and_all_flags() {
     for cas in [0, 1, 9, 10, 99_999_999, 100_000_000, 1 << 53, u64::MAX] {
         for flags in [0, 1, 10, 99_999_999, 100_000_000, u32::MAX] {
-            let mut path = Datapath::new();
-            let reply = hit_with_cas("key", flags, cas, "value");
-            assert_passed(&mut path, "gets key\r\n", &reply);
-            assert_served(&mut path, "gets key\r\n", &reply);
-            let text = [item("key", flags, "value"), b"END\r\n".to_vec()].concat();
-            assert_served(&mut path, "get key\r\n", text);
-            for opcode in [GET, GETQ, GETK, GETKQ] {
-                let reply = binary_hit(opcode, b"key", flags, cas, b"value", 0xdead_beef);
-                assert_served(&mut path, binary_get(opcode, b"key", 0xdead_beef), reply);
+            let gets = hit_with_cas("key", flags, cas, "value");
+            let meta = format!("VA 5 c{cas} f{flags}\r\nvalue\r\n");
+            let binary = binary_hit(GET, b"key", flags, cas, b"value", 1);
+            let teachers = [
+                (b"gets key\r\n".to_vec(), gets.clone()),
+                (b"mg key v c f\r\n".to_vec(), meta.clone().into_bytes()),
+                (binary_get(GET, b"key", 1), binary),
+            ];
+            for (request, reply) in teachers {
+                let mut path = Datapath::new();
+                assert_passed(&mut path, &request, &reply);
+                assert_served(&mut path, &request, &reply);
+                assert_served(&mut path, "gets key\r\n", &gets);
+                let text = [item("key", flags, "value"), b"END\r\n".to_vec()].concat();
+                assert_served(&mut path, "get key\r\n", text);
+                for opcode in [GET, GETQ, GETK, GETKQ] {
+                    let reply = binary_hit(opcode, b"key", flags, cas, b"value", 0xdead_beef);
+                    assert_served(&mut path, binary_get(opcode, b"key", 0xdead_beef), reply);
+                }
+                if request.starts_with(b"mg") {
+                    assert_served(&mut path, "mg key c v f\r\n", &meta);
+                }
             }
         }
     }
@@ -266,9 +279,7 @@ fn a_binary_miss_drops_the_entry() {
 
 #[test]
 fn binary_requests_that_are_odd_pass() {
-    let mut path = Datapath::new();
     let reply = binary_hit(GET, b"key", 5, 6, b"value", 1);
-    assert_passed(&mut path, binary_get(GET, b"key", 1), reply);
     let plain = binary_get(GET, b"key", 1);
     let mut with_extras = plain.clone();
     with_extras[4] = 1;
@@ -278,9 +289,31 @@ fn binary_requests_that_are_odd_pass() {
     too_long[11] += 1;
     too_long.push(b'x');
     for odd in [with_extras, with_data_type, too_long] {
-        path.only_pass(odd);
+        let mut path = Datapath::new();
+        assert_passed(&mut path, &plain, &reply);
+        assert_served(&mut path, &plain, &reply);
+        path.only_pass(&odd);
+        assert_eq!(path.stats().invalidations, 0);
+        assert_eq!(path.stats().udp_hits, 1);
+        if path.epoch() == 0 {
+            assert_served(&mut path, &plain, &reply);
+        }
     }
-    assert_eq!(path.stats().invalidations, 0);
+}
+
+/// memcached minds neither: it has no vbuckets, and reads whatever the CAS number.
+#[test]
+fn a_vbucket_and_a_cas_number_in_a_binary_get() {
+    for opcode in [GET, GETQ, GETK, GETKQ] {
+        let mut odd = binary_get(opcode, b"key", 9);
+        odd[6..8].copy_from_slice(&[0x12, 0x34]);
+        odd[16..24].copy_from_slice(&99_u64.to_be_bytes());
+        let reply = binary_hit(opcode, b"key", 5, 6, b"value", 9);
+        let mut path = Datapath::new();
+        assert_passed(&mut path, &odd, &reply);
+        assert_served(&mut path, &odd, &reply);
+        assert_served(&mut path, binary_get(opcode, b"key", 9), &reply);
+    }
 }
 
 #[test]

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use crate::bytes::hit;
+use crate::binary::{self, GET, GETK};
+use crate::bytes::{hit, item};
 use crate::harness::{Datapath, Setup, Verdict, doors_of_wildcard, wait};
 use crate::packet::{Checksum, PORT, PacketBuilder, SERVER4};
 
@@ -133,10 +134,10 @@ fn the_broadcast_address_of_an_allowed_network() {
 
 #[test]
 fn a_memcached_that_was_not_seen_answering_over_udp() {
-    let mut path = filled(&Setup::default());
+    let mut path = known(&Setup::default());
     path.kernel().controls.doubt_udp(0);
-    for text in ["get key\r\n", "get key key\r\n", "gets key\r\n"] {
-        path.only_pass(text);
+    for (request, _) in forms() {
+        path.only_pass(request);
     }
     path.exchange("mn\r\n", "MN\r\n");
     path.assert_hit("key", "value");
@@ -252,4 +253,144 @@ fn ipv6_without_a_checksum() {
         path.pass(&request);
     }
     assert_eq!(path.stats().bad_checksums, 3);
+}
+
+/// `key` is cached with all that can be known of it.
+fn known(setup: &Setup) -> Datapath {
+    let mut path = Datapath::with(setup);
+    path.exchange("mg key v f c k\r\n", "VA 5 f0 c1 kkey\r\nvalue\r\n");
+    assert_eq!(path.stats().fills, 1);
+    path
+}
+
+/// A request in every form in which one is answered, and the answer.
+fn forms() -> [(Vec<u8>, Vec<u8>); 7] {
+    let value = hit("key", "value");
+    let text = |request: &str, reply: &[u8]| (request.as_bytes().to_vec(), reply.to_vec());
+    let binary = |opcode| {
+        let reply = binary::hit(opcode, b"key", 0, 1, b"value", 9);
+        (binary::get(opcode, b"key", 9), reply)
+    };
+    [
+        text("get key\r\n", &value),
+        text("get  key\r\n", &value),
+        text(
+            "get key key\r\n",
+            &[item("key", 0, "value"), value.clone()].concat(),
+        ),
+        text("gets key\r\n", b"VALUE key 0 5 1\r\nvalue\r\nEND\r\n"),
+        text("mg key v\r\n", b"VA 5\r\nvalue\r\n"),
+        binary(GET),
+        binary(GETK),
+    ]
+}
+
+/// How many of all forms were not served for each of the reasons that are counted.
+fn refusals(path: &Datapath) -> [u64; 4] {
+    let stats = path.stats();
+    [
+        stats.not_allowed,
+        stats.spoof_prone,
+        stats.rate_limited,
+        stats.bad_checksums,
+    ]
+}
+
+/// What is wrong with a request, what does it, and what it counts as ([`refusals`]).
+type Wrong = (&'static str, fn(PacketBuilder) -> PacketBuilder, [u64; 4]);
+
+#[test]
+fn every_form_is_refused_to_whom_it_should_be() {
+    let wrongs: [Wrong; 7] = [
+        (
+            "a stranger",
+            |request| request.from(([10, 0, 1, 2], 40_000)),
+            [1, 0, 0, 0],
+        ),
+        (
+            "a reserved port",
+            |request| request.client_port(53),
+            [0, 1, 0, 0],
+        ),
+        (
+            "another memcached",
+            |request| request.client_port(PORT),
+            [0, 1, 0, 0],
+        ),
+        (
+            "a broadcast",
+            |mut request| {
+                request.destination_mac = [0xff; 6];
+                request
+            },
+            [0, 1, 0, 0],
+        ),
+        (
+            "a checksum",
+            |request| request.checksum(Checksum::Wrong),
+            [0, 0, 0, 1],
+        ),
+        (
+            "a header's checksum",
+            |request| request.ip_checksum_lie(1),
+            [0, 0, 0, 1],
+        ),
+        (
+            "IPv6 without a checksum",
+            |request| request.v6().checksum(Checksum::None),
+            [0, 0, 0, 1],
+        ),
+    ];
+    for (form, expected) in forms() {
+        let form_text = form.escape_ascii();
+        for (what, alter, counted) in wrongs {
+            let mut path = known(&Setup::default());
+            let request = path.request(&form);
+            let served = Verdict::Served(expected.clone());
+            assert_eq!(path.rx(&request), served, "{form_text}");
+            assert_eq!(refusals(&path), [0; 4], "{form_text}");
+            path.pass(&alter(request));
+            assert_eq!(refusals(&path), counted, "{form_text} from {what}");
+        }
+    }
+}
+
+#[test]
+fn every_form_is_refused_where_nothing_is_served() {
+    let usual = Setup::default();
+    let mut unserved = usual.clone();
+    for door in &mut unserved.doors {
+        door.serve_udp = false;
+    }
+    let unwatched = Setup {
+        serve_for: Duration::ZERO,
+        ..usual.clone()
+    };
+    for (form, expected) in forms() {
+        let form_text = form.escape_ascii();
+        for setup in [&unserved, &unwatched] {
+            let mut path = known(&usual);
+            let request = path.request(&form);
+            let served = Verdict::Served(expected.clone());
+            assert_eq!(path.rx(&request), served, "{form_text}");
+            path.configure(setup);
+            path.pass(&request);
+            assert_eq!(refusals(&path), [0; 4], "{form_text}");
+        }
+    }
+}
+
+#[test]
+fn every_form_counts_against_the_rate() {
+    for (form, expected) in forms() {
+        let mut path = known(&Setup {
+            rate_interval: Duration::from_secs(3600),
+            ..Setup::default()
+        });
+        let request = path.request(&form);
+        let form_text = form.escape_ascii();
+        assert_eq!(path.rx(&request), Verdict::Served(expected), "{form_text}");
+        path.pass(&request);
+        assert_eq!(refusals(&path), [0, 0, 1, 0], "{form_text}");
+    }
 }

@@ -57,6 +57,18 @@ fn what_was_never_shown_is_never_said() {
     path.only_pass(binary());
 }
 
+#[test]
+fn flags_that_a_text_reply_adds_are_said_by_mg() {
+    let mut path = told(&[
+        ("mg key v\r\n", "VA 5\r\nvalue\r\n"),
+        ("get key\r\n", "VALUE key 7 5\r\nvalue\r\nEND\r\n"),
+    ]);
+    assert_served(&mut path, "mg key v f\r\n", "VA 5 f7\r\nvalue\r\n");
+    let text = "VALUE key 7 5\r\nvalue\r\nEND\r\n";
+    assert_served(&mut path, "get key\r\n", text);
+    path.only_pass("mg key v c\r\n");
+}
+
 /// The item was replaced unseen by one with the same data.
 #[test]
 fn replies_that_contradict_one_another() {
