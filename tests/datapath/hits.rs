@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 
 use crate::bytes::{get, hit, key_of, value_for_reply};
+use crate::forms::{forms, known};
 use crate::harness::{Datapath, Setup, Verdict, random, random_v4, random_v6, volume};
 use crate::packet::{Checksum, PORT, SERVICE_VLAN, VLAN};
 
@@ -290,6 +291,36 @@ fn tags_are_kept() {
             path.tx(&request.reply(hit(&key, "value")));
             let request = tagged(&mut path);
             assert_eq!(path.rx(&request), Verdict::Served(hit(&key, "value")));
+        }
+    }
+}
+
+#[test]
+fn every_form_is_served_over_every_layer() {
+    let tags: [&[(u16, u16)]; 3] = [
+        &[],
+        &[(SERVICE_VLAN, 0xe123)],
+        &[(SERVICE_VLAN, 7), (VLAN, 0x2fff)],
+    ];
+    let mut path = known(&Setup::default());
+    for (form, reply) in forms() {
+        for tags in tags {
+            for v6 in [false, true] {
+                for checksum in [Checksum::Full, Checksum::Partial, Checksum::None] {
+                    if v6 && checksum == Checksum::None {
+                        continue;
+                    }
+                    let request = path.request(&form).checksum(checksum);
+                    let request = if v6 { request.v6() } else { request };
+                    let request = tags.iter().fold(request, |request, (ethertype, tag)| {
+                        request.tag(*ethertype, *tag)
+                    });
+                    let served = Verdict::Served(reply.clone());
+                    assert_eq!(path.rx(&request), served, "{request:?}");
+                    let request = request.padding([b'x'; 9]);
+                    assert_eq!(path.rx(&request), served, "{request:?}");
+                }
+            }
         }
     }
 }

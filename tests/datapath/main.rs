@@ -8,6 +8,7 @@ mod binary;
 mod bytes;
 mod check;
 mod eviction;
+mod forms;
 mod harness;
 mod headers;
 mod hits;

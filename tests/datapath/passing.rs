@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use crate::binary::{self, GET, GETK, GETKQ, GETQ};
 use crate::bytes::{get, hit, item};
 use crate::harness::{Datapath, Setup, Verdict, random, volume};
 use crate::packet::{ACK, Checksum, FIN, PSH, PacketBuilder, SERVICE_VLAN, SYN, VLAN};
@@ -20,23 +21,24 @@ fn setup() -> Setup {
     }
 }
 
-/// Requests of all kinds; the first 20 are GETs of cached keys over UDP.
+/// How many of [`requests`] are GETs of cached keys over UDP: the first.
+const GETS: usize = 70;
+
+/// Requests of all kinds.
 fn requests() -> Vec<PacketBuilder> {
     let texts = [
         get(&["key"]),
         get(&["key", "other"]),
-        get(&["key", "other", "none"]),
-        get(&["k".repeat(250)]),
         b"gets key\r\n".to_vec(),
         b"mg key v\r\n".to_vec(),
+        b"mg key c k O1 v f s\r\n".to_vec(),
+        binary::get(GET, b"key", 1),
+        binary::get(GETK, b"other", 0x0102_0304),
+        get(&["key", "other", "none"]),
+        get(&["k".repeat(250)]),
         b"set none 0 0 3\r\nnew\r\n".to_vec(),
         b"delete none noreply\r\n".to_vec(),
         b"ms none 3 q\r\nnew\r\n".to_vec(),
-        [
-            &b"\x80\0\0\x03\0\0\0\0\0\0\0\x03\0\0\0\0\0\0\0\0\0\0\0\0"[..],
-            b"key",
-        ]
-        .concat(),
     ];
     let (mut udp, mut tcp) = (Vec::new(), Vec::new());
     for text in texts {
@@ -111,28 +113,66 @@ fn noise(random: &mut fastrand::Rng) -> Vec<u8> {
 /// Makes sure that `key` and `other` are cached, unless `rx` knows of something against it.
 fn refill(path: &mut Datapath) {
     for key in ["key", "other"] {
-        let request = path.get_of(key).client_port(2);
+        let request = path.request(format!("mg {key} v f c k\r\n"));
+        let request = request.client_port(2);
         if path.rx(&request) == Verdict::Passed {
-            path.tx(&request.reply(hit(key, "value")));
+            path.tx(&request.reply(format!("VA 5 f0 c1 k{key}\r\nvalue\r\n")));
         }
     }
+}
+
+/// Whether a reply is one of those that can be had: one item or several, as memcached shows them.
+fn is_right(reply: &[u8]) -> bool {
+    match reply {
+        [0x81, ..] => is_right_binary(reply),
+        [b'V', b'A', b' ', ..] => is_right_meta(reply),
+        _ => {
+            let shown = |key: &str, rest: &str| format!("VALUE {key} 0 5{rest}\r\nvalue\r\n");
+            let items = ["key", "other"].map(|key| [shown(key, ""), shown(key, " 1")]);
+            let mut rest = reply;
+            while let Some(item) = items
+                .as_flattened()
+                .iter()
+                .find(|item| rest.starts_with(item.as_bytes()))
+            {
+                rest = &rest[item.len()..];
+            }
+            rest == b"END\r\n" && rest.len() < reply.len()
+        }
+    }
+}
+
+fn is_right_binary(reply: &[u8]) -> bool {
+    let Some(opaque) = reply.get(12..16) else {
+        return false;
+    };
+    let opaque = u32::from_be_bytes(opaque.try_into().expect("four bytes"));
+    [GET, GETQ, GETK, GETKQ].iter().any(|opcode| {
+        [&b"key"[..], b"other"]
+            .iter()
+            .any(|key| reply == binary::hit(*opcode, key, 0, 1, b"value", opaque))
+    })
+}
+
+fn is_right_meta(reply: &[u8]) -> bool {
+    let Some(head) = reply.strip_suffix(b"\r\nvalue\r\n") else {
+        return false;
+    };
+    let mut words = head.split(|byte| *byte == b' ');
+    words.next() == Some(b"VA")
+        && words.next() == Some(b"5")
+        && words.all(|word| {
+            word.starts_with(b"O") || [&b"f0"[..], b"c1", b"s5", b"kkey", b"kother"].contains(&word)
+        })
 }
 
 #[test]
 fn changed_requests() {
     let mut random = random();
     let requests = requests();
-    // The only answers to be had: one item or several.
-    let items = [item("key", 0, "value"), item("other", 0, "value")];
-    let is_right = |reply: &[u8]| {
-        let mut rest = reply;
-        while let Some(item) = items.iter().find(|item| rest.starts_with(item)) {
-            rest = &rest[item.len()..];
-        }
-        rest == b"END\r\n" && rest.len() < reply.len()
-    };
-    let mut served = 0;
-    let gets = &requests[..20];
+    // Of text, meta and binary requests.
+    let mut served = [0; 3];
+    let gets = &requests[..GETS];
     for round in 0..volume(80) {
         let mut path = Datapath::with(&setup());
         // What TCP makes of a flow that was changed keeps the cache empty: every other round is
@@ -144,12 +184,16 @@ fn changed_requests() {
             mutate(&mut random, &mut frame);
             if let Verdict::Served(reply) = path.rx_bytes(&frame) {
                 assert!(is_right(&reply), "{}", reply.escape_ascii());
-                served += 1;
+                served[match reply[..2] {
+                    [0x81, _] => 2,
+                    [b'V', b'A'] if reply[2] == b' ' => 1,
+                    _ => 0,
+                }] += 1;
             }
         }
     }
-    println!("{served} were answered all the same");
-    assert!(served > 0, "no change left a request good");
+    println!("{served:?} were answered all the same");
+    assert!(!served.contains(&0), "no change left a request good");
 }
 
 #[test]

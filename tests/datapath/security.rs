@@ -1,11 +1,11 @@
 //! Who is not answered, although what was asked for is in the cache.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use crate::binary::{self, GET, GETK};
-use crate::bytes::{hit, item};
-use crate::harness::{Datapath, Setup, Verdict, doors_of_wildcard, wait};
-use crate::packet::{Checksum, PORT, PacketBuilder, SERVER4};
+use crate::bytes::hit;
+use crate::forms::{forms, known, learn};
+use crate::harness::{Datapath, Setup, Verdict, doors_of_wildcard, volume, wait};
+use crate::packet::{CLIENT_PORT, Checksum, PORT, PacketBuilder, SERVER4, SERVICE_VLAN, VLAN};
 
 fn filled(setup: &Setup) -> Datapath {
     let mut path = Datapath::with(setup);
@@ -255,36 +255,6 @@ fn ipv6_without_a_checksum() {
     assert_eq!(path.stats().bad_checksums, 3);
 }
 
-/// `key` is cached with all that can be known of it.
-fn known(setup: &Setup) -> Datapath {
-    let mut path = Datapath::with(setup);
-    path.exchange("mg key v f c k\r\n", "VA 5 f0 c1 kkey\r\nvalue\r\n");
-    assert_eq!(path.stats().fills, 1);
-    path
-}
-
-/// A request in every form in which one is answered, and the answer.
-fn forms() -> [(Vec<u8>, Vec<u8>); 7] {
-    let value = hit("key", "value");
-    let text = |request: &str, reply: &[u8]| (request.as_bytes().to_vec(), reply.to_vec());
-    let binary = |opcode| {
-        let reply = binary::hit(opcode, b"key", 0, 1, b"value", 9);
-        (binary::get(opcode, b"key", 9), reply)
-    };
-    [
-        text("get key\r\n", &value),
-        text("get  key\r\n", &value),
-        text(
-            "get key key\r\n",
-            &[item("key", 0, "value"), value.clone()].concat(),
-        ),
-        text("gets key\r\n", b"VALUE key 0 5 1\r\nvalue\r\nEND\r\n"),
-        text("mg key v\r\n", b"VA 5\r\nvalue\r\n"),
-        binary(GET),
-        binary(GETK),
-    ]
-}
-
 /// How many of all forms were not served for each of the reasons that are counted.
 fn refusals(path: &Datapath) -> [u64; 4] {
     let stats = path.stats();
@@ -392,5 +362,45 @@ fn every_form_counts_against_the_rate() {
         assert_eq!(path.rx(&request), Verdict::Served(expected), "{form_text}");
         path.pass(&request);
         assert_eq!(refusals(&path), [0, 0, 1, 0], "{form_text}");
+    }
+}
+
+/// What was flipped on the way is found, wherever it was in the datagram or its addresses.
+#[test]
+fn every_flipped_bit_is_found_in_every_form() {
+    let setup = Setup {
+        settle: Duration::ZERO,
+        ..Setup::default()
+    };
+    let mut path = known(&setup);
+    let tags: [&[u16]; 3] = [&[], &[VLAN], &[SERVICE_VLAN, VLAN]];
+    // The plain get has a test of its own.
+    for (form, expected) in &forms()[2..] {
+        for (tags, v6) in tags.iter().flat_map(|tags| [(tags, false), (tags, true)]) {
+            let request = PacketBuilder::udp(form).id(9).client_port(CLIENT_PORT + 1);
+            let request = if v6 { request.v6() } else { request };
+            let tagged = |request: PacketBuilder, tag: &u16| request.tag(*tag, 5);
+            let packet = tags.iter().fold(request, tagged).build();
+            let served = Verdict::Served(expected.clone());
+            let addresses = 14 + 4 * tags.len() + if v6 { 8 } else { 12 };
+            for at in (addresses..packet.len()).step_by(if volume(20) < 20 { 5 } else { 1 }) {
+                for bit in 0..8 {
+                    let mut flipped = packet.clone();
+                    flipped[at] ^= 1 << bit;
+                    let what = format!("{} byte {at} bit {bit}", form.escape_ascii());
+                    let epoch = path.epoch();
+                    assert_eq!(path.rx_bytes(&flipped), Verdict::Passed, "{what}");
+                    // It may have been taken for something that empties the cache, or for a write.
+                    if path.epoch() != epoch {
+                        learn(&mut path);
+                    }
+                    let deadline = Instant::now() + Duration::from_secs(5);
+                    while path.rx_bytes(&packet) != served {
+                        assert!(Instant::now() < deadline, "{what}");
+                        learn(&mut path);
+                    }
+                }
+            }
+        }
     }
 }
