@@ -34,7 +34,7 @@ pub enum Kind {
     Binary = 4,
     /// A write of one key, answered by one datagram.
     Write = 5,
-    /// A command answered by one datagram, that writes nothing.
+    /// A command answered by one message, if at all, that writes nothing.
     Other = 6,
     /// A datagram whose answers cannot be counted: forgotten by time alone.
     Endless = 7,

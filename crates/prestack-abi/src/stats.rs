@@ -26,7 +26,8 @@ macro_rules! counters {
 counters! {
     /// UDP GETs answered by the cache.
     udp_hits,
-    /// UDP GETs let through because a key was not in the cache.
+    /// UDP GETs let through: a key was not in the cache or is fetched anew, or the request may not be
+    /// answered.
     udp_misses,
     /// UDP datagrams to a backend let through for any other reason.
     udp_passed,

@@ -14,7 +14,7 @@ use crate::clock;
 use crate::maps::SCRATCH;
 use crate::packet::Headers;
 
-/// Words of a packet that a reply may overwrite: a request of 320 bytes, headers included. The
+/// Words of a packet that a reply may overwrite: a request of 336 bytes, headers included. The
 /// longest single-key GET has 256 bytes and at most 78 before them.
 pub const SAVED_WORDS: usize = 42;
 

@@ -24,12 +24,6 @@ pub const fn add_word(sum: u64, word: u64) -> u64 {
     sum + (word & 0xffff_ffff) + (word >> 32)
 }
 
-/// The sum of the first `len` bytes (at most [`WINDOW`]) of a window, folded.
-#[inline(always)]
-pub fn window_sum(window: &Window, len: u64) -> u16 {
-    window_sum_from(window, 0, len)
-}
-
 /// The sum of the `len` bytes (at most [`WINDOW`]) at `at` of a window, folded. The first byte is
 /// the first of a 16-bit word, whatever the position.
 #[inline(always)]
@@ -85,7 +79,6 @@ mod tests {
         #[test]
         fn agrees_with_the_rfc(bytes in proptest::collection::vec(any::<u8>(), 0..1500)) {
             prop_assert_eq!(fold(sum(&bytes)), reference(&bytes));
-            prop_assert_eq!(window_sum(&Window::showing(&bytes), bytes.len() as u64), reference(&bytes));
         }
 
         #[test]

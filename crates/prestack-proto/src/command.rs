@@ -7,7 +7,8 @@ pub enum Effect {
     /// Asks for the value of at least one item, in a [`Form`] in which a cache can answer, and
     /// changes nothing.
     Get,
-    /// Changes nothing; every reply to it is one UDP datagram.
+    /// Changes nothing; over UDP the reply to it is one message (of `mg` in several datagrams, if the
+    /// value is long), or none.
     Read,
     /// Changes nothing; its replies cannot be counted (`stats`).
     LongRead,

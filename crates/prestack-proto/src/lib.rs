@@ -20,5 +20,3 @@ pub mod window;
 
 /// Longest key that memcached accepts, in bytes (`KEY_MAX_LENGTH` in memcached.h).
 pub const MAX_KEY: usize = 250;
-/// First byte of a binary request.
-pub const BINARY_REQUEST: u8 = binary::REQUEST;

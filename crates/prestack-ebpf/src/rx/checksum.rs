@@ -28,14 +28,14 @@ pub fn pseudo_header(addresses: &Addresses, udp_len: u16) -> u64 {
 /// Whether the IPv4 header's and the UDP checksum of a request hold. A datagram from a stack on
 /// this host may have a partial checksum, the sum of its pseudo header alone.
 #[inline(always)]
-pub fn hold(ctx: &XdpContext, headers: &Headers, udp_len: u64) -> bool {
+pub fn hold(ctx: &XdpContext, headers: &Headers) -> bool {
     // SAFETY: a function of ours, called with the program's context.
     unsafe {
         prestack_checksums_hold(
             ctx.ctx,
             headers.l3,
             headers.l4,
-            udp_len,
+            headers.l4_len,
             u64::from(headers.v6),
         ) != 0
     }

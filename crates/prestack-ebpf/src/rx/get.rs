@@ -110,7 +110,7 @@ pub fn is_servable(
         Some(sum) => checksum::hold_given(packet, headers, sum),
         // The rest of it may be in memory that cannot be read in place: nothing is wrong with it.
         None if headers.l4 + headers.l4_len > packet.len() => return false,
-        None => checksum::hold(ctx, headers, headers.l4_len),
+        None => checksum::hold(ctx, headers),
     };
     if !is_intact {
         count!(bad_checksums);

@@ -413,7 +413,7 @@ fn act(datagram: &Datagram<'_>) {
             }
             request.kind = Kind::Endless as u8;
         }
-        // `gets` and `mg` have one datagram for an answer, or none.
+        // One message for an answer, or none.
         Effect::Read if is_alone => {}
         Effect::LongRead if is_alone => request.kind = Kind::Endless as u8,
         Effect::Write if is_alone => {

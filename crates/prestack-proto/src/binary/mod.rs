@@ -73,8 +73,6 @@ pub mod opcode {
     pub const APPENDQ: u8 = 0x19;
     /// `PROTOCOL_BINARY_CMD_PREPENDQ`
     pub const PREPENDQ: u8 = 0x1a;
-    /// `PROTOCOL_BINARY_CMD_VERBOSITY` (not implemented by memcached)
-    pub const VERBOSITY: u8 = 0x1b;
     /// `PROTOCOL_BINARY_CMD_TOUCH`
     pub const TOUCH: u8 = 0x1c;
     /// `PROTOCOL_BINARY_CMD_GAT`

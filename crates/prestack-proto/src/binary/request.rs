@@ -71,7 +71,7 @@ pub fn parse(window: &Window, at: u64, limit: u64) -> Command {
             command.effect = Effect::Write;
         }
     } else if opcode & GETS != 0 {
-        // memcached answers others with an error.
+        // Others memcached answers with an error, or not at all, or like this one (data type).
         let is_plain = extras | data_type == 0 && body == key_len;
         command.effect = if is_plain && is_key {
             Effect::Get

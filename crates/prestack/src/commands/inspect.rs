@@ -6,6 +6,7 @@ use prestack_abi::{
     cache::EntryHeader,
     control::{Control, Outstanding, fingerprint},
 };
+use prestack_proto::MAX_KEY;
 
 use super::{Running, table};
 use crate::{
@@ -14,8 +15,6 @@ use crate::{
     clock, maps,
 };
 
-/// Longest key that memcached takes, in bytes.
-const MAX_KEY: usize = 250;
 /// Bytes of a value that are shown.
 const PREVIEW: usize = 64;
 
