@@ -1,29 +1,11 @@
 //! Frames of the binary protocol (memcached's protocol_binary.h).
 
+use prestack_tests::binary::frame;
+
 pub const GET: u8 = 0x00;
 pub const GETQ: u8 = 0x09;
 pub const GETK: u8 = 0x0c;
 pub const GETKQ: u8 = 0x0d;
-
-/// A frame: magic, opcode, status or 0, and the rest of the header and body.
-fn frame(
-    [magic, opcode]: [u8; 2],
-    status: u16,
-    [extras, key, value]: [&[u8]; 3],
-    opaque: u32,
-    cas: u64,
-) -> Vec<u8> {
-    let body = extras.len() + key.len() + value.len();
-    let mut frame = vec![magic, opcode];
-    frame.extend((key.len() as u16).to_be_bytes());
-    frame.extend([extras.len() as u8, 0]);
-    frame.extend(status.to_be_bytes());
-    frame.extend((body as u32).to_be_bytes());
-    frame.extend(opaque.to_be_bytes());
-    frame.extend(cas.to_be_bytes());
-    frame.extend([extras, key, value].concat());
-    frame
-}
 
 /// A request.
 pub fn request(opcode: u8, extras: &[u8], key: &[u8], value: &[u8], opaque: u32) -> Vec<u8> {

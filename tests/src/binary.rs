@@ -34,16 +34,31 @@ pub enum Opcode {
     GatKQ = 0x24,
 }
 
+/// A frame: magic, opcode, status or 0, and the rest of the header and body.
+#[must_use]
+pub fn frame(
+    [magic, opcode]: [u8; 2],
+    status: u16,
+    [extras, key, value]: [&[u8]; 3],
+    opaque: u32,
+    cas: u64,
+) -> Vec<u8> {
+    let body = extras.len() + key.len() + value.len();
+    let mut frame = vec![magic, opcode];
+    frame.extend((key.len() as u16).to_be_bytes());
+    frame.extend([extras.len() as u8, 0]);
+    frame.extend(status.to_be_bytes());
+    frame.extend((body as u32).to_be_bytes());
+    frame.extend(opaque.to_be_bytes());
+    frame.extend(cas.to_be_bytes());
+    frame.extend([extras, key, value].concat());
+    frame
+}
+
 /// A request.
 #[must_use]
 pub fn request(opcode: Opcode, extras: &[u8], key: &[u8], value: &[u8]) -> Vec<u8> {
-    let body = (extras.len() + key.len() + value.len()) as u32;
-    let mut frame = vec![0x80, opcode as u8];
-    frame.extend((key.len() as u16).to_be_bytes());
-    frame.extend([extras.len() as u8, 0, 0, 0]);
-    frame.extend(body.to_be_bytes());
-    frame.extend([0; 12]);
-    [&frame[..], extras, key, value].concat()
+    frame([0x80, opcode as u8], 0, [extras, key, value], 0, 0)
 }
 
 /// Extras of `Set`, `Add` and `Replace`: no flags, no expiry.

@@ -15,15 +15,7 @@ pub const GETS: [u8; 4] = [GET, GET_QUIETLY, GET_WITH_KEY, GET_WITH_KEY_QUIETLY]
 
 /// A frame of this opcode.
 pub fn frame(opcode: u8, opaque: u32, number: u64, parts: [&[u8]; 3]) -> Vec<u8> {
-    let [extras, key, value] = parts;
-    let body = (extras.len() + key.len() + value.len()) as u32;
-    let mut frame = vec![0x80, opcode];
-    frame.extend((key.len() as u16).to_be_bytes());
-    frame.extend([extras.len() as u8, 0, 0, 0]);
-    frame.extend(body.to_be_bytes());
-    frame.extend(opaque.to_be_bytes());
-    frame.extend(number.to_be_bytes());
-    [&frame[..], extras, key, value].concat()
+    prestack_tests::binary::frame([0x80, opcode], 0, parts, opaque, number)
 }
 
 /// A NOOP, and the answer to it.
