@@ -49,7 +49,10 @@ impl AllowList {
             let all: BTreeSet<_> = given.iter().map(IpNet::trunc).collect();
             let is_in_another =
                 |net: &IpNet| all.iter().any(|other| other != net && other.contains(net));
-            all.iter().filter(|net| !is_in_another(net)).copied().collect()
+            all.iter()
+                .filter(|net| !is_in_another(net))
+                .copied()
+                .collect()
         };
         let list = Self {
             networks,
