@@ -4,7 +4,7 @@ use prestack::doors::DoorSpec;
 
 use crate::bytes::{get, hit};
 use crate::harness::{Datapath, Setup, Verdict, doors_of_wildcard};
-use crate::packet::{ACK, PORT, PacketBuilder, SYN};
+use crate::packet::{ACK, PORT, PacketBuilder};
 
 /// The other port of the first backend.
 const SECOND_PORT: u16 = 11_213;
@@ -140,12 +140,14 @@ const WAYS: [(&str, Way); 5] = [
         },
     ),
     ("TCP over IPv4", |path, port, text| {
-        path.pass(&PacketBuilder::tcp(0, SYN, "").server_port(port));
-        path.pass(&PacketBuilder::tcp(1, ACK, text).server_port(port));
+        let segment = PacketBuilder::tcp(1, ACK, text).server_port(port);
+        path.accept(&segment);
+        path.pass(&segment);
     }),
     ("TCP over IPv6", |path, port, text| {
-        path.pass(&PacketBuilder::tcp(0, SYN, "").v6().server_port(port));
-        path.pass(&PacketBuilder::tcp(1, ACK, text).v6().server_port(port));
+        let segment = PacketBuilder::tcp(1, ACK, text).v6().server_port(port);
+        path.accept(&segment);
+        path.pass(&segment);
     }),
 ];
 

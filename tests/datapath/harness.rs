@@ -12,11 +12,12 @@ use prestack::links::LinkSpec;
 use prestack::netlink::Tag;
 use prestack_abi::config::{Config, Link};
 use prestack_abi::stats::Stats;
+use prestack_abi::time::SETTLE_SHIFT;
 
 use crate::bytes::{get, hit};
 use crate::check;
 use crate::kernel::{BUCKETS, Kernel, Ran};
-use crate::packet::{PORT, PacketBuilder, SERVER_MAC, SERVER4, SERVER6};
+use crate::packet::{ACK, PORT, PacketBuilder, SERVER_MAC, SERVER4, SERVER6, SYN};
 
 /// `XDP_PASS` and `XDP_TX` (include/uapi/linux/bpf.h).
 const XDP_PASS: u32 = 2;
@@ -273,6 +274,16 @@ impl Datapath {
         self.tx_bytes(&packet.build());
     }
 
+    /// memcached's host accepts the connection of which this is the first segment with data.
+    pub fn accept(&self, first: &PacketBuilder) {
+        let answer = first.clone().reversed().payload("").untagged();
+        let (sequence, acknowledgement) = first.numbers();
+        self.tx(&answer
+            .flags(SYN | ACK)
+            .sequence(acknowledgement.wrapping_sub(1))
+            .acknowledging(sequence));
+    }
+
     /// A datagram with an id that has not been used.
     pub fn request(&mut self, payload: impl AsRef<[u8]>) -> PacketBuilder {
         self.next_id = self.next_id.wrapping_add(1);
@@ -367,6 +378,11 @@ pub fn wait(span: Duration) {
     while clock::now_ns() <= start + clock::nanoseconds(span) {
         std::thread::sleep(Duration::from_millis(1));
     }
+}
+
+/// Waits until a write that settles in this time has.
+pub fn wait_to_settle(settle: Duration) {
+    wait(settle + Duration::from_nanos(1 << SETTLE_SHIFT));
 }
 
 /// How often to do what is done many times: `full`, or less of it in a virtual machine, which runs

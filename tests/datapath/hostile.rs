@@ -55,7 +55,7 @@ fn a_write_in_the_body_of_gat() {
 }
 
 fn open(path: &Datapath) -> u32 {
-    path.pass(&PacketBuilder::tcp(1000, SYN, "").client_port(5));
+    path.accept(&PacketBuilder::tcp(1001, ACK, "").client_port(5));
     1001
 }
 

@@ -11,10 +11,11 @@ use aya::util::nr_cpus;
 use aya::{Ebpf, EbpfLoader, Pod};
 use prestack::mapping::Mapping;
 use prestack::maps::{CacheMaps, Controls, MapIds};
+use prestack::programs::{StepsError, load_steps};
 use prestack_abi::backend::{Backend, MAX_BACKENDS};
 use prestack_abi::cache::Index;
 use prestack_abi::control::Control;
-use prestack_abi::flow::{FlowKey, TcpFlow};
+use prestack_abi::flow::{FLOW_SETS, FLOW_WAYS, Flow, FlowSet};
 use prestack_abi::names;
 use prestack_abi::requests::{
     KeyTicket, KeyTickets, MULTI_KEYS, REQUEST_SETS, RequestSet, SET_WAYS,
@@ -74,12 +75,17 @@ impl Programs {
             index: map_id(&ebpf, names::INDEX),
             blocks: map_id(&ebpf, names::BLOCKS),
             control: map_id(&ebpf, names::CONTROL),
+            flows: map_id(&ebpf, names::FLOWS),
             stats: map_id(&ebpf, names::STATS),
         };
         let rx: &mut Xdp = program(&mut ebpf, names::RX);
         rx.load().unwrap_or_else(|error| refused(names::RX, error));
         let tx: &mut SchedClassifier = program(&mut ebpf, names::TX);
         tx.load().unwrap_or_else(|error| refused(names::TX, error));
+        load_steps(&mut ebpf).unwrap_or_else(|error| match error {
+            StepsError::Refused { name, source } => refused(name, *source),
+            error => panic!("{error}"),
+        });
         Self { ebpf, ids }
     }
 
@@ -163,13 +169,10 @@ impl Kernel {
         self.fill_array(names::KEY_TICKETS, requests, no_tickets);
         self.fill_array(names::BACKENDS, MAX_BACKENDS, Backend::default());
 
-        let flows =
-            HashMap::<_, Element<FlowKey>, Element<TcpFlow>>::try_from(self.map_mut(names::FLOWS));
-        let mut flows = flows.expect("a hash map");
-        let keys: Vec<_> = flows.keys().collect::<Result<_, _>>().expect("the flows");
-        for key in keys {
-            flows.remove(&key).expect("a flow that is there");
-        }
+        // SAFETY: as above.
+        let (no_set, no_flow): (FlowSet, Flow) = unsafe { std::mem::zeroed() };
+        self.used_flows(|flow| *flow = no_flow);
+        self.fill_array(names::FLOW_SETS, FLOW_SETS as u32, no_set);
         let rates = HashMap::<_, [u32; 4], u64>::try_from(self.map_mut(names::RATES));
         let mut rates = rates.expect("a hash map");
         let keys: Vec<_> = rates.keys().collect::<Result<_, _>>().expect("the rates");
@@ -184,6 +187,28 @@ impl Kernel {
             .expect("an array per CPU")
             .set(0, zeros.expect("a value for each CPU"), 0)
             .expect("counters can be set");
+    }
+
+    /// Alters the flows that have a place.
+    pub fn used_flows(&mut self, mut alter: impl FnMut(&mut Flow)) {
+        let sets = Array::<_, Element<FlowSet>>::try_from(self.map_mut(names::FLOW_SETS));
+        let sets = sets.expect("an array");
+        let named = |set: &FlowSet, way: usize| set.names[way] != 0;
+        let used: Vec<u32> = (0..FLOW_SETS as u32)
+            .flat_map(|at| {
+                let set = sets.get(&at, 0).expect("an element").0;
+                (0..FLOW_WAYS)
+                    .filter(move |way| named(&set, *way))
+                    .map(move |way| at * FLOW_WAYS as u32 + way as u32)
+            })
+            .collect();
+        let array = Array::<_, Element<Flow>>::try_from(self.map_mut(names::FLOWS));
+        let mut array = array.expect("an array");
+        for at in used {
+            let mut flow = array.get(&at, 0).expect("an element").0;
+            alter(&mut flow);
+            array.set(at, Element(flow), 0).expect("an element");
+        }
     }
 
     /// Alters the memory of requests.

@@ -5,7 +5,7 @@ use prestack_abi::config::Link;
 
 use crate::bytes::{get, hit};
 use crate::harness::{Datapath, Setup, Verdict, link_to};
-use crate::packet::{CLIENT_MAC, PacketBuilder, SERVER_MAC, SERVICE_VLAN, SYN, VLAN};
+use crate::packet::{CLIENT_MAC, PacketBuilder, SERVER_MAC, SERVICE_VLAN, VLAN};
 use prestack::netlink::Tag;
 
 const ALL: u64 = u64::MAX;
@@ -236,8 +236,9 @@ fn overlapping_subnets() {
 fn tcp_writes_to_others_count() {
     let mut path = filled(&Setup::default().links);
     let other = |packet: PacketBuilder| packet.destined(OTHER_MAC).tag(VLAN, 99);
-    path.pass(&other(PacketBuilder::tcp(1, SYN, "")));
-    path.pass(&other(PacketBuilder::tcp(2, 0x18, "delete key\r\n")));
+    let segment = other(PacketBuilder::tcp(2, 0x18, "delete key\r\n"));
+    path.accept(&segment);
+    path.pass(&segment);
     assert_eq!(path.stats().invalidations, 1);
     path.assert_hit("other", "value");
     path.pass(&PacketBuilder::udp(get(&["key"])));

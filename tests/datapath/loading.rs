@@ -16,6 +16,16 @@ fn every_program_loads() {
     let rx: &mut Xdp = program(&mut ebpf, names::RX);
     rx.load().unwrap_or_else(|error| refused(names::RX, error));
     report(names::RX, rx.info());
+    let rx_tcp: &mut Xdp = program(&mut ebpf, names::RX_TCP);
+    rx_tcp
+        .load()
+        .unwrap_or_else(|error| refused(names::RX_TCP, error));
+    report(names::RX_TCP, rx_tcp.info());
+    let tx_tcp: &mut SchedClassifier = program(&mut ebpf, names::TX_TCP);
+    tx_tcp
+        .load()
+        .unwrap_or_else(|error| refused(names::TX_TCP, error));
+    report(names::TX_TCP, tx_tcp.info());
     let pass: &mut Xdp = program(&mut ebpf, names::PASS);
     pass.load()
         .unwrap_or_else(|error| refused(names::PASS, error));

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use prestack::clock;
 
-use crate::harness::{Datapath, Setup, wait};
+use crate::harness::{Datapath, Setup, wait, wait_to_settle};
 
 const SETTLE: Duration = Duration::from_millis(600);
 
@@ -13,6 +13,7 @@ fn one_bucket(settle: Duration) -> Datapath {
     Datapath::with(&Setup {
         buckets: 1,
         settle,
+        remember: settle,
         ..Setup::default()
     })
 }
@@ -46,7 +47,7 @@ fn last_of_several_writes() -> bool {
         return false;
     }
     assert_eq!(cached, [false, false]);
-    wait(SETTLE * 2 / 5);
+    wait_to_settle(SETTLE * 2 / 5);
     for key in ["loud", "quiet"] {
         path.fill(key, "value");
     }
@@ -74,7 +75,7 @@ fn a_mark_can_be_used_again_after_its_time() {
     for key in ["key", "two", "three"] {
         write(&mut path, key);
     }
-    wait(SETTLE);
+    wait_to_settle(SETTLE);
     // A new write ends with its own answer.
     path.exchange("delete key\r\n", "DELETED\r\n");
     path.fill("key", "value");

@@ -95,7 +95,9 @@ pub enum Transport {
     },
     Tcp {
         sequence: u32,
+        acknowledgement: u32,
         flags: u8,
+        window: u16,
         options: Vec<u8>,
     },
 }
@@ -160,7 +162,9 @@ impl PacketBuilder {
         Self {
             transport: Transport::Tcp {
                 sequence,
+                acknowledgement: 0x0101_0101,
                 flags,
+                window: 0xffff,
                 options: Vec::new(),
             },
             ..Self::udp(payload)
@@ -279,6 +283,58 @@ impl PacketBuilder {
     /// Makes the packet a fragment: offset in units of eight bytes, and whether more follow.
     pub fn fragment(mut self, offset: u16, more: bool) -> Self {
         self.fragment = offset | if more { 0x2000 } else { 0 };
+        self
+    }
+
+    /// The numbers of a TCP segment: its first byte's, and what it acknowledges.
+    pub fn numbers(&self) -> (u32, u32) {
+        match self.transport {
+            Transport::Tcp {
+                sequence,
+                acknowledgement,
+                ..
+            } => (sequence, acknowledgement),
+            Transport::Udp { .. } => panic!("a datagram has no numbers"),
+        }
+    }
+
+    /// The number of a TCP segment's first byte.
+    pub fn sequence(mut self, number: u32) -> Self {
+        if let Transport::Tcp { sequence, .. } = &mut self.transport {
+            *sequence = number;
+        }
+        self
+    }
+
+    /// The flags of a TCP segment.
+    pub fn flags(mut self, new: u8) -> Self {
+        if let Transport::Tcp { flags, .. } = &mut self.transport {
+            *flags = new;
+        }
+        self
+    }
+
+    /// The same without VLAN tags.
+    pub fn untagged(mut self) -> Self {
+        self.tags.clear();
+        self
+    }
+
+    /// What a TCP segment acknowledges.
+    pub fn acknowledging(mut self, number: u32) -> Self {
+        if let Transport::Tcp {
+            acknowledgement, ..
+        } = &mut self.transport
+        {
+            *acknowledgement = number;
+        }
+        self
+    }
+
+    /// The same in the other direction.
+    pub fn reversed(mut self) -> Self {
+        std::mem::swap(&mut self.source, &mut self.destination);
+        std::mem::swap(&mut self.source_mac, &mut self.destination_mac);
         self
     }
 
@@ -414,13 +470,15 @@ impl PacketBuilder {
             }
             Transport::Tcp {
                 sequence,
+                acknowledgement,
                 flags,
+                window,
                 options,
             } => {
                 bytes.extend(sequence.to_be_bytes());
-                bytes.extend(0x0101_0101_u32.to_be_bytes());
+                bytes.extend(acknowledgement.to_be_bytes());
                 bytes.extend([(((20 + options.len()) / 4) << 4) as u8, *flags]);
-                bytes.extend(0xffff_u16.to_be_bytes());
+                bytes.extend(window.to_be_bytes());
                 bytes.extend([0; 4]);
                 bytes.extend(options);
                 bytes.extend(&self.payload);

@@ -5,7 +5,7 @@ use prestack_tests::kernel;
 
 use crate::bytes::{get, hit};
 use crate::harness::{Datapath, Verdict};
-use crate::packet::{ACK, PSH, PacketBuilder, SERVICE_VLAN, SYN, VLAN};
+use crate::packet::{ACK, PSH, PacketBuilder, SERVICE_VLAN, Transport, VLAN};
 
 /// More than the first piece holds: a page.
 const MANY: usize = 4096;
@@ -93,14 +93,22 @@ fn a_write_whose_end_is_in_another_piece() {
             PacketBuilder::tcp(2, ACK | PSH, text),
             PacketBuilder::tcp(2, ACK | PSH, text).v6().tag(VLAN, 5),
         ] {
+            let opener = packet.clone();
             let packet = packet.build();
             with_each_piece(ETHERNET, &packet, |linear| {
                 let mut path = filled();
-                path.pass(&PacketBuilder::tcp(1, SYN, ""));
+                accept(&path, &opener);
                 assert_eq!(path.rx_in_pieces(&packet, linear), Verdict::Passed);
                 assert!(!path.can_fill("key", "value"), "{text:?} {linear}");
             });
         }
+    }
+}
+
+/// Opens the connection, if it is one, of which this is the first segment.
+fn accept(path: &Datapath, first: &PacketBuilder) {
+    if matches!(first.transport, Transport::Tcp { .. }) {
+        path.accept(first);
     }
 }
 
@@ -117,7 +125,7 @@ fn writes_that_fill_more_than_a_page() {
             PacketBuilder::tcp(2, ACK | PSH, text).v6(),
         ] {
             let mut path = filled();
-            path.pass(&PacketBuilder::tcp(1, SYN, ""));
+            accept(&path, &packet);
             path.pass(&packet);
             assert!(!path.can_fill("key", "value"), "{packet:?}");
         }
@@ -133,7 +141,7 @@ fn a_write_with_padding_in_another_piece() {
         PacketBuilder::tcp(2, ACK | PSH, "delete key\r\n"),
     ] {
         let mut path = filled();
-        path.pass(&PacketBuilder::tcp(1, SYN, ""));
+        accept(&path, &packet);
         path.pass(&packet.padding([0; MANY]));
         assert!(!path.can_fill("key", "value"));
         path.assert_hit("other", "value");

@@ -370,6 +370,7 @@ fn every_form_counts_against_the_rate() {
 fn every_flipped_bit_is_found_in_every_form() {
     let setup = Setup {
         settle: Duration::ZERO,
+        remember: Duration::ZERO,
         ..Setup::default()
     };
     let mut path = known(&setup);

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use crate::bytes::{get, hit};
-use crate::harness::{Datapath, Setup, wait};
-use crate::packet::{ACK, PacketBuilder, SYN};
+use crate::harness::{Datapath, Setup, wait_to_settle};
+use crate::packet::{ACK, PacketBuilder};
 
 /// A settle time that a test can wait for.
 const SETTLE: Duration = Duration::from_millis(600);
@@ -13,12 +13,21 @@ fn filled() -> Datapath {
     filled_with(&Setup::default())
 }
 
-/// A filled cache whose settle time is [`SETTLE`].
+/// A filled cache whose settle time is [`SETTLE`]; for as long requests are remembered.
 fn settling() -> Datapath {
     filled_with(&Setup {
         settle: SETTLE,
+        remember: SETTLE,
         ..Setup::default()
     })
+}
+
+/// From now on requests are remembered longer, those that are known as well.
+fn remember_longer(path: &mut Datapath) {
+    path.configure(&Setup {
+        settle: SETTLE,
+        ..Setup::default()
+    });
 }
 
 fn filled_with(setup: &Setup) -> Datapath {
@@ -122,19 +131,19 @@ fn a_write_without_answer_ends_with_the_settle_time() {
         // Whatever memcached says, for quiet is not silent, ends nothing.
         path.tx(&write.reply("NS\r\n"));
         assert!(!path.can_fill("key", "value"), "{text:?} is under way");
-        wait(SETTLE);
+        wait_to_settle(SETTLE);
         path.fill("key", "new");
         path.assert_hit("key", "new");
     }
 }
 
 #[test]
-fn a_write_that_is_never_answered_ends_with_the_settle_time() {
+fn a_write_that_is_never_answered_ends_when_it_is_forgotten() {
     let mut path = settling();
     let write = path.request("set key 0 0 3\r\nnew\r\n");
     path.pass(&write);
     assert!(!path.can_fill("key", "value"));
-    wait(SETTLE);
+    wait_to_settle(SETTLE);
     path.fill("key", "new");
     // An answer after all, in the middle of the next write.
     path.pass(&PacketBuilder::udp("delete key\r\n").id(9999));
@@ -145,12 +154,28 @@ fn a_write_that_is_never_answered_ends_with_the_settle_time() {
     );
 }
 
+/// However long memcached takes, as long as its request is remembered.
 #[test]
-fn a_write_that_is_answered_after_the_settle_time_kills_what_was_fetched_meanwhile() {
+fn a_write_that_is_owed_an_answer_does_not_settle() {
+    let mut path = filled_with(&Setup {
+        settle: SETTLE,
+        ..Setup::default()
+    });
+    let write = path.request("set key 0 0 3\r\nnew\r\n");
+    path.pass(&write);
+    wait_to_settle(SETTLE);
+    assert!(!path.can_fill("key", "old"));
+    path.tx(&write.reply("STORED\r\n"));
+    path.fill("key", "new");
+}
+
+#[test]
+fn a_write_that_is_answered_after_its_time_kills_what_was_fetched_meanwhile() {
     let mut path = settling();
     let write = path.request("set key 0 0 3\r\nnew\r\n");
     path.pass(&write);
-    wait(SETTLE);
+    wait_to_settle(SETTLE);
+    remember_longer(&mut path);
     path.fill("key", "old");
     let get = path.request("get key2\r\n");
     path.pass(&get);
@@ -163,11 +188,12 @@ fn a_write_that_is_answered_after_the_settle_time_kills_what_was_fetched_meanwhi
 }
 
 #[test]
-fn a_fetch_that_overlaps_an_answer_after_the_settle_time_is_void() {
+fn a_fetch_that_overlaps_an_answer_after_its_time_is_void() {
     let mut path = settling();
     let write = path.request("set key 0 0 3\r\nnew\r\n");
     path.pass(&write);
-    wait(SETTLE);
+    wait_to_settle(SETTLE);
+    remember_longer(&mut path);
     let get = path.request("get key\r\n");
     path.pass(&get);
     path.tx(&write.reply("STORED\r\n"));
@@ -203,7 +229,7 @@ fn a_quiet_write_among_others_ends_with_time_alone() {
     path.tx(&first.reply("STORED\r\n"));
     path.tx(&last.reply("STORED\r\n"));
     assert!(!path.can_fill("key", "value"));
-    wait(SETTLE);
+    wait_to_settle(SETTLE);
     path.fill("key", "new");
 }
 
@@ -213,6 +239,7 @@ fn many_writes_in_one_bucket() {
     let settle = Duration::from_millis(300);
     let mut path = Datapath::with(&Setup {
         settle,
+        remember: settle,
         buckets: 1,
         ..Setup::default()
     });
@@ -235,7 +262,7 @@ fn many_writes_in_one_bucket() {
         assert!(!path.can_fill(key, "value"), "{key} is being written");
         path.tx(&write.reply("DELETED\r\n"));
     }
-    wait(settle);
+    wait_to_settle(settle);
     for key in &keys {
         path.fill(key, "new");
     }
@@ -313,8 +340,9 @@ fn a_write_in_the_data_of_a_refused_write() {
         assert!(!path.can_fill("other", "value"), "{text:?}");
 
         let mut path = filled();
-        path.pass(&PacketBuilder::tcp(0, SYN, ""));
-        path.pass(&PacketBuilder::tcp(1, ACK, &text));
+        let segment = PacketBuilder::tcp(1, ACK, &text);
+        path.accept(&segment);
+        path.pass(&segment);
         path.assert_miss("other");
         assert!(!path.can_fill("other", "value"), "{text:?}");
     }
@@ -349,7 +377,7 @@ fn commands_that_change_everything_or_are_not_understood() {
         }
         path.tx(&write.reply("OK\r\n"));
         assert!(!path.can_fill("key", "value"), "{text:?}");
-        wait(SETTLE);
+        wait_to_settle(SETTLE);
         path.fill("key", "new");
         path.assert_hit("key", "new");
         path.assert_miss("other");

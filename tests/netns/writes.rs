@@ -386,6 +386,8 @@ fn commands_behind_others_are_seen() -> Result<()> {
         ("delete other\r\n", "NOT_FOUND\r\n"),
     ];
     for (command, answer) in before {
+        // What is no command leaves the connection in doubt.
+        trial.tcp = trial.stage.tcp()?;
         trial.behind.command(b"delete other\r\n")?;
         let item = trial.cached()?;
         let answer = item.fill_in(&format!("{answer}STORED\r\n"));

@@ -17,8 +17,16 @@ pub struct Backend {
     /// Non-zero once this memcached process was seen answering over UDP: only then are hits served
     /// over UDP. Set by the datapath, cleared by user space with a new process.
     pub answers_udp: u64,
+    /// TCP flows for which no tickets are given: what they have sent may change any item, and memcached
+    /// has not shown that it is done with it. Changed atomically.
+    pub waits: u64,
+    /// TCP flows that are owed a reply to a write that found no mark in its bucket. Changed atomically.
+    pub crowding: u64,
+    /// Coarse monotonic time in ns, read before `crowding` last fell to 0: buckets crowded before then
+    /// are not any more.
+    pub calm_at: u64,
     /// Keeps backends on cache lines of their own.
-    pub reserved: [u64; 5],
+    pub reserved: [u64; 2],
 }
 
 const _: () = assert!(size_of::<Backend>() == 64);

@@ -43,6 +43,10 @@ pub struct Config {
     pub allow6_len: u32,
     /// Non-zero to serve also source ports below 1024.
     pub serve_reserved_ports: u32,
+    /// Non-zero if the host takes data with a SYN on every listener (TCP Fast Open).
+    pub has_fast_open: u32,
+    /// Explicit padding.
+    pub reserved: u32,
     /// Nanoseconds between two hits that one source is entitled to; 0 for no limit.
     pub rate_interval_ns: u64,
     /// How far in nanoseconds a source may be ahead of that: a burst's hits times the interval.
@@ -191,6 +195,8 @@ impl Config {
             allow4_len: 0,
             allow6_len: 0,
             serve_reserved_ports: 0,
+            has_fast_open: 0,
+            reserved: 0,
             rate_interval_ns: 0,
             rate_burst_ns: 0,
             zero: 0,

@@ -1,9 +1,9 @@
 //! Per bucket: the lock that writers of the bucket take, its version, and the keys in it that
 //! have a write outstanding.
 
-/// Keys of one bucket whose outstanding writes are told apart; when more are written at once, the
-/// whole bucket counts as written.
-pub const OUTSTANDING_KEYS: usize = 3;
+/// Outstanding writes of one bucket that are told apart; when there are more, the whole bucket counts
+/// as written.
+pub const OUTSTANDING_KEYS: usize = 6;
 /// Keys of one bucket that can each have one ticket at a time.
 pub const CLAIMS: usize = 4;
 
@@ -25,33 +25,57 @@ pub struct Control {
     /// Raised by every write to a key of the bucket, after the write is marked outstanding: a
     /// ticket with the current version implies that the mark was seen.
     pub version: u32,
-    /// Keys with a write outstanding.
+    /// Writes that are outstanding.
     pub outstanding: [Outstanding; OUTSTANDING_KEYS],
-    /// Coarse monotonic time in ns until when every key of the bucket counts as written.
-    pub crowded_until: u64,
+    /// Time (see [`crate::time::SETTLE_SHIFT`]) until when every key of the bucket counts as written.
+    pub crowded_until: u32,
+    /// Time (in the same unit, never 0) at which a write on a TCP flow found no mark, 0 if none has: while
+    /// some flow of the backend is owed a reply to such a write, and was ever since then, every key of
+    /// the bucket counts as written.
+    pub crowded_at: u32,
     /// Tickets given: fingerprint in the upper, time (see [`crate::time::CLAIM_SHIFT`]) in the lower
     /// 16 bits; chosen by the fingerprint's last bits.
     pub claims: [u32; CLAIMS],
 }
 
-/// A key with a write outstanding.
+/// A key with a write outstanding: on a TCP flow until its reply has left, else until it was answered
+/// or its time is over.
 #[repr(C)]
-#[derive(Clone, Copy, Default, Debug)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
 pub struct Outstanding {
     /// The key's [fingerprint()].
     pub fingerprint: u16,
-    /// Writes that have not ended: 0 when free, [`Outstanding::SETTLES`] when only time ends it.
+    /// 0 when free; [`Outstanding::SETTLES`], [`Outstanding::OWED`] or [`Outstanding::QUIET`]; else the
+    /// number of UDP writes that have not been answered.
     pub writes: u16,
-    /// The bucket's version when this element was given to the key, so that a late reply to a write
-    /// that has settled does not end another one.
-    pub generation: u32,
-    /// Coarse monotonic time in ns at which the writes count as ended if nothing ends them before.
-    pub until: u64,
+    /// The flow's place in `FLOWS` (`OWED`, `QUIET`).
+    pub flow: u16,
+    /// Upper 16 bits of the command's number on its flow.
+    pub number_high: u16,
+    /// Its lower 32 bits. Of UDP writes, the bucket's version when this element was given to the key,
+    /// so that a late reply to a write that has settled does not end another one.
+    pub number: u32,
+    /// Time (see [`crate::time::SETTLE_SHIFT`]) at which the writes count as ended if nothing ends them
+    /// before (not of `OWED` ones).
+    pub until: u32,
 }
 
 impl Outstanding {
-    /// Value of `writes` from which no reply ends the outstanding state: time does.
+    /// Only time ends the outstanding state.
     pub const SETTLES: u16 = u16::MAX;
+    /// The reply to the command on its flow ends it.
+    pub const OWED: u16 = u16::MAX - 1;
+    /// The reply to the next command that is owed one ends it, or time.
+    pub const QUIET: u16 = u16::MAX - 2;
+    /// Most UDP writes that are counted.
+    pub const MAX_COUNT: u16 = u16::MAX - 3;
+
+    /// The command's number on its flow (`OWED`, `QUIET`).
+    #[inline(always)]
+    #[must_use]
+    pub const fn command(&self) -> u64 {
+        (self.number_high as u64) << 32 | self.number as u64
+    }
 }
 
 /// What tells the keys of a bucket apart in [`Control`]: 16 bits of the key's hash.
@@ -61,5 +85,6 @@ pub const fn fingerprint(hash: u64) -> u16 {
     hash as u16
 }
 
-const _: () = assert!(size_of::<Control>() == 80);
+const _: () = assert!(size_of::<Outstanding>() == 16);
+const _: () = assert!(size_of::<Control>() == 128);
 const _: () = assert!(core::mem::offset_of!(Control, lock) == 0);

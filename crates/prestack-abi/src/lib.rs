@@ -20,9 +20,17 @@ pub mod names {
     pub const RX: &str = "rx";
     /// The TC egress program.
     pub const TX: &str = "tx";
+    /// The XDP program for TCP segments, to which `rx` hands them.
+    pub const RX_TCP: &str = "rx_tcp";
+    /// The TC egress program for TCP segments, to which `tx` hands them.
+    pub const TX_TCP: &str = "tx_tcp";
     /// A program that lets every packet pass, for the far end of a veth pair.
     pub const PASS: &str = "pass";
 
+    /// The programs that `rx` goes on with.
+    pub const RX_STEPS: &str = "RX_STEPS";
+    /// The programs that `tx` goes on with.
+    pub const TX_STEPS: &str = "TX_STEPS";
     /// One [`Config`](crate::config::Config).
     pub const CONFIG: &str = "CONFIG";
     /// [`Backend`](crate::backend::Backend), by backend number.
@@ -39,8 +47,12 @@ pub mod names {
     pub const KEY_TICKETS: &str = "KEY_TICKETS";
     /// [`RequestKey`](crate::requests::RequestKey), by place of the request in `REQUESTS`.
     pub const REQUEST_KEYS: &str = "REQUEST_KEYS";
-    /// [`TcpFlow`](crate::flow::TcpFlow), by [`FlowKey`](crate::flow::FlowKey).
+    /// [`FlowSet`](crate::flow::FlowSet), by flow name.
+    pub const FLOW_SETS: &str = "FLOW_SETS";
+    /// [`Flow`](crate::flow::Flow), by place in `FLOW_SETS`.
     pub const FLOWS: &str = "FLOWS";
+    /// [`Hole`](crate::flow::Hole), by place in `FLOWS` modulo their number.
+    pub const HOLES: &str = "HOLES";
     /// Time in ns until which a source has used its hits, by address (four words in network byte
     /// order, IPv4 mapped).
     pub const RATES: &str = "RATES";

@@ -63,6 +63,21 @@ counters! {
     bad_checksums,
     /// GETs not served because a writer changed the entry under the reader.
     races,
+    /// Times a TCP flow's requests were not understood to the byte: its data empties the cache until they
+    /// are again.
+    doubted_requests,
+    /// Times it was not certain to which command of a TCP flow a reply belongs.
+    doubted_replies,
+    /// TCP flows in doubt that are certain again.
+    regained,
+    /// TCP flows for which there was no room.
+    flows_refused,
+    /// TCP segments that came out of order and were parsed when what was missing had come.
+    holes_closed,
+    /// Unacknowledged TCP segments that were sent again and parsed again.
+    reparsed,
+    /// TCP segments that cannot reach memcached: outside the window, or of no connection.
+    strays,
     /// Requests forgotten unanswered because too many were under way.
     requests_lost,
 }

@@ -19,6 +19,7 @@ mod maps;
 mod packet;
 mod rx;
 mod scratch;
+mod tcp;
 mod tx;
 
 use aya_ebpf::bindings::xdp_action;
@@ -35,6 +36,18 @@ pub fn rx(ctx: XdpContext) -> u32 {
 #[classifier]
 pub fn tx(ctx: TcContext) -> i32 {
     tx::packet(&ctx)
+}
+
+/// XDP: TCP segments, which `rx` hands over.
+#[xdp(frags)]
+pub fn rx_tcp(ctx: XdpContext) -> u32 {
+    tcp::requests::segment(&ctx)
+}
+
+/// TC egress: TCP segments, which `tx` hands over.
+#[classifier]
+pub fn tx_tcp(ctx: TcContext) -> i32 {
+    tcp::replies::segment(&ctx)
 }
 
 /// XDP: lets every packet pass. A veth device sends what XDP returned at its peer only while it

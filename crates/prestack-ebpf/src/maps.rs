@@ -1,13 +1,13 @@
 //! The maps. User space sets the number of elements of `INDEX`, `BLOCKS` and `CONTROL`.
 
 use aya_ebpf::bindings::BPF_F_MMAPABLE;
-use aya_ebpf::btf_maps::{Array, LruHashMap, PerCpuArray};
+use aya_ebpf::btf_maps::{Array, LruHashMap, PerCpuArray, ProgramArray};
 use aya_ebpf::macros::btf_map;
 use prestack_abi::backend::{Backend, MAX_BACKENDS};
 use prestack_abi::cache::{Block, Index};
 use prestack_abi::config::Config;
 use prestack_abi::control::Control;
-use prestack_abi::flow::{FlowKey, MAX_FLOWS, TcpFlow};
+use prestack_abi::flow::{FLOW_SETS as SETS, Flow, FlowSet, HOLES as HOLES_COUNT, Hole, MAX_FLOWS};
 use prestack_abi::requests::{KeyTickets, REQUEST_SETS, RequestKey, RequestSet, SET_WAYS};
 use prestack_abi::stats::Stats;
 
@@ -15,6 +15,14 @@ use crate::scratch::Scratch;
 
 /// User space maps it to memory; the values then also start on a page.
 const SHARED: usize = BPF_F_MMAPABLE as usize;
+
+/// What `rx` goes on with: a program for TCP alone, which the verifier checks on its own.
+#[btf_map]
+pub static RX_STEPS: ProgramArray<1> = ProgramArray::new();
+
+/// What `tx` goes on with.
+#[btf_map]
+pub static TX_STEPS: ProgramArray<1> = ProgramArray::new();
 
 #[btf_map]
 pub static CONFIG: Array<Config, 1, SHARED> = Array::new();
@@ -41,7 +49,13 @@ pub static KEY_TICKETS: Array<KeyTickets, { REQUEST_SETS * SET_WAYS }> = Array::
 pub static REQUEST_KEYS: Array<RequestKey, { REQUEST_SETS * SET_WAYS }> = Array::new();
 
 #[btf_map]
-pub static FLOWS: LruHashMap<FlowKey, TcpFlow, MAX_FLOWS> = LruHashMap::new();
+pub static FLOW_SETS: Array<FlowSet, SETS> = Array::new();
+
+#[btf_map]
+pub static FLOWS: Array<Flow, MAX_FLOWS> = Array::new();
+
+#[btf_map]
+pub static HOLES: Array<Hole, { HOLES_COUNT }> = Array::new();
 
 /// User space gives it more elements if there is a rate limit.
 #[btf_map]
@@ -53,16 +67,22 @@ pub static STATS: PerCpuArray<Stats, 1> = PerCpuArray::new();
 #[btf_map]
 pub static SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
 
-/// Adds one to a counter of this CPU.
+/// Adds one, or more, to a counter of this CPU.
 macro_rules! count {
     ($counter:ident) => {
         $crate::maps::count!($counter, 1)
     };
     ($counter:ident, $n:expr) => {
-        if let Some(stats) = $crate::maps::STATS.get_ptr_mut(0) {
-            // SAFETY: this CPU's element; programs do not interrupt one another.
-            unsafe { (*stats).$counter += $n }
-        }
+        $crate::maps::with_stats(|stats| stats.$counter += $n)
     };
 }
 pub(crate) use count;
+
+/// Changes this CPU's counters.
+#[inline(always)]
+pub fn with_stats(change: impl FnOnce(&mut Stats)) {
+    if let Some(stats) = STATS.get_ptr_mut(0) {
+        // SAFETY: this CPU's element; programs do not interrupt one another.
+        change(unsafe { &mut *stats });
+    }
+}

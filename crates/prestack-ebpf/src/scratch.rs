@@ -4,8 +4,10 @@
 //! What is kept here rather than in variables is also forgotten by the verifier, which keeps the
 //! number of states it follows small.
 
+use prestack_abi::control::{OUTSTANDING_KEYS, Outstanding};
 use prestack_abi::requests::{MULTI_KEYS, REQUEST_KEY_WORDS, Request};
 use prestack_proto::checksum::window_sum_from;
+use prestack_proto::stream::Element;
 use prestack_proto::text::meta::{self, HeadCursor};
 use prestack_proto::text::request::Command;
 use prestack_proto::window::{Source, Window};
@@ -13,6 +15,7 @@ use prestack_proto::window::{Source, Window};
 use crate::clock;
 use crate::maps::SCRATCH;
 use crate::packet::Headers;
+use crate::tcp::segment::Segment;
 
 /// Words of a packet that a reply may overwrite: a request of 336 bytes, headers included. The
 /// longest single-key GET has 256 bytes and at most 78 before them.
@@ -44,6 +47,15 @@ pub struct Scratch {
     pub saved: [u64; SAVED_WORDS],
     /// Cursors of a walk over keys or lines.
     pub walk: Walk,
+    /// The key and generation of a write over UDP whose reply cannot be told from others any more; 0 for
+    /// none.
+    pub doubted: [u64; 2],
+    /// The marks of a bucket as they were before its lock was taken.
+    pub marks: [Outstanding; OUTSTANDING_KEYS],
+    /// The TCP segment that is followed.
+    pub segment: Segment,
+    /// What was found in it.
+    pub element: Element,
     /// Hashes of the keys that a multi-key GET missed, and the versions of their buckets.
     pub missed: [Missed; MULTI_KEYS],
 }
@@ -157,7 +169,7 @@ pub struct Walk {
     pub odd: u64,
     /// What the walk goes over: one of [`Walk::COMMANDS`] and the following.
     pub over: u64,
-    /// The protocol of the commands so far (`TcpFlow::TEXT`, `TcpFlow::BINARY`), 0 before the first.
+    /// The protocol of the commands so far (`Flow::TEXT`, `Flow::BINARY`), 0 before the first.
     pub protocol: u64,
     /// Non-zero if replies may fill the cache.
     pub may_fill: u64,
@@ -174,6 +186,8 @@ impl Walk {
     pub const META: u64 = 3;
     /// The one key of a binary GET.
     pub const BINARY: u64 = 4;
+    /// The one command, a write.
+    pub const WRITE: u64 = 5;
 
     /// A walk over the window from `at` to `end`.
     ///

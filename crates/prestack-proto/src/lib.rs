@@ -12,6 +12,7 @@ pub mod checksum;
 pub mod command;
 pub mod hash;
 pub mod net;
+pub mod stream;
 pub mod swar;
 pub mod text;
 pub mod udp;

@@ -306,6 +306,7 @@ fn config(options: &Options, mtu: u32) -> io::Result<Config> {
         buckets: options.buckets,
         mtu,
         serve_reserved_ports: options.serve_reserved_ports.into(),
+        has_fast_open: crate::host::has_fast_open().into(),
         rate_interval_ns,
         rate_burst_ns,
         ..Config::empty()

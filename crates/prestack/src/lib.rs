@@ -20,6 +20,7 @@ pub mod netlink;
 pub mod object;
 mod one_or_many;
 pub mod preflight;
+pub mod programs;
 pub mod settings;
 pub mod slots;
 pub mod state;

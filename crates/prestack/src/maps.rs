@@ -16,6 +16,7 @@ use prestack_abi::{
     cache::{Block, Index},
     config::{Config, Door},
     control::Control,
+    flow::Flow,
     names,
     stats::Stats,
 };
@@ -54,6 +55,7 @@ pub struct MapIds {
     pub index: u32,
     pub blocks: u32,
     pub control: u32,
+    pub flows: u32,
     pub stats: u32,
 }
 
@@ -255,5 +257,25 @@ pub fn control(ids: &MapIds, bucket: u32) -> Result<Control, MapsError> {
     let map = Array::<_, Controlled>::try_from(map).map_err(fails())?;
     map.get(&bucket, LOCKED)
         .map(|Controlled(control)| control)
+        .map_err(fails())
+}
+
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+struct Followed(Flow);
+
+// SAFETY: made of integers.
+unsafe impl Pod for Followed {}
+
+/// What is known of the TCP flow at a place.
+///
+/// # Errors
+/// The map is gone, or this process may not use it.
+pub fn flow(ids: &MapIds, place: u32) -> Result<Flow, MapsError> {
+    let fails = || fails::<MapError>(names::FLOWS);
+    let map = aya::maps::Map::Array(open(names::FLOWS, ids.flows)?);
+    let map = Array::<_, Followed>::try_from(map).map_err(fails())?;
+    map.get(&place, 0)
+        .map(|Followed(flow)| flow)
         .map_err(fails())
 }

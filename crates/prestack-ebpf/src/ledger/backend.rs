@@ -136,6 +136,61 @@ pub fn forget(config: &Config, number: u8) {
     count!(forgets);
 }
 
+/// Gives no tickets for the settle time: something may be changing any of the backend's items.
+#[inline(always)]
+pub fn be_quiet(config: &Config, number: u8) {
+    let Some(backend) = backend(number) else {
+        return;
+    };
+    let until = clock::now() + config.settle_ns;
+    // SAFETY: `backend` is an element of `BACKENDS`.
+    unsafe { (&raw mut (*backend).quiet_until).write_volatile(until) };
+}
+
+/// Gives no tickets until as many calls of [`go_on`] have been made as of this.
+#[inline(always)]
+pub fn wait(number: u8) {
+    if let Some(backend) = backend(number) {
+        // SAFETY: `backend` is an element of `BACKENDS`.
+        unsafe { atomic::add(&raw mut (*backend).waits, 1) };
+    }
+}
+
+/// Ends one [`wait`].
+#[inline(always)]
+pub fn go_on(number: u8) {
+    if let Some(backend) = backend(number) {
+        // SAFETY: `backend` is an element of `BACKENDS`.
+        unsafe { atomic::add(&raw mut (*backend).waits, u64::MAX) };
+    }
+}
+
+/// One flow more is owed a reply to a write without a mark.
+#[inline(always)]
+pub fn crowd(number: u8) {
+    if let Some(backend) = backend(number) {
+        // SAFETY: `backend` is an element of `BACKENDS`.
+        unsafe { atomic::add(&raw mut (*backend).crowding, 1) };
+    }
+}
+
+/// A flow has ended its writes without marks.
+#[inline(always)]
+pub fn thin_out(number: u8) {
+    let Some(backend) = backend(number) else {
+        return;
+    };
+    let now = clock::now();
+    // SAFETY: `backend` is an element of `BACKENDS`. A flow that begins to crowd after this has made the
+    // count 0 does so after `now`.
+    unsafe {
+        atomic::add(&raw mut (*backend).crowding, u64::MAX);
+        if (&raw const (*backend).crowding).read_volatile() == 0 {
+            (&raw mut (*backend).calm_at).write_volatile(now);
+        }
+    }
+}
+
 /// Empties the caches of all backends that a packet to this address may reach.
 #[inline(never)]
 pub fn forget_address(address: &[u32; 4]) {

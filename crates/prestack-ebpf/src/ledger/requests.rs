@@ -7,8 +7,11 @@ use prestack_abi::requests::{
 };
 use prestack_proto::hash;
 
+use super::backend;
+use super::writes::{self, End};
 use crate::maps::{REQUESTS, count};
 use crate::packet::Addresses;
+use crate::scratch::scratch;
 
 /// The name of a request: flow and id. The server is named by its backend, for memcached may reply
 /// from another of the host's addresses than it was asked at. Ports are in network byte order.
@@ -130,6 +133,7 @@ pub fn remember(config: &Config, name: u64, request: &Request) -> Option<(Slot, 
     let mut way = SET_WAYS;
     let mut is_known = false;
     let mut has_lost = false;
+    let mut doubted = [0; 2];
     let is_certain;
     let serial;
     // SAFETY: `requests` is a map element; nothing is called under its lock.
@@ -174,6 +178,9 @@ pub fn remember(config: &Config, name: u64, request: &Request) -> Option<(Slot, 
                     (*held).unanswered += 1;
                 } else {
                     let is_odd = request.kind == Kind::Odd as u8 || (*held).kind == Kind::Odd as u8;
+                    if (*held).kind == Kind::Write as u8 {
+                        doubted = [(*held).key, u64::from((*held).version)];
+                    }
                     (*held).kind = if is_odd { Kind::Odd } else { Kind::Endless } as u8;
                     (*held).tickets = 0;
                     (*held).time = now;
@@ -216,7 +223,48 @@ pub fn remember(config: &Config, name: u64, request: &Request) -> Option<(Slot, 
     if has_lost {
         count!(requests_lost);
     }
+    if !is_certain && request.kind == Kind::Write as u8 && doubted[0] == 0 {
+        doubted = [request.key, u64::from(request.version)];
+    }
+    if doubted[0] != 0
+        && let Some(scratch) = scratch()
+    {
+        // SAFETY: this CPU's scratch.
+        unsafe { (&raw mut (*scratch).doubted).write_volatile(doubted) };
+    }
     is_certain.then_some((set * SET_WAYS as u32 + way as u32, serial))
+}
+
+/// Lets a write settle of which [`remember`] has found that its reply cannot be told from others.
+#[inline(always)]
+pub fn settle_doubted() {
+    let Some(scratch) = scratch() else { return };
+    // SAFETY: this CPU's scratch.
+    let doubted = unsafe { (&raw const (*scratch).doubted).read_volatile() };
+    if doubted[0] != 0 {
+        prestack_settle(doubted[0], doubted[1]);
+        // SAFETY: as above.
+        unsafe { (&raw mut (*scratch).doubted).write_volatile([0; 2]) };
+    }
+}
+
+/// A global function (by its unmangled name): the verifier checks it once, for all arguments.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn prestack_settle(key: u64, generation: u64) -> u64 {
+    // The key stays marked throughout.
+    writes::arrived_again(key, End::Settle);
+    prestack_ended(key, generation)
+}
+
+/// A global function, like [`prestack_settle`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn prestack_ended(key: u64, generation: u64) -> u64 {
+    if let Some(config) = backend::config() {
+        writes::ended(config, key, generation as u32);
+    }
+    0
 }
 
 /// What a reply shows of its end.

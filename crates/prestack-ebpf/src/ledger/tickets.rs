@@ -1,11 +1,11 @@
 //! Tickets: the licence of a GET's reply to fill the cache.
 
-use prestack_abi::backend::Backend;
 use prestack_abi::cache::Place;
 use prestack_abi::config::Config;
 use prestack_abi::control::{CLAIMS, fingerprint};
 use prestack_abi::time::{CLAIM_SHIFT, CLAIM_UNITS};
 
+use super::backend;
 use super::writes::is_outstanding;
 use crate::cache::fence;
 use crate::maps::CONTROL;
@@ -13,7 +13,7 @@ use crate::maps::CONTROL;
 /// A ticket for this key: the version that its bucket must still have when the reply comes. `None`
 /// while a write to the key may be under way or another GET is fetching it.
 #[inline(always)]
-pub fn take(config: &Config, backend: *const Backend, hash: u64, now: u64) -> Option<u32> {
+pub fn take(config: &Config, backend: u8, hash: u64, now: u64) -> Option<u32> {
     // The claim comes last: who gets no ticket leaves the key to others.
     version(config, backend, hash, now).filter(|_| claim(config, hash, now))
 }
@@ -62,17 +62,19 @@ pub fn release(config: &Config, hash: u64) {
 /// writes are marked before they raise the version: if a mark was missed, the version is the old
 /// one, and the ticket void.
 #[inline(always)]
-fn version(config: &Config, backend: *const Backend, hash: u64, now: u64) -> Option<u32> {
-    let control = CONTROL.get_ptr_mut(Place::of(hash, config.buckets).bucket)?;
+fn version(config: &Config, number: u8, hash: u64, now: u64) -> Option<u32> {
+    let bucket = Place::of(hash, config.buckets).bucket;
+    let control = CONTROL.get_ptr_mut(bucket)?;
+    let backend = backend::backend(number)?;
     // SAFETY: both are map elements.
-    unsafe {
+    let version = unsafe {
         let version = (&raw const (*control).version).read_volatile();
         fence();
-        if (&raw const (*backend).quiet_until).read_volatile() > now
-            || is_outstanding(control, fingerprint(hash), now)
-        {
+        let is_quiet = (&raw const (*backend).quiet_until).read_volatile() > now;
+        if is_quiet || (&raw const (*backend).waits).read_volatile() != 0 {
             return None;
         }
-        Some(version)
-    }
+        version
+    };
+    (!is_outstanding(bucket, number, fingerprint(hash), now)).then_some(version)
 }

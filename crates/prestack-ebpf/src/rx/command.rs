@@ -3,7 +3,7 @@
 use prestack_proto::hash::{hash_key, scan_key};
 use prestack_proto::text::request::{Effect, Form};
 use prestack_proto::window::{Source, WINDOW};
-use prestack_proto::{MAX_KEY, base64, binary, text};
+use prestack_proto::{MAX_KEY, base64, binary, stream, text};
 
 use crate::scratch::{copy_key, scratch};
 
@@ -12,6 +12,28 @@ use crate::scratch::{copy_key, scratch};
 #[inline(always)]
 pub fn parse(at: u64, limit: u64) {
     prestack_parse_command(at, limit);
+}
+
+/// [`parse`] for a byte stream, where the data of the command may lie behind the limit.
+#[inline(always)]
+pub fn parse_in_stream(at: u64, limit: u64) {
+    prestack_parse_in_stream(at, limit);
+}
+
+/// A global function, like [`prestack_parse_command`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn prestack_parse_in_stream(at: u64, limit: u64) -> u64 {
+    let Some(scratch) = scratch() else { return 0 };
+    if limit > WINDOW as u64 {
+        return 0;
+    }
+    // SAFETY: this CPU's scratch.
+    unsafe {
+        let command = stream::command(&(*scratch).window, at, limit);
+        (&raw mut (*scratch).command).write_volatile(command);
+    }
+    0
 }
 
 /// A global function (by its unmangled name): the verifier checks it once, for all arguments, and

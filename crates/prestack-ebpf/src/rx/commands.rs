@@ -2,13 +2,12 @@
 
 use aya_ebpf::helpers::generated::bpf_loop;
 use core::ffi::c_void;
-use prestack_abi::flow::TcpFlow;
+use prestack_abi::flow::Flow;
 use prestack_proto::binary;
 use prestack_proto::text::request::Effect;
 use prestack_proto::window::{WINDOW, Window};
 
 use super::command;
-use crate::ledger::backend;
 use crate::ledger::writes::{self, End};
 use crate::scratch::scratch;
 
@@ -47,9 +46,6 @@ pub fn is_closed(window: &Window, end: u64) -> bool {
 #[inline(never)]
 extern "C" fn act(_: u32, _: *mut c_void) -> i64 {
     let Some(scratch) = scratch() else { return 1 };
-    let Some(config) = backend::config() else {
-        return 1;
-    };
     // SAFETY: this CPU's scratch.
     let (window, walk) = unsafe { (&(*scratch).window, &mut (*scratch).walk) };
     let (at, end) = (walk.at, walk.end);
@@ -57,9 +53,9 @@ extern "C" fn act(_: u32, _: *mut c_void) -> i64 {
         return 1;
     }
     let protocol = if window.byte(at) == binary::REQUEST {
-        u64::from(TcpFlow::BINARY)
+        u64::from(Flow::BINARY)
     } else {
-        u64::from(TcpFlow::TEXT)
+        u64::from(Flow::TEXT)
     };
     if end > WINDOW as u64 || (walk.protocol != 0 && walk.protocol != protocol) {
         walk.odd = 1;
@@ -81,7 +77,7 @@ extern "C" fn act(_: u32, _: *mut c_void) -> i64 {
             let Some(key) = command::key(walk.seed) else {
                 return 1;
             };
-            if writes::arrived(config, key, End::Settle).is_none() {
+            if writes::arrived(key, End::Settle).is_none() {
                 return 1;
             }
         }

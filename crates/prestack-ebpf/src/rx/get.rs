@@ -20,8 +20,9 @@ use crate::maps::count;
 use crate::packet::Packet;
 use crate::scratch::scratch;
 
-/// Answers the GET of the key of `key_len` bytes with this `hash`, or lets it through with a ticket.
-/// `sum` is the one's-complement sum of the payload.
+/// Answers the GET of the key of `key_len` bytes with this `hash`: the action for the kernel, [`MISS`] or
+/// [`AGEING`]. `sum` is the one's-complement sum of the payload. With `is_second` the GET has been here
+/// before, and is not to fetch the entry anew.
 #[inline(always)]
 pub fn get(
     ctx: &XdpContext,
@@ -30,6 +31,7 @@ pub fn get(
     key_len: u64,
     hash: u64,
     sum: u64,
+    is_second: bool,
 ) -> u32 {
     let (config, door) = (datagram.config, datagram.door);
     let Some(state) = backend::backend(door.backend) else {
@@ -38,7 +40,6 @@ pub fn get(
     let epoch = backend::epoch(state);
     let now = clock::now();
     let key = datagram.payload + 4;
-    let mut ticket = None;
     let query = Query {
         config,
         backend: door.backend,
@@ -46,15 +47,15 @@ pub fn get(
         now,
         hash,
     };
-    if let Some(found) = find(query, &packet, key, key_len) {
-        if found.is_ageing && datagram.may_fill() {
-            ticket = tickets::take(config, state, hash, now);
+    let found = find(query, &packet, key, key_len);
+    if let Some(found) = &found {
+        if found.is_ageing && !is_second && datagram.may_fill() {
+            note(datagram, hash, now, epoch);
+            return AGEING;
         }
-        if ticket.is_some() {
-            count!(refreshes);
-        } else if found.knows(EntryHeader::FLAGS)
+        if found.knows(EntryHeader::FLAGS)
             && is_servable(ctx, datagram, state, now, found.reply_len, Some(sum))
-            && let Some(action) = serve(ctx, packet, datagram, &found, now)
+            && let Some(action) = serve(ctx, packet, datagram, found, now)
         {
             return action;
         }
@@ -63,23 +64,80 @@ pub fn get(
     if !datagram.network().is_some() {
         return XDP_PASS;
     }
-    let version = match ticket {
-        None if datagram.may_fill() => tickets::take(config, state, hash, now),
-        ticket => ticket,
-    };
+    note(datagram, hash, now, epoch);
+    MISS
+}
+
+/// The GET is to be let through by [`missed`].
+pub const MISS: u32 = 0x100;
+/// The entry should be fetched anew: [`refresh`] says whether this GET is to do that.
+pub const AGEING: u32 = 0x101;
+
+/// Leaves the request, and its name, in the scratch for the step that follows. The steps are functions
+/// side by side, not one in the other: together their stacks would be too large.
+#[inline(always)]
+fn note(datagram: &Datagram<'_>, hash: u64, now: u64, epoch: u32) {
+    let Some(scratch) = scratch() else { return };
     let request = Request {
         key: hash,
         time: now,
-        version: version.unwrap_or(0),
+        version: 0,
         epoch,
         seen: 0,
         kind: Kind::Get as u8,
         unanswered: 1,
-        tickets: u8::from(version.is_some()),
-        backend: door.backend,
+        tickets: u8::from(datagram.may_fill()),
+        backend: datagram.door.backend,
     };
-    requests::remember(config, datagram.name(), &request);
-    XDP_PASS
+    // SAFETY: this CPU's scratch.
+    unsafe {
+        (&raw mut (*scratch).request).write_volatile(request);
+        (&raw mut (*scratch).slot).write_volatile(datagram.name());
+    }
+}
+
+/// Lets the GET in the scratch through, with a ticket if one may be given.
+#[inline(always)]
+pub fn missed() {
+    prestack_missed(0);
+}
+
+/// Lets the GET in the scratch through to fetch its entry anew, if it gets a ticket for that.
+#[inline(always)]
+pub fn refresh() -> bool {
+    prestack_missed(1) != 0
+}
+
+/// A global function (by its unmangled name): the verifier checks it once, for all arguments.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn prestack_missed(is_refresh: u64) -> u64 {
+    let (Some(scratch), Some(config)) = (scratch(), backend::config()) else {
+        return 0;
+    };
+    // SAFETY: this CPU's scratch.
+    let (mut request, name) = unsafe {
+        (
+            (&raw const (*scratch).request).read_volatile(),
+            (&raw const (*scratch).slot).read_volatile(),
+        )
+    };
+    let version = if request.tickets != 0 {
+        tickets::take(config, request.backend, request.key, request.time)
+    } else {
+        None
+    };
+    if is_refresh != 0 {
+        if version.is_none() {
+            return 0;
+        }
+        count!(refreshes);
+        count!(udp_misses);
+    }
+    request.version = version.unwrap_or(0);
+    request.tickets = u8::from(version.is_some());
+    requests::remember(config, name, &request);
+    1
 }
 
 /// Whether a reply of this length may be sent to where the request claims to be from. The sum of its

@@ -99,14 +99,13 @@ pub fn miss(scratch: *mut Scratch, hash: u64) {
 pub fn take_ticket(scratch: *mut Scratch, hash: u64) -> bool {
     // SAFETY: this CPU's scratch.
     let walk = unsafe { &mut (*scratch).walk };
-    let (Some(config), Some(state)) = (backend::config(), backend::backend(walk.backend as u8))
-    else {
+    let Some(config) = backend::config() else {
         return false;
     };
     if walk.may_fill == 0 || walk.tickets >= MULTI_KEYS as u64 {
         return false;
     }
-    let Some(version) = tickets::take(config, state, hash, walk.now) else {
+    let Some(version) = tickets::take(config, walk.backend as u8, hash, walk.now) else {
         return false;
     };
     let slot = walk.tickets as usize;

@@ -3,7 +3,7 @@
 mod allow;
 mod answer;
 mod checksum;
-mod command;
+pub mod command;
 mod commands;
 mod get;
 mod item;
@@ -13,7 +13,6 @@ mod rate;
 mod reply;
 mod room;
 mod single;
-mod tcp;
 mod udp;
 
 use aya_ebpf::bindings::xdp_action::XDP_PASS;
@@ -24,6 +23,7 @@ use prestack_proto::window::Source;
 
 use crate::ledger::backend::{self, Arrival};
 use crate::packet::{Headers, Packet, Sort, is_whole, locate};
+use crate::tcp::requests;
 
 /// Greatest position of an IP header: behind two VLAN tags.
 const MAX_L3: u64 = (ETHERNET_LEN + 2 * VLAN_LEN) as u64;
@@ -53,7 +53,8 @@ pub fn packet(ctx: &XdpContext) -> u32 {
             if headers.udp {
                 udp::datagram(ctx, packet, config, door, &headers)
             } else {
-                tcp::segment(ctx, packet, config, door, &headers)
+                requests::hand_over(ctx, packet, config, door, &headers);
+                XDP_PASS
             }
         }
         Sort::Options(headers) => {
@@ -72,7 +73,7 @@ pub fn packet(ctx: &XdpContext) -> u32 {
 /// The packet of `ctx` once more, if it is a plain one for a backend: functions that the verifier
 /// checks on their own are handed the context alone.
 #[inline(always)]
-fn again(ctx: &XdpContext) -> Option<(&'static Config, Packet, Headers, Arrival)> {
+pub fn again(ctx: &XdpContext) -> Option<(&'static Config, Packet, Headers, Arrival)> {
     let config = backend::config()?;
     let packet = Packet::of(ctx, config);
     let Sort::Plain(headers) = locate(packet) else {

@@ -17,6 +17,7 @@ use super::get;
 use super::reply::PAYLOAD_AT;
 use super::udp::Datagram;
 use crate::ledger::backend::{self, Arrival};
+use crate::ledger::requests;
 use crate::packet::{Addresses, Headers, Ipv4, Ipv6, Packet};
 
 /// `get ` as the four bytes read little-endian.
@@ -33,8 +34,8 @@ pub struct SingleGet {
     /// Hash of the key.
     hash: u64,
     /// From the least significant bit: position of the IP header (8 bits), whether it is IPv6 (1),
-    /// the network of the source (7), backend (8), the door's flags (8), length of the key (16), and the
-    /// folded sum of the payload (16).
+    /// the network of the source (7), backend (8), the door's flags (8), length of the key (8), whether
+    /// this is the second time (1), and in the upper 16 bits the folded sum of the payload.
     packed: u64,
 }
 
@@ -78,12 +79,28 @@ impl SingleGet {
     }
 }
 
+/// The bit of a GET that is looked at for the second time.
+const SECOND: u64 = 1 << 40;
+
 impl SingleGet {
     /// Answers the GET, or lets it through.
     #[inline(always)]
     pub fn answer(self, ctx: &XdpContext) -> u32 {
         // SAFETY: a function of ours, called with the program's context.
-        unsafe { prestack_get(ctx.ctx, self.hash, self.packed) as u32 }
+        let get = |packed| unsafe { prestack_get(ctx.ctx, self.hash, packed) as u32 };
+        let mut action = get(self.packed);
+        if action == get::AGEING {
+            if get::refresh() {
+                return XDP_PASS;
+            }
+            action = get(self.packed | SECOND);
+        }
+        if action == get::MISS {
+            get::missed();
+            requests::settle_doubted();
+            return XDP_PASS;
+        }
+        action
     }
 }
 
@@ -162,5 +179,8 @@ fn answer_single(
         zero: packet.zero,
     };
     let sum = packed >> 48;
-    Some(get::get(ctx, packet, &datagram, key_len, get.hash, sum))
+    let is_second = packed & SECOND != 0;
+    Some(get::get(
+        ctx, packet, &datagram, key_len, get.hash, sum, is_second,
+    ))
 }

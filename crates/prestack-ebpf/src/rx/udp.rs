@@ -161,7 +161,11 @@ pub fn datagram(
         }
         Reading::Request(datagram) => match SingleGet::of(packet, &datagram) {
             Some(get) => get.answer(ctx),
-            None => other(ctx),
+            None => {
+                let action = other(ctx);
+                requests::settle_doubted();
+                action
+            }
         },
     }
 }
@@ -287,6 +291,11 @@ fn other(ctx: &XdpContext) -> u32 {
                 prestack_pass_commands();
                 return XDP_PASS;
             }
+            Walk::WRITE => {
+                prestack_write_datagram();
+                prestack_pass_write();
+                return XDP_PASS;
+            }
             over @ (Walk::META | Walk::BINARY) => item::look_up(over),
             _ => keys::look_up_all(),
         }
@@ -297,6 +306,38 @@ fn other(ctx: &XdpContext) -> u32 {
         prestack_pass_keys();
     }
     XDP_PASS
+}
+
+/// Marks the write in the scratch's `request`. A global function, like [`prestack_other_datagram`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn prestack_write_datagram() -> u64 {
+    let Some(scratch) = scratch() else { return 0 };
+    // SAFETY: this CPU's scratch.
+    unsafe {
+        let request = &raw mut (*scratch).request;
+        let settles = (&raw const (*scratch).walk.keys).read_volatile() != 0;
+        let end = if settles { End::Settle } else { End::Reply };
+        match writes::arrived((&raw const (*request).key).read_volatile(), end) {
+            Some(mark) => (&raw mut (*request).version).write_volatile(mark.generation),
+            None => (&raw mut (*request).kind).write_volatile(Kind::Odd as u8),
+        }
+    }
+    0
+}
+
+/// Lets a write through that was marked. A global function, like [`prestack_other_datagram`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn prestack_pass_write() -> u64 {
+    let Some(scratch) = scratch() else { return 0 };
+    // SAFETY: this CPU's scratch.
+    let request = unsafe { (&raw const (*scratch).request).read_volatile() };
+    u64::from(with_datagram(|datagram| {
+        datagram.remember(&request);
+        count!(udp_passed);
+        XDP_PASS
+    }))
 }
 
 /// Lets a datagram of several commands through. A global function, like
@@ -375,7 +416,7 @@ unsafe extern "C" fn prestack_load_datagram(ctx: *mut xdp_md) -> u64 {
 }
 
 /// Acts on a datagram that was loaded and parsed. If it is a GET, or holds several commands, the walk
-/// over its keys or commands is started, else the walk's end is 0.
+/// over its keys or commands, or the one of its write, is started, else the walk's end is 0.
 #[inline(always)]
 fn act(datagram: &Datagram<'_>) {
     let (config, door) = (datagram.config, datagram.door);
@@ -422,20 +463,23 @@ fn act(datagram: &Datagram<'_>) {
             } else {
                 End::Reply
             };
-            let mark =
-                command::key(seed).and_then(|key| Some((key, writes::arrived(config, key, end)?)));
-            if let Some((key, generation)) = mark {
+            if let Some(key) = command::key(seed) {
+                request.key = key;
                 request.kind = Kind::Write as u8;
                 if command.quiet {
                     // If it is answered, then with an error, and soon.
                     request.kind = Kind::Endless as u8;
                     request.seen = requests::age_to_remember_for(config, config.settle_ns);
                 }
-                request.key = key;
-                request.version = generation;
-            } else {
-                request.kind = Kind::Odd as u8;
+                // SAFETY: this CPU's scratch.
+                unsafe {
+                    (&raw mut (*scratch).request).write_volatile(request);
+                    Walk::start(scratch, Walk::WRITE, 0, len, door.backend, seed);
+                    (&raw mut (*scratch).walk.keys).write_volatile(u64::from(end == End::Settle));
+                }
+                return;
             }
+            request.kind = Kind::Odd as u8;
         }
         // Without a whole line or header memcached drops it; a body it waits for.
         Effect::Incomplete if command.form == Form::Text || len < HEADER_LEN => {

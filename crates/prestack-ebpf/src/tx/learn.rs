@@ -4,7 +4,7 @@ use aya_ebpf::helpers::generated::bpf_skb_load_bytes;
 use aya_ebpf::programs::TcContext;
 use prestack_abi::cache::{EntryHeader, MAX_REPLY, Place};
 use prestack_abi::config::Config;
-use prestack_abi::requests::{KeyTicket, Kind, MULTI_KEYS, REQUEST_KEY_WORDS, Request};
+use prestack_abi::requests::{KeyTicket, Kind, MULTI_KEYS, REQUEST_KEY_WORDS, Request, RequestKey};
 use prestack_proto::hash::{backend_seed, hash_key, scan_key};
 use prestack_proto::net::UDP_LEN;
 use prestack_proto::udp::{FRAME_LEN, Frame};
@@ -69,6 +69,11 @@ pub fn take_note(
     unsafe {
         (&raw mut (*scratch).request).write_volatile(request);
         (&raw mut (*scratch).slot).write_volatile(u64::from(slot));
+        if (request.kind == Kind::Meta as u8 || request.kind == Kind::Binary as u8)
+            && let Some(kept) = REQUEST_KEYS.get_ptr_mut(slot)
+        {
+            keep_key(scratch, kept);
+        }
     }
     Kind::is_get(request.kind) && !(is_empty && request.kind != Kind::Binary as u8)
 }
@@ -84,6 +89,12 @@ fn load(ctx: &TcContext, at: u64, len: u64, scratch: *mut Scratch) -> bool {
         let window = (*scratch).window.start().cast();
         bpf_skb_load_bytes(ctx.skb.skb.cast(), at as u32, window, Window::size(len)) == 0
     }
+}
+
+/// Parses the reply in the first `len` bytes of the window, from which is then to be learnt.
+#[inline(always)]
+pub fn parse(len: u64) {
+    shown::parse(len);
 }
 
 /// Learns from the reply to a GET: an item fills the cache if there is a ticket for it; anything else
@@ -124,7 +135,7 @@ extern "C" fn prestack_learn() -> u64 {
         return 0;
     }
     let seed = backend_seed(config.seed, request.backend);
-    let key = key_of(scratch, &item, slot, expected);
+    let key = key_of(scratch, &item, expected);
     // SAFETY: as above.
     let bytes = unsafe { &(*scratch).key };
     // A key with a space, which the binary protocol can store, looks like flags where `mg` shows it,
@@ -160,27 +171,33 @@ extern "C" fn prestack_learn() -> u64 {
     0
 }
 
-/// Puts the key of the item into the scratch's `key` and returns its length.
+/// Puts the key of a request whose reply does not name it into the scratch's `key`, and its length into
+/// the `item`.
+///
+/// # Safety
+///
+/// `scratch` is this CPU's, and `kept` part of a map element.
 #[inline(always)]
-fn key_of(scratch: *mut Scratch, item: &Item, slot: u32, shown: u64) -> Option<u64> {
+pub unsafe fn keep_key(scratch: *mut Scratch, kept: *const RequestKey) {
+    // SAFETY: the caller's.
+    unsafe {
+        let key = &mut (*scratch).key;
+        for i in 0..REQUEST_KEY_WORDS {
+            key.set_word(8 * i as u64, (&raw const (*kept).words[i]).read_volatile());
+        }
+        (&raw mut (*scratch).item.key_len).write_volatile((&raw const (*kept).len).read_volatile());
+    }
+}
+
+/// The length of the item's key, which is then in the scratch's `key`: a text reply shows it.
+#[inline(always)]
+fn key_of(scratch: *mut Scratch, item: &Item, shown: u64) -> Option<u64> {
     // SAFETY: this CPU's scratch.
     let (window, key) = unsafe { (&(*scratch).window, &mut (*scratch).key) };
-    let len = if shown == Item::TEXT {
+    if shown == Item::TEXT {
         copy_key(window, item.key, item.key_len, key, 0);
-        item.key_len
-    } else {
-        let kept = REQUEST_KEYS.get_ptr_mut(slot)?;
-        // SAFETY: a map element.
-        let len = unsafe { (&raw const (*kept).len).read_volatile() };
-        for i in 0..REQUEST_KEY_WORDS {
-            // SAFETY: as above.
-            key.set_word(8 * i as u64, unsafe {
-                (&raw const (*kept).words[i]).read_volatile()
-            });
-        }
-        len
-    };
-    let len = window.forgotten(len);
+    }
+    let len = window.forgotten(item.key_len);
     (len > 0 && len <= MAX_KEY as u64).then_some(len)
 }
 

@@ -104,6 +104,6 @@ const fn opcodes(members: &[u8]) -> u64 {
 
 /// A big-endian `u16` that was read little-endian at bit `shift` of a word.
 #[inline(always)]
-const fn short(word: u64, shift: u32) -> u64 {
+pub(crate) const fn short(word: u64, shift: u32) -> u64 {
     (word >> shift & 0xff) << 8 | word >> (shift + 8) & 0xff
 }

@@ -25,7 +25,7 @@ const READS: u64 = opcodes(&[
     SASL_STEP,
 ]);
 const LONG_READS: u64 = opcodes(&[STAT]);
-const QUIETS: u64 = opcodes(&[
+pub(crate) const QUIETS: u64 = opcodes(&[
     GETQ, GETKQ, SETQ, ADDQ, REPLACEQ, DELETEQ, INCREMENTQ, DECREMENTQ, QUITQ, FLUSHQ, APPENDQ,
     PREPENDQ, GATQ, GATKQ,
 ]);

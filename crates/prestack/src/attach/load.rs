@@ -9,7 +9,12 @@ use aya::{
 };
 use prestack_abi::{config::RATED_SOURCES, names};
 
-use crate::{maps::MapIds, object::OBJECT, settings::Options};
+use crate::{
+    maps::MapIds,
+    object::OBJECT,
+    programs::{StepsError, load_steps},
+    settings::Options,
+};
 
 /// Lines of the verifier's log that are shown.
 const LOG_LINES: usize = 20;
@@ -88,6 +93,7 @@ impl Datapath {
             index: map_id(&ebpf, names::INDEX)?,
             blocks: map_id(&ebpf, names::BLOCKS)?,
             control: map_id(&ebpf, names::CONTROL)?,
+            flows: map_id(&ebpf, names::FLOWS)?,
             stats: map_id(&ebpf, names::STATS)?,
         };
         let rx: &mut Xdp = program(&mut ebpf, names::RX)?;
@@ -96,6 +102,11 @@ impl Datapath {
         let tx: &mut SchedClassifier = program(&mut ebpf, names::TX)?;
         tx.load().map_err(|error| refused(names::TX, error))?;
         let tx = tx.info().map_err(info)?.id();
+        load_steps(&mut ebpf).map_err(|error| match error {
+            StepsError::Missing(name) => LoadError::Missing(name),
+            StepsError::Refused { name, source } => refused(name, *source),
+            error @ StepsError::Map { .. } => info(error),
+        })?;
         Ok(Self {
             ebpf,
             maps,

@@ -5,6 +5,7 @@ use std::{os::unix::ffi::OsStrExt as _, time::Duration};
 use prestack_abi::{
     cache::EntryHeader,
     control::{Control, Outstanding, fingerprint},
+    time::is_ahead,
 };
 use prestack_proto::MAX_KEY;
 
@@ -54,7 +55,13 @@ pub fn inspect(args: &InspectArgs) -> anyhow::Result<String> {
             None => rows.push(("cached", "no".into())),
             Some(entry) => describe(&entry, epoch, now, config.max_age_ns, &mut rows),
         }
-        rows.push(("writes", outstanding(&control, fingerprint(hash), now)));
+        let has_ended = |place, number| {
+            maps::flow(&running.state.maps, place).is_ok_and(|flow| {
+                flow.answered > number || (flow.over_at != 0 && flow.over_at <= now)
+            })
+        };
+        let writes = outstanding(&control, fingerprint(hash), now, has_ended);
+        rows.push(("writes", writes));
         rows.push((
             "bucket",
             format!("{} (version {})", place.bucket, control.version),
@@ -150,26 +157,47 @@ fn preview(value: &[u8]) -> String {
     format!("\"{}\"{more}", shown.escape_ascii())
 }
 
-/// Whether writes to the key are under way.
-fn outstanding(control: &Control, fingerprint: u16, now: u64) -> String {
-    let mine = control
+/// Whether writes to the key are under way. `has_ended` tells whether a command with a number on a TCP
+/// flow has.
+fn outstanding(
+    control: &Control,
+    fingerprint: u16,
+    now: u64,
+    has_ended: impl Fn(u32, u64) -> bool,
+) -> String {
+    let is_under_way = |write: &&Outstanding| match write.writes {
+        0 => false,
+        Outstanding::OWED => !has_ended(write.flow.into(), write.command()),
+        Outstanding::QUIET => {
+            is_ahead(write.until, now) && !has_ended(write.flow.into(), write.command())
+        }
+        _ => is_ahead(write.until, now),
+    };
+    let mine: Vec<_> = control
         .outstanding
         .iter()
-        .find(|write| write.fingerprint == fingerprint && write.writes > 0 && now < write.until);
-    match mine {
-        Some(Outstanding {
-            writes: Outstanding::SETTLES,
-            ..
-        }) => "outstanding until they settle".into(),
-        Some(write) => format!("{} outstanding", write.writes),
-        None if now < control.crowded_until => "outstanding somewhere in the bucket".into(),
-        None => "none outstanding".into(),
+        .filter(|write| write.fingerprint == fingerprint)
+        .filter(is_under_way)
+        .map(|write| match write.writes {
+            Outstanding::OWED => "outstanding over TCP".into(),
+            Outstanding::QUIET => "outstanding over TCP, without reply".into(),
+            Outstanding::SETTLES => "outstanding until they settle".into(),
+            count => format!("{count} outstanding over UDP"),
+        })
+        .collect();
+    if !mine.is_empty() {
+        mine.join(", ")
+    } else if is_ahead(control.crowded_until, now) {
+        "outstanding somewhere in the bucket".into()
+    } else {
+        "none outstanding".into()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use prestack_abi::time::SETTLE_SHIFT;
 
     #[test]
     fn keys_are_those_of_the_text_protocol() {
@@ -191,17 +219,34 @@ mod tests {
 
     #[test]
     fn writes_are_outstanding_until_their_time() {
+        const UNIT: u64 = 1 << SETTLE_SHIFT;
         let mut control = Control::default();
         control.outstanding[1] = Outstanding {
             fingerprint: 5,
             writes: 2,
-            generation: 0,
             until: 100,
+            ..Outstanding::default()
         };
-        assert_eq!(outstanding(&control, 5, 99), "2 outstanding");
-        assert_eq!(outstanding(&control, 5, 100), "none outstanding");
-        assert_eq!(outstanding(&control, 6, 99), "none outstanding");
+        let show = |control: &Control, fingerprint, now| {
+            outstanding(control, fingerprint, now * UNIT, |flow, number| {
+                (flow, number) == (7, 1 << 40 | 3)
+            })
+        };
+        assert_eq!(show(&control, 5, 99), "2 outstanding over UDP");
+        assert_eq!(show(&control, 5, 100), "none outstanding");
+        assert_eq!(show(&control, 6, 99), "none outstanding");
         control.crowded_until = 200;
-        assert!(outstanding(&control, 6, 150).contains("bucket"));
+        assert!(show(&control, 6, 150).contains("bucket"));
+        control.outstanding[2] = Outstanding {
+            fingerprint: 6,
+            writes: Outstanding::OWED,
+            flow: 7,
+            number_high: 1 << 8,
+            number: 4,
+            ..Outstanding::default()
+        };
+        assert_eq!(show(&control, 6, 300), "outstanding over TCP");
+        control.outstanding[2].number = 3;
+        assert_eq!(show(&control, 6, 300), "none outstanding");
     }
 }

@@ -49,7 +49,14 @@ const META_DEBUG: u64 = verb(b"me");
 const VERSION: u64 = verb(b"version");
 const STATS: u64 = verb(b"stats");
 const QUIT: u64 = verb(b"quit");
+const WATCH: u64 = verb(b"watch");
+const LRU: u64 = verb(b"lru");
+const SLABS: u64 = verb(b"slabs");
+const SHUTDOWN: u64 = verb(b"shutdown");
 const FLUSH_AL: u64 = verb(b"flush_al");
+const LRU_CRAW: u64 = verb(b"lru_craw");
+const VERBOSIT: u64 = verb(b"verbosit");
+const CACHE_ME: u64 = verb(b"cache_me");
 
 /// Words that a key and the space behind it span at most.
 const KEY_WORDS: usize = (MAX_KEY + 1).div_ceil(8) + 1;
@@ -108,19 +115,23 @@ pub fn parse(window: &Window, at: u64, limit: u64) -> Command {
         if verb_len == 9 && first == FLUSH_AL && window.byte(at + 8) == b'l' {
             command.effect = Effect::Flush;
         }
+        // `lru_crawler`, `verbosity` and `cache_memlimit` change no item; what begins alike is an error.
+        if first == LRU_CRAW || first == VERBOSIT || first == CACHE_ME {
+            command.effect = Effect::LongRead;
+        }
         return command;
     }
 
     if verb == GAT || verb == GATS {
         arguments.next(ARGUMENT_WORDS);
     }
-    let keyless = verb == META_NOOP || verb == VERSION || verb == STATS || verb == QUIT;
-    if keyless {
-        command.effect = if verb == STATS || verb == QUIT {
-            Effect::LongRead
-        } else {
-            Effect::Read
-        };
+    if verb == META_NOOP || verb == VERSION {
+        command.effect = Effect::Read;
+        return command;
+    }
+    let is_long = matches!(verb, STATS | QUIT | WATCH | LRU | SLABS | SHUTDOWN);
+    if is_long {
+        command.effect = Effect::LongRead;
         return command;
     }
 

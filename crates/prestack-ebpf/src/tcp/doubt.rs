@@ -1,0 +1,163 @@
+//! Doubt about a flow, and how it ends.
+//!
+//! While a flow's requests are in doubt, its data empties the cache, and no tickets are given from the
+//! arrival of its data until memcached has sent something after it. While its replies are in doubt, none
+//! of its commands counts as answered.
+//!
+//! Doubt ends after [`EXCHANGES`] exchanges in a row, and not before the settle time is over. An exchange
+//! starts when a segment arrives while everything before it has been acknowledged in both directions,
+//! consists of whole commands, and ends when as many replies of the right kinds have left as it asks for.
+//! Inside a data block memcached would answer nothing; and what it had to answer before the doubt arose,
+//! it has answered by then, unless it sits on a command for longer than the settle time.
+
+use prestack_abi::config::Config;
+use prestack_abi::flow::{Flow, Mode};
+
+use super::flow::stop_waiting;
+use crate::clock;
+use crate::ledger::backend;
+use crate::maps::count;
+
+/// Exchanges that end doubt.
+const EXCHANGES: u32 = 2;
+
+/// The flow's requests have not been understood to the byte.
+///
+/// # Safety
+///
+/// `flow` is an element of `FLOWS`.
+#[inline(always)]
+pub unsafe fn requests(config: &Config, flow: *mut Flow) {
+    // SAFETY: the caller's.
+    unsafe {
+        if (*flow).doubt & Flow::REQUESTS == 0 {
+            count!(doubted_requests);
+        }
+        (*flow).has_hole = 0;
+        raise(flow, Flow::REQUESTS | Flow::REPLIES);
+        wait_for_any(flow);
+        backend::forget(config, (*flow).backend as u8);
+    }
+}
+
+/// It is not certain which of the flow's commands have been answered.
+///
+/// # Safety
+///
+/// `flow` is an element of `FLOWS`.
+#[inline(always)]
+pub unsafe fn replies(flow: *mut Flow) {
+    // SAFETY: the caller's.
+    unsafe {
+        if (*flow).doubt & Flow::REPLIES == 0 {
+            count!(doubted_replies);
+        }
+        raise(flow, Flow::REPLIES);
+    }
+}
+
+#[inline(always)]
+unsafe fn raise(flow: *mut Flow, doubt: u32) {
+    // SAFETY: the caller's.
+    unsafe {
+        (&raw mut (*flow).doubt).write_volatile((*flow).doubt | doubt);
+        (*flow).doubt_since = clock::now();
+        (*flow).exchanges = 0;
+        (*flow).is_tentative = 0;
+    }
+}
+
+/// No tickets until memcached has sent something on this flow.
+///
+/// # Safety
+///
+/// `flow` is an element of `FLOWS`.
+#[inline(always)]
+pub unsafe fn wait_for_any(flow: *mut Flow) {
+    // SAFETY: the caller's.
+    unsafe {
+        if (*flow).owes == 0 {
+            backend::wait((*flow).backend as u8);
+        }
+        (&raw mut (*flow).owes).write_volatile(Flow::OWES_ANY);
+    }
+}
+
+/// No tickets until the command with this number has been answered.
+///
+/// # Safety
+///
+/// `flow` is an element of `FLOWS`.
+#[inline(always)]
+pub unsafe fn wait_for(flow: *mut Flow, number: u64) {
+    // SAFETY: the caller's.
+    unsafe {
+        (*flow).owed_number = number;
+        if (*flow).owes == 0 {
+            backend::wait((*flow).backend as u8);
+            (&raw mut (*flow).owes).write_volatile(Flow::OWES_REPLY);
+        }
+    }
+}
+
+/// An exchange starts with this byte, if the flow is at rest.
+///
+/// # Safety
+///
+/// `flow` is an element of `FLOWS`.
+#[inline(always)]
+pub unsafe fn start_exchange(flow: *mut Flow, sequence: u32) {
+    // SAFETY: the caller's.
+    unsafe {
+        if (*flow).is_tentative != 0 && (*flow).counted != (*flow).asked {
+            (*flow).exchanges = 0;
+        }
+        if (*flow).doubt & Flow::REQUESTS != 0 {
+            (*flow).next = sequence;
+            (*flow).mode = Mode::Command as u32;
+            (*flow).protocol = 0;
+            (*flow).carried = 0;
+            (*flow).snapshots_taken = 0;
+        }
+        (*flow).quiets = 0;
+        (*flow).is_reply_data = 0;
+        (*flow).reply_carried = 0;
+        (*flow).counted = (*flow).asked;
+        (*flow).is_tentative = 1;
+    }
+}
+
+/// An exchange has broken off.
+///
+/// # Safety
+///
+/// `flow` is an element of `FLOWS`.
+#[inline(always)]
+pub unsafe fn break_off(flow: *mut Flow) {
+    // SAFETY: the caller's.
+    unsafe {
+        (*flow).is_tentative = 0;
+        (*flow).exchanges = 0;
+    }
+}
+
+/// All that was asked for has been answered, and all that came has been acknowledged.
+///
+/// # Safety
+///
+/// `flow` is an element of `FLOWS`.
+#[inline(always)]
+pub unsafe fn end_exchange(config: &Config, flow: *mut Flow) {
+    // SAFETY: the caller's.
+    unsafe {
+        (*flow).exchanges += 1;
+        (*flow).is_tentative = 0;
+        let is_settled = clock::now() > (*flow).doubt_since + config.settle_ns;
+        if (*flow).exchanges >= EXCHANGES && is_settled {
+            (&raw mut (*flow).answered).write_volatile((*flow).counted);
+            (&raw mut (*flow).doubt).write_volatile(0);
+            stop_waiting(flow);
+            count!(regained);
+        }
+    }
+}

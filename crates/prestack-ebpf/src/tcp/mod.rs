@@ -1,0 +1,21 @@
+//! TCP: flows are followed by both byte streams, so that every command is seen, and every reply is
+//! matched to its command.
+//!
+//! Nothing is answered and nothing held back. What a flow's requests change is invalidated before
+//! memcached sees them, and counts as outstanding until the reply has left.
+
+pub mod doubt;
+pub mod flow;
+pub mod hole;
+pub mod replies;
+pub mod requests;
+pub mod segment;
+mod socket;
+mod take_back;
+mod tickets;
+
+/// Whether sequence number `a` comes before `b` (RFC 9293 3.4).
+#[inline(always)]
+pub const fn is_before(a: u32, b: u32) -> bool {
+    (a.wrapping_sub(b) as i32) < 0
+}

@@ -1,0 +1,72 @@
+//! The programs that other programs go on with.
+
+use aya::{
+    Ebpf,
+    maps::{MapError, ProgramArray},
+    programs::{ProgramError, ProgramFd, SchedClassifier, Xdp},
+};
+use prestack_abi::names;
+
+/// A program could not be made ready.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the messages say it")]
+pub enum StepsError {
+    #[error("the BPF object has no {0}")]
+    Missing(&'static str),
+    #[error("the kernel refused {name}: {source}")]
+    Refused {
+        name: &'static str,
+        source: Box<ProgramError>,
+    },
+    #[error("map {name}: {source}")]
+    Map {
+        name: &'static str,
+        source: Box<MapError>,
+    },
+}
+
+/// Loads the programs to which `rx` and `tx` hand over, and puts them where these find them. The maps
+/// that hold them have to be kept, open or pinned: the kernel empties them when user space lets go.
+///
+/// # Errors
+/// The kernel refused.
+pub fn load_steps(ebpf: &mut Ebpf) -> Result<(), StepsError> {
+    let refused = |name| {
+        move |source| StepsError::Refused {
+            name,
+            source: Box::new(source),
+        }
+    };
+    let rx: &mut Xdp = program(ebpf, names::RX_TCP)?;
+    rx.load().map_err(refused(names::RX_TCP))?;
+    let rx = rx
+        .fd()
+        .and_then(|fd| fd.try_clone().map_err(ProgramError::IOError));
+    let rx = rx.map_err(refused(names::RX_TCP))?;
+    let tx: &mut SchedClassifier = program(ebpf, names::TX_TCP)?;
+    tx.load().map_err(refused(names::TX_TCP))?;
+    let tx = tx
+        .fd()
+        .and_then(|fd| fd.try_clone().map_err(ProgramError::IOError));
+    let tx = tx.map_err(refused(names::TX_TCP))?;
+    set(ebpf, names::RX_STEPS, &rx)?;
+    set(ebpf, names::TX_STEPS, &tx)
+}
+
+fn program<'a, P>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut P, StepsError>
+where
+    &'a mut P: TryFrom<&'a mut aya::programs::Program>,
+{
+    let program = ebpf.program_mut(name).ok_or(StepsError::Missing(name))?;
+    program.try_into().map_err(|_| StepsError::Missing(name))
+}
+
+fn set(ebpf: &mut Ebpf, name: &'static str, program: &ProgramFd) -> Result<(), StepsError> {
+    let failed = |source| StepsError::Map {
+        name,
+        source: Box::new(source),
+    };
+    let map = ebpf.map_mut(name).ok_or(StepsError::Missing(name))?;
+    let mut steps = ProgramArray::try_from(map).map_err(failed)?;
+    steps.set(0, program, 0).map_err(failed)
+}

@@ -1,0 +1,149 @@
+//! Replies over TCP fill the cache.
+
+use super::connection::Connection;
+use super::filled;
+use crate::binary::{self, GET, GETK};
+use crate::bytes::{hit, item};
+use crate::harness::{Datapath, Verdict};
+
+#[test]
+fn a_key_that_is_read_over_tcp_is_served_over_udp() {
+    let reply = hit("new", "value");
+    for cut in 1..=reply.len() {
+        let mut path = Datapath::new();
+        path.fill("seen", "answering over UDP");
+        let mut connection = Connection::open(&path, 1);
+        connection.exchange(&path, "get x\r\n", "END\r\n");
+        connection.send(&path, "get new\r\n");
+        connection.reply(&path, &reply[..cut]);
+        connection.reply(&path, &reply[cut..]);
+        let is_item_whole =
+            !(item("new", 0, "value").len() > cut && cut > b"VALUE new 0 5\r\n".len() - 1);
+        if is_item_whole {
+            path.assert_hit("new", "value");
+        }
+        assert_eq!(path.stats().doubted_replies, 0, "cut at {cut}");
+    }
+}
+
+#[test]
+fn several_keys_and_several_commands() {
+    let mut path = filled();
+    let mut connection = Connection::open(&path, 1);
+    connection.send(&path, "get a b c\r\ngets d\r\nget e\r\n");
+    let long = "x".repeat(300);
+    let reply = [
+        item("a", 0, "one"),
+        item("c", 0, &long),
+        b"END\r\n".to_vec(),
+        b"VALUE d 0 4 99\r\nfour\r\nEND\r\n".to_vec(),
+        hit("e", "five"),
+    ];
+    connection.reply(&path, reply.concat());
+    path.assert_hit("a", "one");
+    path.assert_miss("b");
+    path.assert_hit("c", &long);
+    path.assert_hit("d", "four");
+    path.assert_hit("e", "five");
+    let gets = path.request("gets d\r\n");
+    let expected = b"VALUE d 0 4 99\r\nfour\r\nEND\r\n".to_vec();
+    assert_eq!(path.rx(&gets), Verdict::Served(expected));
+    assert_eq!(path.stats().doubted_replies, 0);
+}
+
+#[test]
+fn meta_and_binary_replies() {
+    let mut path = filled();
+    let mut connection = Connection::open(&path, 1);
+    connection.exchange(&path, "mg new v f c\r\n", "VA 5 f7 c99\r\nvalue\r\n");
+    let mg = path.request("mg new c v f\r\n");
+    assert_eq!(
+        path.rx(&mg),
+        Verdict::Served(b"VA 5 c99 f7\r\nvalue\r\n".to_vec())
+    );
+    let mut connection = Connection::open(&path, 2);
+    for (opcode, key) in [(GET, &b"one"[..]), (GETK, b"two")] {
+        let reply = binary::hit(opcode, key, 3, 8, b"value", 5);
+        connection.exchange(&path, binary::get(opcode, key, 5), reply);
+        let get = path.request(binary::get(GET, key, 1));
+        let expected = binary::hit(GET, key, 3, 8, b"value", 1);
+        assert_eq!(path.rx(&get), Verdict::Served(expected));
+    }
+}
+
+/// Between the question and its answer.
+#[test]
+fn a_write_voids_the_tickets() {
+    let mut path = filled();
+    let mut connection = Connection::open(&path, 1);
+    connection.send(&path, "get new\r\n");
+    path.exchange("set new 0 0 3\r\nnew\r\n", "STORED\r\n");
+    connection.reply(&path, hit("new", "old"));
+    path.assert_miss("new");
+    // And the same connection's, pipelined.
+    connection.send(&path, "get new\r\ndelete new\r\n");
+    connection.reply(&path, [hit("new", "old"), b"DELETED\r\n".to_vec()].concat());
+    path.assert_miss("new");
+}
+
+/// Of two that ask for one key on one flow the first reply is the first one's.
+#[test]
+fn an_old_reply_does_not_fill_under_a_newer_ticket() {
+    let mut path = filled();
+    let mut connection = Connection::open(&path, 1);
+    connection.send(&path, "get new\r\n");
+    path.exchange("set new 0 0 3\r\nnew\r\n", "STORED\r\n");
+    connection.send(&path, "get new\r\n");
+    connection.reply(&path, hit("new", "old"));
+    path.assert_miss("new");
+    connection.reply(&path, hit("new", "new"));
+}
+
+/// What is parsed again may have been asked long before.
+#[test]
+fn a_get_that_comes_again_gets_no_ticket() {
+    let mut path = filled();
+    let mut connection = Connection::open(&path, 1);
+    let get = connection.send(&path, "get new\r\n");
+    path.exchange("set new 0 0 3\r\nnew\r\n", "STORED\r\n");
+    path.pass(&get);
+    connection.reply(&path, hit("new", "old"));
+    path.assert_miss("new");
+}
+
+/// memcached has lost what is cached.
+#[test]
+fn a_miss_drops_the_entry() {
+    let mut path = filled();
+    let mut connection = Connection::open(&path, 1);
+    connection.send(&path, "get new\r\n");
+    path.offer("new", "value");
+    connection.reply(&path, "END\r\n");
+    path.assert_miss("new");
+}
+
+/// Replies of many kilobytes, as offloads put them together.
+#[test]
+fn long_packets() {
+    let mut path = filled();
+    let mut connection = Connection::open(&path, 1);
+    let long = "VALUE a 0 1\r\n".repeat(2000);
+    connection.send(&path, "get long\r\nget a b\r\nget c\r\n");
+    let reply = hit("long", &long);
+    let (first, last) = reply.split_at(reply.len() - 100);
+    for piece in first.chunks(3500) {
+        connection.reply(&path, piece);
+    }
+    let rest = [
+        last,
+        &item("a", 0, "x".repeat(1200)),
+        &item("b", 0, "y".repeat(1200)),
+        b"END\r\n",
+    ];
+    connection.reply(&path, rest.concat());
+    path.assert_hit("a", "x".repeat(1200));
+    path.assert_hit("b", "y".repeat(1200));
+    connection.reply(&path, hit("c", "value"));
+    path.assert_hit("c", "value");
+    assert_eq!(path.stats().doubted_replies, 0);
+}

@@ -1,0 +1,42 @@
+//! TCP segments: flows are followed by both byte streams.
+
+mod connection;
+mod doubt;
+mod fills;
+mod order;
+mod outstanding;
+mod requests;
+mod strays;
+mod table;
+
+use crate::harness::Datapath;
+
+/// A cache with two keys.
+fn filled() -> Datapath {
+    let mut path = Datapath::new();
+    path.fill("key", "value");
+    path.fill("other", "value");
+    path
+}
+
+/// Everything may have changed: the cache is empty and is not filled.
+fn assert_forgotten(path: &mut Datapath) {
+    assert!(path.epoch() > 0);
+    path.assert_miss("key");
+    path.assert_miss("other");
+    assert!(!path.can_fill("other", "value"));
+}
+
+/// Nothing has happened to the cache.
+fn assert_untouched(path: &mut Datapath) {
+    assert_eq!(path.epoch(), 0, "{:?}", path.stats());
+    path.assert_hit("key", "value");
+    path.assert_hit("other", "value");
+}
+
+/// `key` alone was written.
+fn assert_key_written(path: &mut Datapath) {
+    assert_eq!(path.epoch(), 0, "{:?}", path.stats());
+    path.assert_miss("key");
+    path.assert_hit("other", "value");
+}

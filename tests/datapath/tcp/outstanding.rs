@@ -1,0 +1,258 @@
+//! Writes are outstanding from their arrival until their own reply leaves.
+
+use std::time::Duration;
+
+use super::connection::Connection;
+use super::filled;
+use crate::bytes::hit;
+use crate::harness::{Datapath, Setup, wait};
+use crate::packet::{ACK, FIN, RST};
+
+fn settling_in(settle: Duration) -> Datapath {
+    Datapath::with(&Setup {
+        settle,
+        remember: settle,
+        ..Setup::default()
+    })
+}
+
+/// The unit in which writes settle is 67 ms.
+const SETTLE: Duration = Duration::from_millis(100);
+const SETTLED: Duration = Duration::from_millis(300);
+
+#[test]
+fn its_reply_ends_a_write() {
+    for (write, reply) in [
+        ("set key 0 0 3\r\nnew\r\n", "STORED\r\n"),
+        ("set key 0 0 3\r\nnew\r\n", "SERVER_ERROR out of memory\r\n"),
+        ("add key 0 0 3\r\nnew\r\n", "NOT_STORED\r\n"),
+        ("cas key 0 0 3 1\r\nnew\r\n", "EXISTS\r\n"),
+        ("delete key\r\n", "NOT_FOUND\r\n"),
+        ("incr key 1\r\n", "17\r\n"),
+        ("touch key 0\r\n", "TOUCHED\r\n"),
+        ("gat 0 key\r\n", "VALUE key 0 3\r\nnew\r\nEND\r\n"),
+        ("gat 0 key\r\n", "END\r\n"),
+        ("ms key 3\r\nnew\r\n", "HD\r\n"),
+        ("ms key 3 c\r\nnew\r\n", "HD c17\r\n"),
+        ("md key\r\n", "NF\r\n"),
+        ("mg key v T0\r\n", "VA 3\r\nnew\r\n"),
+        ("ma key v\r\n", "VA 2\r\n17\r\n"),
+    ] {
+        for cut in 1..=reply.len() {
+            let mut path = filled();
+            let mut connection = Connection::open(&path, 1);
+            connection.send(&path, write);
+            connection.acknowledge(&path);
+            assert!(!path.can_fill("key", "old"), "{write:?} is under way");
+            connection.send_back(&path, &reply[..cut]);
+            if cut < reply.len() {
+                // It has been carried out when the first line of its reply leaves.
+                if !reply[..cut].ends_with('\n') && !reply[..cut].contains("\r\n") {
+                    assert!(!path.can_fill("key", "old"), "{write:?} {reply:?} at {cut}");
+                }
+                connection.send_back(&path, &reply[cut..]);
+            }
+            assert!(path.can_fill("key", "new"), "{write:?} {reply:?} at {cut}");
+            let stats = path.stats();
+            assert_eq!(stats.doubted_requests + stats.doubted_replies, 0);
+        }
+    }
+}
+
+/// Replies come in the order of their commands.
+#[test]
+fn every_reply_ends_its_own_write() {
+    let mut path = filled();
+    let mut connection = Connection::open(&path, 1);
+    connection.send(
+        &path,
+        "get x\r\ndelete key\r\nget y z\r\ndelete other\r\nmg x v\r\n",
+    );
+    connection.reply(&path, hit("x", "DELETED\r\n"));
+    assert!(!path.can_fill("key", "old"));
+    connection.reply(&path, "DELETED\r\n");
+    assert!(path.can_fill("key", "new"));
+    assert!(!path.can_fill("other", "old"));
+    let both = "VALUE y 0 9\r\nDELETED\r\n\r\nVALUE z 0 5\r\nEND\r\n\r\nEND\r\n";
+    connection.reply(&path, both);
+    assert!(!path.can_fill("other", "old"));
+    connection.reply(&path, "NOT_FOUND\r\n");
+    assert!(path.can_fill("other", "new"));
+}
+
+/// A reply that is sent again ends nothing more.
+#[test]
+fn replies_are_counted_once() {
+    let mut path = filled();
+    let mut connection = Connection::open(&path, 1);
+    connection.send(&path, "delete key\r\ndelete other\r\n");
+    connection.acked = connection.client;
+    let reply = connection.answer(ACK, "DELETED\r\n");
+    connection.reply(&path, "DELETED\r\n");
+    path.tx(&reply);
+    path.tx(&reply);
+    assert!(path.can_fill("key", "new"));
+    assert!(!path.can_fill("other", "old"));
+    connection.reply(&path, "DELETED\r\n");
+    assert!(path.can_fill("other", "new"));
+}
+
+/// However long memcached takes.
+#[test]
+fn a_write_that_is_owed_a_reply_does_not_settle() {
+    let mut path = settling_in(SETTLE);
+    let mut connection = Connection::open(&path, 1);
+    connection.send(&path, "delete key\r\n");
+    connection.acknowledge(&path);
+    wait(SETTLED);
+    assert!(!path.can_fill("key", "old"));
+    connection.reply(&path, "DELETED\r\n");
+    assert!(path.can_fill("key", "new"));
+}
+
+/// But after the end of its connection it does.
+#[test]
+fn the_end_of_a_connection_lets_writes_settle() {
+    for end in ["FIN", "RST", "client's RST"] {
+        let mut path = settling_in(SETTLE);
+        let mut connection = Connection::open(&path, 1);
+        connection.send(&path, "delete key\r\n");
+        connection.acknowledge(&path);
+        match end {
+            "FIN" => path.tx(&connection.answer(ACK | FIN, "")),
+            "RST" => path.tx(&connection.answer(RST, "")),
+            _ => path.pass(&connection.segment(RST, "")),
+        }
+        assert!(!path.can_fill("key", "old"), "{end}");
+        wait(SETTLED);
+        assert!(path.can_fill("key", "new"), "{end}");
+    }
+}
+
+#[test]
+fn the_reply_to_a_later_command_ends_a_quiet_write() {
+    for quiet in [
+        "set key 0 0 3 noreply\r\nnew\r\n",
+        "delete key noreply\r\n",
+        "ms key 3 q\r\nnew\r\n",
+    ] {
+        let mut path = filled();
+        let mut connection = Connection::open(&path, 1);
+        connection.send(&path, format!("get x\r\n{quiet}get y\r\n"));
+        connection.reply(&path, "END\r\n");
+        assert!(!path.can_fill("key", "old"), "{quiet:?}");
+        connection.reply(&path, "END\r\n");
+        assert!(path.can_fill("key", "new"), "{quiet:?}");
+    }
+}
+
+#[test]
+fn a_quiet_write_settles_after_it_was_acknowledged() {
+    let mut path = settling_in(SETTLE);
+    let mut connection = Connection::open(&path, 1);
+    connection.exchange(&path, "get x\r\n", "END\r\n");
+    connection.send(&path, "delete key noreply\r\n");
+    wait(SETTLED);
+    assert!(!path.can_fill("key", "old"), "it may not even have arrived");
+    connection.acknowledge(&path);
+    assert!(!path.can_fill("key", "old"), "it was acknowledged only now");
+    wait(SETTLED);
+    assert!(path.can_fill("key", "new"));
+    // The usual course of things.
+    connection.send(&path, "delete key noreply\r\n");
+    connection.acknowledge(&path);
+    assert!(!path.can_fill("key", "old"));
+    wait(SETTLED);
+    assert!(path.can_fill("key", "new"));
+}
+
+/// A client that writes quietly and reads in turns.
+#[test]
+fn quiet_writes_that_fail_end_nothing() {
+    let mut path = filled();
+    let mut connection = Connection::open(&path, 1);
+    connection.send(&path, "set other 0 0 1 noreply\r\nx\r\ndelete key\r\n");
+    // To which of the two?
+    connection.reply(&path, "SERVER_ERROR out of memory\r\n");
+    assert!(!path.can_fill("key", "old"));
+    assert_eq!(path.stats().doubted_replies, 1);
+    assert_eq!(path.stats().doubted_requests, 0);
+    assert_eq!(path.epoch(), 0);
+
+    let mut path = filled();
+    let mut connection = Connection::open(&path, 1);
+    connection.send(&path, "md x q\r\nms other 1 q\r\nx\r\ndelete key\r\n");
+    connection.reply(&path, "NF\r\nNS\r\n");
+    assert!(!path.can_fill("key", "old"));
+    connection.reply(&path, "DELETED\r\n");
+    assert!(path.can_fill("key", "new"));
+    assert_eq!(path.stats().doubted_replies, 0);
+}
+
+/// A written key does not shut its neighbours out, and two flows that write one key both count.
+#[test]
+fn flows_that_write_one_key() {
+    let mut path = filled();
+    let mut connections: Vec<_> = (1..4).map(|port| Connection::open(&path, port)).collect();
+    for connection in &mut connections {
+        connection.send(&path, "delete key\r\n");
+    }
+    assert!(path.can_fill("third", "value"));
+    for connection in &mut connections {
+        assert!(!path.can_fill("key", "old"));
+        connection.reply(&path, "DELETED\r\n");
+    }
+    assert!(path.can_fill("key", "new"));
+}
+
+/// More flows than there are marks in a bucket.
+#[test]
+fn a_key_that_is_written_by_many() {
+    let mut path = filled();
+    let mut connections: Vec<_> = (1..40).map(|port| Connection::open(&path, port)).collect();
+    for connection in &mut connections {
+        connection.send(&path, "incr key 1\r\n");
+    }
+    for connection in connections.iter_mut().rev() {
+        assert!(!path.can_fill("key", "old"));
+        connection.reply(&path, "5\r\n");
+    }
+    assert!(path.can_fill("key", "new"));
+    assert_eq!(path.epoch(), 0);
+}
+
+/// The whole backend waits for a flush.
+#[test]
+fn a_flush_is_outstanding_until_its_reply() {
+    let mut path = settling_in(SETTLE);
+    let mut connection = Connection::open(&path, 1);
+    connection.send(&path, "get x\r\nflush_all\r\n");
+    connection.acknowledge(&path);
+    wait(SETTLED);
+    assert!(!path.can_fill("key", "old"));
+    connection.reply(&path, "END\r\n");
+    assert!(!path.can_fill("key", "old"));
+    connection.reply(&path, "OK\r\n");
+    assert!(path.can_fill("key", "new"));
+}
+
+/// Binary responses name their opcode.
+#[test]
+fn binary_replies_end_their_writes() {
+    use crate::binary::{done, get, not_found, request};
+    let mut path = filled();
+    let mut connection = Connection::open(&path, 1);
+    let quiet = request(0x14, b"", b"other", b"", 1);
+    let delete = request(0x04, b"", b"key", b"", 2);
+    let noop = request(0x0a, b"", b"", b"", 3);
+    connection.send(&path, [get(0, b"x", 0), quiet, delete, noop].concat());
+    connection.reply(&path, not_found(0, 0));
+    assert!(!path.can_fill("key", "old"));
+    // The quiet one fails, which ends nothing.
+    connection.reply(&path, not_found(0x14, 1));
+    assert!(!path.can_fill("key", "old"));
+    connection.reply(&path, done(0x04, 2));
+    assert!(path.can_fill("key", "new"));
+    assert!(path.can_fill("other", "new"));
+    assert_eq!(path.stats().doubted_replies, 0);
+}
