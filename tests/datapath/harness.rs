@@ -46,6 +46,7 @@ pub struct Setup {
     /// Zero means no limit.
     pub rate_interval: Duration,
     pub rate_burst: Duration,
+    pub wall_offset: Duration,
 }
 
 impl Default for Setup {
@@ -68,6 +69,7 @@ impl Default for Setup {
             serve_reserved_ports: false,
             rate_interval: Duration::ZERO,
             rate_burst: Duration::ZERO,
+            wall_offset: Duration::ZERO,
         }
     }
 }
@@ -140,6 +142,7 @@ impl Setup {
             serve_reserved_ports: self.serve_reserved_ports.into(),
             rate_interval_ns: clock::nanoseconds(self.rate_interval),
             rate_burst_ns: clock::nanoseconds(self.rate_burst),
+            wall_offset_ns: clock::nanoseconds(self.wall_offset),
             ..Config::empty()
         };
         assert!(self.buckets <= BUCKETS);

@@ -12,7 +12,7 @@ use aya::{Ebpf, EbpfLoader, Pod};
 use prestack::mapping::Mapping;
 use prestack::maps::{CacheMaps, Controls, MapIds};
 use prestack::programs::{StepsError, load_steps};
-use prestack_abi::backend::{Backend, MAX_BACKENDS};
+use prestack_abi::backend::{Backend, Flush, Flushes, MAX_BACKENDS};
 use prestack_abi::cache::Index;
 use prestack_abi::control::Control;
 use prestack_abi::flow::{FLOW_SETS, FLOW_WAYS, Flow, FlowSet};
@@ -162,12 +162,15 @@ impl Kernel {
         // SAFETY: made of integers, so that zeros are a value.
         let no_requests: RequestSet = unsafe { std::mem::zeroed() };
         self.fill_array(names::REQUESTS, REQUEST_SETS as u32, no_requests);
+        // SAFETY: as above.
+        let no_flushes: Flushes = unsafe { std::mem::zeroed() };
         let no_tickets = KeyTickets {
             keys: [KeyTicket::default(); MULTI_KEYS],
         };
         let requests = (REQUEST_SETS * SET_WAYS) as u32;
         self.fill_array(names::KEY_TICKETS, requests, no_tickets);
         self.fill_array(names::BACKENDS, MAX_BACKENDS, Backend::default());
+        self.fill_array(names::FLUSHES, MAX_BACKENDS, no_flushes);
 
         // SAFETY: as above.
         let (no_set, no_flow): (FlowSet, Flow) = unsafe { std::mem::zeroed() };
@@ -187,6 +190,31 @@ impl Kernel {
             .expect("an array per CPU")
             .set(0, zeros.expect("a value for each CPU"), 0)
             .expect("counters can be set");
+    }
+
+    /// The delayed flushes of the first backend.
+    pub fn flushes(&self) -> Vec<Flush> {
+        let map = self.programs.ebpf.map(names::FLUSHES).expect("the map");
+        let map = Array::<_, Element<Flushes>>::try_from(map).expect("an array");
+        let all = map.get(&0, 0).expect("an element").0.pending;
+        all.into_iter().filter(|flush| flush.until != 0).collect()
+    }
+
+    /// Lets so much time pass for the delayed flushes of the first backend.
+    pub fn age_flushes(&mut self, by: u64) {
+        let map = Array::<_, Element<Flushes>>::try_from(self.map_mut(names::FLUSHES));
+        let mut map = map.expect("an array");
+        let mut flushes = map.get(&0, 0).expect("an element").0;
+        for flush in &mut flushes.pending {
+            flush.from = flush.from.saturating_sub(by);
+            flush.until = flush.until.saturating_sub(by);
+        }
+        map.set(0, Element(flushes), 0).expect("an element");
+        let map = Array::<_, Element<Backend>>::try_from(self.map_mut(names::BACKENDS));
+        let mut map = map.expect("an array");
+        let mut backend = map.get(&0, 0).expect("an element").0;
+        backend.flush_from = backend.flush_from.saturating_sub(by);
+        map.set(0, Element(backend), 0).expect("an element");
     }
 
     /// Alters the flows that have a place.

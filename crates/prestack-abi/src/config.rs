@@ -66,6 +66,8 @@ pub struct Config {
     pub doors: [Door; MAX_DOORS],
     /// Bit `p % 64` of word `p / 64` is set when a door has port `p` (host byte order).
     pub ports: [u64; 1024],
+    /// By how many ns the wall clock (`CLOCK_REALTIME`) is ahead of the monotonic one.
+    pub wall_offset_ns: u64,
 }
 
 /// An address and port at which a backend listens.
@@ -221,6 +223,7 @@ impl Config {
                 flags: 0,
             }; MAX_DOORS],
             ports: [0; 1024],
+            wall_offset_ns: 0,
         }
     }
 

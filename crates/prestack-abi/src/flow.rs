@@ -184,6 +184,11 @@ pub struct Flow {
     pub doubted_until: u32,
     /// Number of the last write that found no mark in its bucket.
     pub crowded_number: u64,
+    /// Coarse monotonic time in ns for which a `flush_all` was asked that has not been answered; 0 if
+    /// there is none.
+    pub flush_due: u64,
+    /// Coarse monotonic time in ns at which it was asked for.
+    pub flush_asked: u64,
 
     /// A [`Mode`].
     pub mode: u32,

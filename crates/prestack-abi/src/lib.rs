@@ -27,6 +27,9 @@ pub mod names {
     /// A program that lets every packet pass, for the far end of a veth pair.
     pub const PASS: &str = "pass";
 
+    /// The program that is run when a socket of the host is released.
+    pub const RELEASED: &str = "released";
+
     /// The programs that `rx` goes on with.
     pub const RX_STEPS: &str = "RX_STEPS";
     /// The programs that `tx` goes on with.
@@ -35,6 +38,8 @@ pub mod names {
     pub const CONFIG: &str = "CONFIG";
     /// [`Backend`](crate::backend::Backend), by backend number.
     pub const BACKENDS: &str = "BACKENDS";
+    /// [`Flushes`](crate::backend::Flushes), by backend number.
+    pub const FLUSHES: &str = "FLUSHES";
     /// [`Index`](crate::cache::Index), by bucket.
     pub const INDEX: &str = "INDEX";
     /// [`Block`](crate::cache::Block), by bucket.
@@ -53,6 +58,8 @@ pub mod names {
     pub const FLOWS: &str = "FLOWS";
     /// [`Hole`](crate::flow::Hole), by place in `FLOWS` modulo their number.
     pub const HOLES: &str = "HOLES";
+    /// Numbers of the backends, by the cookies of the sockets on which they listen.
+    pub const SOCKETS: &str = "SOCKETS";
     /// Time in ns until which a source has used its hits, by address (four words in network byte
     /// order, IPv4 mapped).
     pub const RATES: &str = "RATES";
@@ -64,4 +71,4 @@ pub mod names {
 
 /// Changes with every incompatible change of a map layout: what is pinned under another number
 /// is not adopted.
-pub const LAYOUT: u32 = 3;
+pub const LAYOUT: u32 = 4;

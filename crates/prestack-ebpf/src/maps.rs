@@ -1,9 +1,9 @@
 //! The maps. User space sets the number of elements of `INDEX`, `BLOCKS` and `CONTROL`.
 
 use aya_ebpf::bindings::BPF_F_MMAPABLE;
-use aya_ebpf::btf_maps::{Array, LruHashMap, PerCpuArray, ProgramArray};
+use aya_ebpf::btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, ProgramArray};
 use aya_ebpf::macros::btf_map;
-use prestack_abi::backend::{Backend, MAX_BACKENDS};
+use prestack_abi::backend::{Backend, Flushes, MAX_BACKENDS, MAX_SOCKETS};
 use prestack_abi::cache::{Block, Index};
 use prestack_abi::config::Config;
 use prestack_abi::control::Control;
@@ -31,6 +31,9 @@ pub static CONFIG: Array<Config, 1, SHARED> = Array::new();
 pub static BACKENDS: Array<Backend, { MAX_BACKENDS as usize }, SHARED> = Array::new();
 
 #[btf_map]
+pub static FLUSHES: Array<Flushes, { MAX_BACKENDS as usize }> = Array::new();
+
+#[btf_map]
 pub static INDEX: Array<Index, 1, SHARED> = Array::new();
 
 #[btf_map]
@@ -56,6 +59,9 @@ pub static FLOWS: Array<Flow, MAX_FLOWS> = Array::new();
 
 #[btf_map]
 pub static HOLES: Array<Hole, { HOLES_COUNT }> = Array::new();
+
+#[btf_map]
+pub static SOCKETS: HashMap<u64, u64, MAX_SOCKETS> = HashMap::new();
 
 /// User space gives it more elements if there is a rate limit.
 #[btf_map]

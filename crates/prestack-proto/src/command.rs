@@ -14,7 +14,8 @@ pub enum Effect {
     LongRead,
     /// Changes the item with the command's key, and nothing else.
     Write,
-    /// Changes every item (`flush_all`), now or later.
+    /// Changes every item (`flush_all`), now or later: its key is the [delay](crate::flush), if it has
+    /// one.
     Flush,
     /// The command is not complete within the limit.
     Incomplete,

@@ -10,6 +10,7 @@ pub mod base64;
 pub mod binary;
 pub mod checksum;
 pub mod command;
+pub mod flush;
 pub mod hash;
 pub mod net;
 pub mod stream;

@@ -13,6 +13,14 @@ pub fn now_ns() -> u64 {
     clock_gettime(COARSE).map_or(0, |time| nanoseconds(Duration::from(time)))
 }
 
+/// By how many ns the wall clock is ahead of the monotonic one.
+#[must_use]
+pub fn wall_offset_ns() -> u64 {
+    let wall = clock_gettime(ClockId::CLOCK_REALTIME_COARSE);
+    let wall = wall.map_or(0, |time| nanoseconds(Duration::from(time)));
+    wall.saturating_sub(now_ns())
+}
+
 /// How far the clock may lag behind, in ns: it advances once per jiffy.
 #[must_use]
 pub fn resolution_ns() -> u64 {

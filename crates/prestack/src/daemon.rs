@@ -178,6 +178,7 @@ impl Daemon {
     pub fn serve(&mut self, signals: &Signals) -> anyhow::Result<()> {
         let mut looked = Instant::now();
         loop {
+            self.controls.set_wall_clock();
             self.controls.serve_for(SERVE_AHEAD);
             self.wait(signals)?;
             if signals.received() {
@@ -305,6 +306,7 @@ fn config(options: &Options, mtu: u32) -> io::Result<Config> {
         remember_ns: covering_ns(REMEMBER),
         buckets: options.buckets,
         mtu,
+        wall_offset_ns: clock::wall_offset_ns(),
         serve_reserved_ports: options.serve_reserved_ports.into(),
         has_fast_open: crate::host::has_fast_open().into(),
         rate_interval_ns,

@@ -57,6 +57,8 @@ pub struct MapIds {
     pub control: u32,
     pub flows: u32,
     pub stats: u32,
+    #[serde(default)]
+    pub sockets: u32,
 }
 
 /// Opens a map by its number.
@@ -124,6 +126,13 @@ impl Controls {
         self.config
             .atomic_u64(0, offset_of!(Config, serve_until))
             .store(until, Ordering::SeqCst);
+    }
+
+    /// Tells what time it is: `flush_all` can ask for one.
+    pub fn set_wall_clock(&self) {
+        self.config
+            .atomic_u64(0, offset_of!(Config, wall_offset_ns))
+            .store(clock::wall_offset_ns(), Ordering::SeqCst);
     }
 
     /// Stops serving.

@@ -1,6 +1,6 @@
 //! TCP segments: flows are followed by both byte streams.
 
-mod connection;
+pub mod connection;
 mod doubt;
 mod fills;
 mod order;

@@ -3,6 +3,7 @@
 use prestack_abi::backend::{Backend, MAX_BACKENDS};
 use prestack_abi::config::{Config, Door, MAX_DOORS};
 
+use super::flushes;
 use crate::atomic;
 use crate::cache::fence;
 use crate::clock;
@@ -93,11 +94,15 @@ pub fn backend(number: u8) -> Option<*mut Backend> {
     BACKENDS.get_ptr_mut(u32::from(number))
 }
 
-/// A backend's epoch, as entries and tickets hold it.
+/// A backend's epoch, as entries and tickets hold it. While a delayed flush may take effect it is one
+/// that no entry has.
 #[inline(always)]
-pub fn epoch(backend: *const Backend) -> u32 {
+pub fn epoch(backend: *const Backend, now: u64) -> u32 {
+    let is_due = flushes::is_due(backend, now);
+    fence();
     // SAFETY: `backend` is an element of `BACKENDS`.
-    unsafe { (&raw const (*backend).epoch).read_volatile() as u32 }
+    let epoch = unsafe { (&raw const (*backend).epoch).read_volatile() as u32 };
+    epoch ^ u32::from(is_due) << 31
 }
 
 /// Whether this memcached was seen answering over UDP.
@@ -134,6 +139,24 @@ pub fn forget(config: &Config, number: u8) {
         atomic::add(&raw mut (*backend).epoch, 1);
     }
     count!(forgets);
+}
+
+/// Empties the cache of a backend that has lost a socket, gives no tickets for the settle time, and serves
+/// nothing over UDP until it was seen answering there anew.
+///
+/// Not for programs on packets: it counts nothing, since they might interrupt it.
+#[inline(always)]
+pub fn has_ended(config: &Config, number: u8) {
+    let Some(backend) = backend(number) else {
+        return;
+    };
+    // SAFETY: as in `forget`.
+    unsafe {
+        (&raw mut (*backend).answers_udp).write_volatile(0);
+        (&raw mut (*backend).quiet_until).write_volatile(clock::now() + config.settle_ns);
+        fence();
+        atomic::add(&raw mut (*backend).epoch, 1);
+    }
 }
 
 /// Gives no tickets for the settle time: something may be changing any of the backend's items.

@@ -2,6 +2,7 @@
 //! not been answered, and the tickets that let replies fill the cache.
 
 pub mod backend;
+pub mod flushes;
 pub mod requests;
 pub mod tickets;
 pub mod writes;

@@ -5,7 +5,7 @@ use prestack_abi::config::Config;
 use prestack_abi::control::{CLAIMS, fingerprint};
 use prestack_abi::time::{CLAIM_SHIFT, CLAIM_UNITS};
 
-use super::backend;
+use super::{backend, flushes};
 use super::writes::is_outstanding;
 use crate::cache::fence;
 use crate::maps::CONTROL;
@@ -66,6 +66,10 @@ fn version(config: &Config, number: u8, hash: u64, now: u64) -> Option<u32> {
     let bucket = Place::of(hash, config.buckets).bucket;
     let control = CONTROL.get_ptr_mut(bucket)?;
     let backend = backend::backend(number)?;
+    if flushes::is_due(backend, now) {
+        flushes::look(number);
+        return None;
+    }
     // SAFETY: both are map elements.
     let version = unsafe {
         let version = (&raw const (*control).version).read_volatile();

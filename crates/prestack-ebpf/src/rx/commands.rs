@@ -8,6 +8,7 @@ use prestack_proto::text::request::Effect;
 use prestack_proto::window::{WINDOW, Window};
 
 use super::command;
+use crate::ledger::flushes;
 use crate::ledger::writes::{self, End};
 use crate::scratch::scratch;
 
@@ -81,7 +82,11 @@ extern "C" fn act(_: u32, _: *mut c_void) -> i64 {
                 return 1;
             }
         }
-        Effect::Flush | Effect::Incomplete | Effect::Unknown => return 1,
+        Effect::Flush => {
+            flushes::arrived(walk.backend as u8);
+            return 1;
+        }
+        Effect::Incomplete | Effect::Unknown => return 1,
     }
     walk.odd = 0;
     0

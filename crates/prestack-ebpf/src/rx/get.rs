@@ -37,8 +37,8 @@ pub fn get(
     let Some(state) = backend::backend(door.backend) else {
         return XDP_PASS;
     };
-    let epoch = backend::epoch(state);
     let now = clock::now();
+    let epoch = backend::epoch(state, now);
     let key = datagram.payload + 4;
     let query = Query {
         config,

@@ -20,7 +20,7 @@ use super::single::SingleGet;
 use super::{again, allow, answer, command, commands, item, keys};
 use crate::clock;
 use crate::ledger::backend::{self, Arrival};
-use crate::ledger::requests;
+use crate::ledger::{flushes, requests};
 use crate::ledger::writes::{self, End};
 use crate::maps::count;
 use crate::packet::{Headers, Packet};
@@ -485,6 +485,10 @@ fn act(datagram: &Datagram<'_>) {
         Effect::Incomplete if command.form == Form::Text || len < HEADER_LEN => {
             request.kind = Kind::Endless as u8;
         }
+        Effect::Flush => {
+            request.kind = Kind::Odd as u8;
+            request.key = flushes::arrived(door.backend);
+        }
         _ => request.kind = Kind::Odd as u8,
     }
     datagram.remember(&request);
@@ -517,7 +521,8 @@ fn start(datagram: &Datagram<'_>, scratch: *mut Scratch, command: &Command, seed
     unsafe {
         Walk::start(scratch, over, at, end, door.backend, seed);
         let walk = &raw mut (*scratch).walk;
-        (&raw mut (*walk).epoch).write_volatile(u64::from(backend::epoch(state)));
+        let epoch = backend::epoch(state, (&raw const (*walk).now).read_volatile());
+        (&raw mut (*walk).epoch).write_volatile(u64::from(epoch));
         (&raw mut (*walk).may_fill).write_volatile(u64::from(may_fill));
         (&raw mut (*walk).key).write_volatile(hash);
         (&raw mut (*walk).keys).write_volatile(u64::from(hash != 0));

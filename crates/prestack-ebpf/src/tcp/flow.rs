@@ -115,6 +115,7 @@ pub fn open(config: &Config, segment: &Segment) -> Option<u32> {
         (*flow).doubted_until = 0;
         (*flow).kept_number = 0;
         (*flow).has_hole = 0;
+        (*flow).flush_due = 0;
         (*flow).key = segment.key;
         for ticket in &mut (*flow).tickets {
             (&raw mut ticket.key).write_volatile(0);

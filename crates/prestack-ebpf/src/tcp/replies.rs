@@ -21,7 +21,7 @@ use super::segment::Segment;
 use super::{doubt, flow, is_before, tickets};
 use crate::cache::fence;
 use crate::clock;
-use crate::ledger::backend;
+use crate::ledger::{backend, flushes};
 use crate::maps::TX_STEPS;
 use crate::scratch::{Scratch, scratch};
 use crate::tx::{self, learn};
@@ -657,6 +657,11 @@ extern "C" fn prestack_tcp_left() -> u64 {
         }
         let answered = (*flow).answered;
         if (*flow).owes == Flow::OWES_REPLY && answered > (*flow).owed_number {
+            let due = (*flow).flush_due;
+            if due != 0 {
+                (*flow).flush_due = 0;
+                flushes::answered((*flow).backend as u8, due, (*flow).flush_asked);
+            }
             (*flow).owes = 0;
             backend::go_on((*flow).backend as u8);
         }

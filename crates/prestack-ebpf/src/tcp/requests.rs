@@ -22,6 +22,7 @@ use crate::atomic;
 use crate::cache::fence;
 use crate::clock;
 use crate::ledger::backend::{self, Arrival};
+use crate::ledger::flushes;
 use crate::ledger::writes::{self, End};
 use crate::maps::{RX_STEPS, count};
 use crate::packet::{Headers, Packet, is_whole};
@@ -685,7 +686,7 @@ unsafe fn heed(
     // SAFETY: the caller's: a map element.
     unsafe {
         let number = (*flow).asked;
-        let mut is_quiet = command.quiet;
+        let is_quiet = command.quiet;
         if is_quiet
             && !is_binary
             && command.flags == 0
@@ -717,10 +718,14 @@ unsafe fn heed(
                 }
             }
             Effect::Flush => {
-                is_quiet |= !is_binary && ends_in_noreply(window, command.line_end);
-                backend::forget(config, segment.backend as u8);
+                let due = flushes::arrived(segment.backend as u8);
+                if due == 0 {
+                    backend::forget(config, segment.backend as u8);
+                }
                 if !is_quiet {
                     doubt::wait_for(flow, number);
+                    (*flow).flush_asked = clock::now();
+                    (*flow).flush_due = due;
                 }
             }
             Effect::Get => {

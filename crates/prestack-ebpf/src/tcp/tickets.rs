@@ -38,7 +38,7 @@ extern "C" fn prestack_flow_ticket(flow: u64, number: u64, hash: u64, key: u64, 
             return 0;
         };
         let now = clock::now();
-        let epoch = backend::epoch(state);
+        let epoch = backend::epoch(state, now);
         let query = Query {
             config,
             backend: number_of_backend,

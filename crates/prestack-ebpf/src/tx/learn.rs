@@ -18,7 +18,7 @@ use crate::cache::fill::{self, Ticket, fill};
 use crate::cache::find::{Found, Query, find};
 use crate::clock;
 use crate::ledger::requests::{self, Reply};
-use crate::ledger::{backend, tickets, writes};
+use crate::ledger::{backend, flushes, tickets, writes};
 use crate::maps::{BLOCKS, KEY_TICKETS, REQUEST_KEYS, count};
 use crate::packet::Headers;
 use crate::scratch::{Item, Scratch, copy_key, scratch};
@@ -64,6 +64,9 @@ pub fn take_note(
     if request.kind == Kind::Odd as u8 {
         // Only now is it over, whatever it was.
         backend::forget(config, request.backend);
+        if request.key != 0 {
+            flushes::answered(request.backend, request.key, request.time);
+        }
     }
     // SAFETY: this CPU's scratch.
     unsafe {

@@ -80,6 +80,9 @@ pub fn parse(window: &Window, at: u64, limit: u64) -> Command {
         };
     } else if opcode & FLUSHES != 0 {
         command.effect = Effect::Flush;
+        // The delay.
+        command.key = at + HEADER_LEN;
+        command.key_len = extras;
     } else if opcode & READS != 0 {
         command.effect = Effect::Read;
     } else if opcode & LONG_READS != 0 {
@@ -126,7 +129,11 @@ mod tests {
             {
                 Effect::Write
             }
-            0x08 | 0x18 => Effect::Flush,
+            0x08 | 0x18 => {
+                command.key = 24;
+                command.key_len = extras as u64;
+                Effect::Flush
+            }
             0x07 | 0x0a | 0x0b | 0x17 | 0x20..=0x22 => Effect::Read,
             0x10 => Effect::LongRead,
             _ => Effect::Unknown,

@@ -114,6 +114,7 @@ pub fn parse(window: &Window, at: u64, limit: u64) -> Command {
         // `flush_all`: memcached answers at once, and with a delay acts later.
         if verb_len == 9 && first == FLUSH_AL && window.byte(at + 8) == b'l' {
             command.effect = Effect::Flush;
+            flush(&mut arguments, &mut command);
         }
         // `lru_crawler`, `verbosity` and `cache_memlimit` change no item; what begins alike is an error.
         if first == LRU_CRAW || first == VERBOSIT || first == CACHE_ME {
@@ -218,4 +219,22 @@ pub fn parse(window: &Window, at: u64, limit: u64) -> Command {
         _ => {}
     }
     command
+}
+
+/// Reads the arguments of a `flush_all`: a delay, `noreply`, or both.
+#[inline(always)]
+fn flush(arguments: &mut Arguments<'_>, command: &mut Command) {
+    const NOREPLY: u64 = verb(b"noreply");
+    let window = arguments.window;
+    let first = arguments.next(ARGUMENT_WORDS);
+    let second = arguments.next(ARGUMENT_WORDS);
+    // memcached takes no line with more.
+    if !arguments.is_at_end() {
+        return;
+    }
+    let last = if second.1 == 0 { first } else { second };
+    command.quiet = last.1 == 7 && swar::keep(window.word(last.0), 7) == NOREPLY;
+    if second.1 != 0 || !command.quiet {
+        (command.key, command.key_len) = first;
+    }
 }

@@ -1,0 +1,209 @@
+//! `flush_all`s with a delay: kept until they take effect.
+//!
+//! When memcached does what it was asked for is known to a few seconds. In that time nothing is served
+//! and nothing fetched, and whoever first notices that it is over empties the cache.
+
+use aya_ebpf::helpers::{bpf_spin_lock, bpf_spin_unlock};
+use prestack_abi::backend::{
+    Backend, FLUSH_EARLY_NS, FLUSH_LATE_NS, Flush, Flushes, PENDING_FLUSHES,
+};
+use prestack_proto::flush::{Delay, delay};
+
+use super::backend;
+use crate::atomic;
+use crate::cache::fence;
+use crate::clock;
+use crate::maps::FLUSHES;
+use crate::scratch::scratch;
+
+/// Heeds the delay of the `flush_all` in the scratch's `command`. Returns the coarse monotonic time in
+/// ns that it is asked for; 0 if it is to be at once, which is left to the caller.
+#[inline(always)]
+pub fn arrived(backend: u8) -> u64 {
+    prestack_flush(u64::from(backend))
+}
+
+/// A global function (by its unmangled name): the verifier checks it once.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn prestack_flush(number: u64) -> u64 {
+    let (Some(scratch), Some(config)) = (scratch(), backend::config()) else {
+        return 0;
+    };
+    let now = clock::now();
+    // SAFETY: this CPU's scratch.
+    let delay = unsafe {
+        let command = (&raw const (*scratch).command).read_volatile();
+        delay(&(*scratch).window, &command)
+    };
+    const SECOND: u64 = 1_000_000_000;
+    let due = match delay {
+        Delay::None => 0,
+        Delay::Span(seconds) => now + u64::from(seconds) * SECOND,
+        Delay::Until(seconds) => {
+            (u64::from(seconds) * SECOND).saturating_sub(config.wall_offset_ns)
+        }
+    };
+    if due + FLUSH_LATE_NS <= now {
+        return 0;
+    }
+    prestack_flush_later(number, due, due + FLUSH_LATE_NS + config.settle_ns);
+    due
+}
+
+/// A `flush_all` for the time `due`, which arrived at `asked`, has been answered: if that took long, it
+/// takes effect later.
+#[inline(always)]
+pub fn answered(backend: u8, due: u64, asked: u64) {
+    prestack_flush_answered(u64::from(backend), due, asked);
+}
+
+/// A global function, like [`prestack_flush`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn prestack_flush_answered(number: u64, due: u64, asked: u64) -> u64 {
+    let Some(config) = backend::config() else {
+        return 0;
+    };
+    let took = clock::now().saturating_sub(asked);
+    if took > config.settle_ns {
+        prestack_flush_later(number, due, due + took + FLUSH_LATE_NS);
+    }
+    0
+}
+
+/// Whether a delayed `flush_all` may take effect now, or has done so unnoticed.
+#[inline(always)]
+pub fn is_due(backend: *const Backend, now: u64) -> bool {
+    // SAFETY: `backend` is an element of `BACKENDS`.
+    let from = unsafe { (&raw const (*backend).flush_from).read_volatile() };
+    from.wrapping_sub(1) < now
+}
+
+/// Notes a flush that takes effect between a while before `due` and `until`. A global function, like
+/// [`prestack_flush`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn prestack_flush_later(number: u64, due: u64, until: u64) -> u64 {
+    let (Some(flushes), Some(backend)) = (
+        FLUSHES.get_ptr_mut(number as u32),
+        backend::backend(number as u8),
+    ) else {
+        return 0;
+    };
+    // 0 is for none.
+    let from = due.saturating_sub(FLUSH_EARLY_NS) | 1;
+    // SAFETY: map elements; nothing is called under the lock.
+    unsafe {
+        bpf_spin_lock((&raw mut (*flushes).lock).cast());
+        let mut best = 0;
+        let mut least = u64::MAX;
+        for i in 0..PENDING_FLUSHES {
+            let cost = cost(flushes, i, from, until);
+            if cost < least {
+                least = cost;
+                best = i;
+            }
+        }
+        for i in 0..PENDING_FLUSHES {
+            if i == best {
+                let flush = read(flushes, i);
+                let is_used = flush.until != 0;
+                if !is_used || from < flush.from {
+                    (&raw mut (*flushes).pending[i].from).write_volatile(from);
+                }
+                if !is_used || until > flush.until {
+                    (&raw mut (*flushes).pending[i].until).write_volatile(until);
+                }
+            }
+        }
+        publish(flushes, backend);
+        bpf_spin_unlock((&raw mut (*flushes).lock).cast());
+    }
+    0
+}
+
+#[inline(always)]
+unsafe fn read(flushes: *const Flushes, i: usize) -> Flush {
+    // SAFETY: the caller's: an element of `FLUSHES`, and an index in bounds.
+    unsafe {
+        Flush {
+            from: (&raw const (*flushes).pending[i].from).read_volatile(),
+            until: (&raw const (*flushes).pending[i].until).read_volatile(),
+        }
+    }
+}
+
+/// What it costs to note a flush at a place, in ns more during which nothing is served: nothing where one
+/// is noted that it meets.
+#[inline(always)]
+unsafe fn cost(flushes: *const Flushes, i: usize, from: u64, until: u64) -> u64 {
+    // SAFETY: the caller's, as for `read`.
+    let flush = unsafe { read(flushes, i) };
+    if flush.until == 0 {
+        return 1;
+    }
+    if from > flush.until {
+        return from - flush.until + 1;
+    }
+    if flush.from > until {
+        return flush.from - until + 1;
+    }
+    0
+}
+
+/// Tells the backend when the first flush is due.
+#[inline(always)]
+unsafe fn publish(flushes: *const Flushes, backend: *mut Backend) {
+    let mut first = u64::MAX;
+    // SAFETY: the caller's: map elements, and the lock is held.
+    unsafe {
+        for i in 0..PENDING_FLUSHES {
+            let flush = read(flushes, i);
+            if flush.until != 0 && flush.from < first {
+                first = flush.from;
+            }
+        }
+        if first == u64::MAX {
+            first = 0;
+        }
+        (&raw mut (*backend).flush_from).write_volatile(first);
+    }
+}
+
+/// Empties the cache if a delayed flush has taken effect for sure.
+#[inline(always)]
+pub fn look(backend: u8) {
+    prestack_flushes(u64::from(backend));
+}
+
+/// A global function, like [`prestack_flush`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn prestack_flushes(number: u64) -> u64 {
+    let (Some(flushes), Some(backend)) = (
+        FLUSHES.get_ptr_mut(number as u32),
+        backend::backend(number as u8),
+    ) else {
+        return 0;
+    };
+    let now = clock::now();
+    // SAFETY: map elements; nothing is called under the lock.
+    unsafe {
+        bpf_spin_lock((&raw mut (*flushes).lock).cast());
+        let mut over = 0;
+        for i in 0..PENDING_FLUSHES {
+            let until = read(flushes, i).until;
+            if until != 0 && until <= now {
+                (&raw mut (*flushes).pending[i].until).write_volatile(0);
+                over = 1;
+            }
+        }
+        // Whoever finds that no flush is due also finds the new epoch.
+        atomic::add(&raw mut (*backend).epoch, over);
+        fence();
+        publish(flushes, backend);
+        bpf_spin_unlock((&raw mut (*flushes).lock).cast());
+    }
+    0
+}

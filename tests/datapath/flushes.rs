@@ -1,0 +1,190 @@
+//! `flush_all` with a delay: nothing happens until a while before its time, and nothing of before is
+//! served after it.
+
+use std::time::Duration;
+
+use prestack::clock;
+use prestack_abi::backend::{FLUSH_EARLY_NS, FLUSH_LATE_NS, PENDING_FLUSHES};
+
+use crate::harness::{Datapath, Setup, wait};
+use crate::packet::PacketBuilder;
+use crate::tcp::connection::Connection;
+
+const SETTLE: Duration = Duration::from_millis(1);
+const SECOND: u64 = 1_000_000_000;
+
+fn setup() -> Setup {
+    Setup {
+        settle: SETTLE,
+        ..Setup::default()
+    }
+}
+
+fn binary(opcode: u8, delay: u32) -> Vec<u8> {
+    let mut bytes = vec![0x80, opcode, 0, 0, 4, 0, 0, 0, 0, 0, 0, 4];
+    bytes.resize(24, 0);
+    bytes.extend(delay.to_be_bytes());
+    bytes
+}
+
+/// What `binary` is answered.
+fn binary_reply() -> Vec<u8> {
+    let mut bytes = vec![0x81, 8];
+    bytes.resize(24, 0);
+    bytes
+}
+
+/// A flush for 10 s from now has been asked for, and answered.
+fn assert_delayed(path: &mut Datapath) {
+    path.assert_hit("key", "old");
+    let [flush] = path.kernel().flushes()[..] else {
+        panic!("{:?}", path.kernel().flushes());
+    };
+    let due = clock::now_ns() + 10 * SECOND;
+    let slack = 2 * SECOND;
+    assert!((due - slack..due + slack).contains(&(flush.from + FLUSH_EARLY_NS)));
+    assert!((due - slack..due + slack).contains(&(flush.until - FLUSH_LATE_NS)));
+
+    // Its time comes.
+    path.kernel_mut().age_flushes(10 * SECOND - FLUSH_EARLY_NS);
+    path.assert_miss("key");
+    assert!(!path.can_fill("key", "old"));
+    assert!(!path.can_fill("other", "old"));
+    path.assert_miss("key");
+    let epoch = path.epoch();
+    // It is over.
+    path.kernel_mut().age_flushes(FLUSH_EARLY_NS + FLUSH_LATE_NS);
+    wait(2 * SETTLE);
+    path.assert_miss("key");
+    assert_eq!(path.epoch(), epoch + 1);
+    assert!(path.kernel().flushes().is_empty());
+    path.fill("key", "new");
+    path.assert_hit("key", "new");
+}
+
+#[test]
+fn a_delayed_flush_over_tcp() {
+    for (request, reply) in [
+        (b"flush_all 10\r\n".to_vec(), b"OK\r\n".to_vec()),
+        (b"flush_all 10 noreply\r\nmn\r\n".to_vec(), b"MN\r\n".to_vec()),
+        (binary(8, 10), binary_reply()),
+    ] {
+        let mut path = Datapath::with(&setup());
+        path.fill("key", "old");
+        let mut connection = Connection::open(&path, 4000);
+        connection.exchange(&path, &request, &reply);
+        assert_delayed(&mut path);
+    }
+}
+
+/// A datagram that is not a GET or a write empties the cache in any case.
+#[test]
+fn a_delayed_flush_over_udp() {
+    for request in [
+        b"flush_all 10\r\n".to_vec(),
+        b"get x\r\nflush_all 10\r\n".to_vec(),
+        binary(8, 10),
+        binary(0x18, 10),
+    ] {
+        let mut path = Datapath::with(&setup());
+        path.exchange(&request, "OK\r\n");
+        wait(2 * SETTLE);
+        path.fill("key", "old");
+        assert_delayed(&mut path);
+    }
+}
+
+#[test]
+fn a_flush_at_a_point_in_time() {
+    let wall = 1_795_268_222;
+    let mut path = Datapath::with(&Setup {
+        wall_offset: Duration::from_nanos(wall * SECOND - clock::now_ns()),
+        ..setup()
+    });
+    path.fill("key", "old");
+    let mut connection = Connection::open(&path, 4000);
+    connection.exchange(&path, format!("flush_all {}\r\n", wall + 10), "OK\r\n");
+    assert_delayed(&mut path);
+    // One that is over.
+    path.assert_hit("key", "new");
+    connection.exchange(&path, format!("flush_all {}\r\n", wall - 10), "OK\r\n");
+    path.assert_miss("key");
+    assert!(path.kernel().flushes().is_empty());
+}
+
+/// A ticket from before the time of the flush fills nothing that is served afterwards.
+#[test]
+fn a_reply_that_is_under_way_meanwhile() {
+    let mut path = Datapath::with(&setup());
+    let mut connection = Connection::open(&path, 4000);
+    connection.exchange(&path, "flush_all 10\r\n", "OK\r\n");
+    let get = path.get_of("key");
+    path.pass(&get);
+    path.kernel_mut().age_flushes(20 * SECOND);
+    path.tx(&get.reply("VALUE key 0 3\r\nold\r\nEND\r\n"));
+    path.assert_miss("key");
+}
+
+/// memcached may carry it out as late as it answers.
+#[test]
+fn a_flush_that_is_answered_late() {
+    let mut path = Datapath::with(&setup());
+    let mut connection = Connection::open(&path, 4000);
+    connection.send(&path, "flush_all 10\r\n");
+    let udp = path.request("flush_all 20\r\n");
+    path.pass(&udp);
+    let before = path.kernel().flushes();
+    wait(Duration::from_millis(500));
+    connection.reply(&path, "OK\r\n");
+    path.tx(&udp.reply("OK\r\n"));
+    let after = path.kernel().flushes();
+    assert_eq!((before.len(), after.len()), (2, 2));
+    for (before, after) in before.iter().zip(&after) {
+        assert_eq!(before.from, after.from);
+        let later = after.until - before.until;
+        assert!((400_000_000..SECOND).contains(&later), "{later}");
+    }
+}
+
+/// With too many, those whose times are the nearest are taken together.
+#[test]
+fn many_flushes() {
+    let path = Datapath::with(&setup());
+    let mut connection = Connection::open(&path, 4000);
+    let delays = [1000, 4000, 2000, 1001, 3000, 5000, 5010];
+    for delay in delays {
+        connection.exchange(&path, format!("flush_all {delay}\r\n"), "OK\r\n");
+    }
+    let flushes = path.kernel().flushes();
+    assert_eq!(flushes.len(), PENDING_FLUSHES);
+    for delay in delays {
+        let due = clock::now_ns() + delay * SECOND;
+        assert!(
+            flushes.iter().any(|flush| (flush.from..flush.until).contains(&due)),
+            "{delay}: {flushes:?}"
+        );
+    }
+    let not_served: u64 = flushes.iter().map(|flush| flush.until - flush.from).sum();
+    assert!(not_served < 2100 * SECOND, "{flushes:?}");
+}
+
+/// Other forms of GET, and GETs on TCP, heed it as well.
+#[test]
+fn every_form_waits() {
+    let mut path = Datapath::with(&setup());
+    path.fill("key", "old");
+    let mut connection = Connection::open(&path, 4000);
+    connection.exchange(&path, "flush_all 10\r\n", "OK\r\n");
+    path.kernel_mut().age_flushes(9 * SECOND);
+    let fills = path.stats().fills;
+    connection.exchange(&path, "get key\r\n", "VALUE key 0 3\r\nold\r\nEND\r\n");
+    assert_eq!(path.stats().fills, fills);
+    for request in ["get key\r\n", "gets key\r\n", "get key key\r\n", "mg key v\r\n"] {
+        path.pass(&PacketBuilder::udp(request).id(999));
+    }
+    // Not even the first GET afterwards.
+    path.kernel_mut().age_flushes(9 * SECOND);
+    for request in ["get key key\r\n", "get key\r\n"] {
+        path.pass(&PacketBuilder::udp(request).id(998));
+    }
+}
