@@ -77,6 +77,7 @@ impl Programs {
             control: map_id(&ebpf, names::CONTROL),
             flows: map_id(&ebpf, names::FLOWS),
             stats: map_id(&ebpf, names::STATS),
+            sockets: map_id(&ebpf, names::SOCKETS),
         };
         let rx: &mut Xdp = program(&mut ebpf, names::RX);
         rx.load().unwrap_or_else(|error| refused(names::RX, error));
@@ -296,7 +297,7 @@ pub fn refused(name: &str, error: ProgramError) {
 
 fn map_id(ebpf: &Ebpf, name: &str) -> u32 {
     match ebpf.map(name) {
-        Some(Map::Array(data) | Map::PerCpuArray(data)) => {
+        Some(Map::Array(data) | Map::PerCpuArray(data) | Map::HashMap(data)) => {
             MapData::info(data).expect("what the map is").id()
         }
         other => panic!("map {name} is {other:?}"),

@@ -1,6 +1,6 @@
 //! The programs and the kernel's verifier.
 
-use aya::programs::{ProgramError, ProgramInfo, SchedClassifier, Xdp};
+use aya::programs::{CgroupSock, ProgramError, ProgramInfo, SchedClassifier, Xdp};
 use prestack_abi::names;
 
 use crate::kernel::{open, program, refused};
@@ -33,6 +33,11 @@ fn every_program_loads() {
     let tx: &mut SchedClassifier = program(&mut ebpf, names::TX);
     tx.load().unwrap_or_else(|error| refused(names::TX, error));
     report(names::TX, tx.info());
+    let released: &mut CgroupSock = program(&mut ebpf, names::RELEASED);
+    released
+        .load()
+        .unwrap_or_else(|error| refused(names::RELEASED, error));
+    report(names::RELEASED, released.info());
 }
 
 fn report(name: &str, info: Result<ProgramInfo, ProgramError>) {

@@ -3,8 +3,12 @@
 use std::time::Duration;
 
 use anyhow::Result;
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use prestack_testbed::{Memcached, MemcachedOptions, pace};
-use prestack_tests::stage::{Stage, store, until_hit};
+use prestack_tests::stage::{LASTING, Stage, store, until_hit};
 
 /// Reads `old` from the cache, puts another memcached in the place of the first, and never reads
 /// `old` once the new one answers.
@@ -43,6 +47,35 @@ fn a_killed_memcached_takes_its_values_with_it() -> Result<()> {
 #[test]
 fn a_stopped_memcached_takes_its_values_with_it() -> Result<()> {
     restarted(Memcached::stop)
+}
+
+/// The daemon is frozen, and then killed, while memcached is replaced: the cache is empty all the same.
+#[test]
+fn nobody_has_to_notice() -> Result<()> {
+    let args = [&LASTING[..], &["--pin"]].concat();
+    let mut stage = Stage::with(MemcachedOptions::default(), &args)?;
+    let mut udp = stage.udp()?;
+    let daemon = Pid::from_raw(stage.prestack.pid());
+    store(&mut stage.behind()?, b"key", b"old")?;
+    for is_last in [false, true] {
+        until_hit(&stage.prestack, &mut udp, b"key", b"old")?;
+        let epoch = stage.prestack.stats()?.get("epoch")?;
+        kill(daemon, Signal::SIGSTOP)?;
+        stage.memcached.kill()?;
+        let risen = stage.prestack.instance().stats()?.get("epoch")?;
+        assert!(risen > epoch, "the sockets were closed unnoticed");
+        stage.memcached = Memcached::start(&stage.bed.server, MemcachedOptions::default())?;
+        assert_eq!(udp.get(b"key")?, None);
+        if is_last {
+            stage.prestack.kill()?;
+            assert_eq!(udp.get(b"key")?, None);
+        } else {
+            kill(daemon, Signal::SIGCONT)?;
+            store(&mut stage.behind()?, b"key", b"old")?;
+        }
+    }
+    stage.prestack.instance().command(&["detach"])?;
+    Ok(())
 }
 
 #[test]

@@ -19,12 +19,13 @@ mod maps;
 mod packet;
 mod rx;
 mod scratch;
+mod sockets;
 mod tcp;
 mod tx;
 
 use aya_ebpf::bindings::xdp_action;
-use aya_ebpf::macros::{classifier, xdp};
-use aya_ebpf::programs::{TcContext, XdpContext};
+use aya_ebpf::macros::{cgroup_sock, classifier, xdp};
+use aya_ebpf::programs::{SockContext, TcContext, XdpContext};
 
 /// XDP: requests.
 #[xdp(frags)]
@@ -48,6 +49,13 @@ pub fn rx_tcp(ctx: XdpContext) -> u32 {
 #[classifier]
 pub fn tx_tcp(ctx: TcContext) -> i32 {
     tcp::replies::segment(&ctx)
+}
+
+/// Every socket of the host that is released: those of a memcached take its cache with them.
+#[cgroup_sock(sock_release)]
+pub fn released(ctx: SockContext) -> i32 {
+    sockets::released(&ctx);
+    1
 }
 
 /// XDP: lets every packet pass. A veth device sends what XDP returned at its peer only while it

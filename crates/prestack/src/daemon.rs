@@ -20,7 +20,7 @@ use prestack_abi::{LAYOUT, config::Config};
 use tracing::{debug, info, warn};
 
 use crate::{
-    attach::{Attachment, Datapath},
+    attach::{AttachError, Attachment, Datapath, sockets, watch_sockets},
     bpffs, clock, leftovers,
     maps::{Controls, covering_ns},
     netlink::{self, Interface, Notices},
@@ -69,6 +69,8 @@ pub struct Daemon {
     state: State,
     // Detached before the programs go.
     attachments: Vec<Attachment>,
+    /// Notices that memcached ends, or the reason why it does not.
+    sockets: Result<sockets::Attached, sockets::Unwatched>,
     datapath: Datapath,
     controls: Controls,
     watch: Watch,
@@ -96,13 +98,15 @@ impl Daemon {
         preflight::no_other_xdp(&instance, &interfaces)?;
         preflight::memory(options.memory)?;
 
-        let datapath = Datapath::load(options)?;
+        let mut datapath = Datapath::load(options)?;
         let controls = Controls::open(&datapath.maps)?;
         let mtu = interfaces.iter().map(|i| i.mtu).min().unwrap_or(0);
         let mut config = config(options, mtu)?;
         watch.configure(&mut config);
         controls.init(&config);
+        let sockets = watch_sockets(&mut datapath).inspect_err(|error| warn!("{error}"));
         let mut daemon = Self {
+            sockets,
             state: first_state(options, &datapath, &interfaces)?,
             instance,
             attachments: Vec::new(),
@@ -140,9 +144,17 @@ impl Daemon {
                 info!("{name} does not do XDP in native mode, so it is generic there: {reason}");
             }
         }
+        self.watch_sockets();
         if options.pin {
             let folder = self.instance.pin_folder();
             bpffs::make_folder(&folder)?;
+            if let Ok(sockets) = &mut self.sockets {
+                let path = folder.join("sockets");
+                sockets.pin(&path).map_err(|source| AttachError::PinSockets {
+                    path,
+                    source: Box::new(source),
+                })?;
+            }
             for attachment in &mut self.attachments {
                 attachment.pin(&folder)?;
             }
@@ -159,6 +171,18 @@ impl Daemon {
             );
         }
         Ok(())
+    }
+
+    /// Has the datapath notice when a socket of a backend is released.
+    fn watch_sockets(&mut self) {
+        let watched = match &mut self.sockets {
+            Ok(sockets) => self.watch.watch_sockets(sockets),
+            Err(_) => return,
+        };
+        if let Err(error) = watched {
+            warn!("{error}");
+            self.sockets = Err(error);
+        }
     }
 
     /// The line that says what is served.
@@ -230,6 +254,7 @@ impl Daemon {
         self.look_at_interfaces()?;
         match self.watch.rescan(&self.controls) {
             Ok(changed) => {
+                self.watch_sockets();
                 self.trouble = None;
                 Ok(changed)
             }
@@ -271,6 +296,9 @@ impl Daemon {
         self.state.backends = self.watch.backends();
         self.state.allow = self.watch.allowed().to_vec();
         self.state.problems = self.watch.problems().to_vec();
+        if let Err(error) = &self.sockets {
+            self.state.problems.push(error.to_string());
+        }
         self.state.unseen = self.watch.unseen().to_vec();
         self.instance.write(&self.state)?;
         Ok(())
@@ -283,6 +311,7 @@ impl Daemon {
     pub fn stop(self, pinned: bool) -> anyhow::Result<()> {
         self.controls.stop_serving();
         drop(self.attachments);
+        drop(self.sockets);
         if pinned {
             return Ok(());
         }

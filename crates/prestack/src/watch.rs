@@ -15,6 +15,7 @@ use tracing::{info, warn};
 
 use crate::{
     allow::{AllowList, TooManyNetworks},
+    attach::sockets,
     discovery::{Found, Problem, Scanner, Selection},
     doors::{DoorSpec, Tenant, TooManyDoors, doors},
     host::{self, Host, LocalAddress},
@@ -144,6 +145,19 @@ impl Watch {
         for (number, _) in self.slots.iter() {
             controls.empty_and_settle(number, self.settle);
         }
+    }
+
+    /// Watches the sockets of the backends.
+    ///
+    /// # Errors
+    /// Those of one cannot be.
+    pub fn watch_sockets(&self, sockets: &mut sockets::Attached) -> Result<(), sockets::Unwatched> {
+        for (number, slot) in self.slots.iter() {
+            if let Some(process) = self.ends.get(&number).filter(|_| slot.alive) {
+                sockets.watch(number, &slot.memcached, process.as_fd())?;
+            }
+        }
+        Ok(())
     }
 
     /// Descriptors that become readable when a backend's process ends.

@@ -5,7 +5,7 @@ use std::{fs, io};
 use aya::{
     Ebpf, EbpfError, EbpfLoader,
     maps::{Map, MapData, MapError},
-    programs::{ProgramError, SchedClassifier, Xdp},
+    programs::{CgroupSock, ProgramError, SchedClassifier, Xdp},
 };
 use prestack_abi::{config::RATED_SOURCES, names};
 
@@ -95,6 +95,7 @@ impl Datapath {
             control: map_id(&ebpf, names::CONTROL)?,
             flows: map_id(&ebpf, names::FLOWS)?,
             stats: map_id(&ebpf, names::STATS)?,
+            sockets: map_id(&ebpf, names::SOCKETS)?,
         };
         let rx: &mut Xdp = program(&mut ebpf, names::RX)?;
         rx.load().map_err(|error| refused(names::RX, error))?;
@@ -119,6 +120,11 @@ impl Datapath {
         program(&mut self.ebpf, names::RX)
     }
 
+    /// The program for sockets that are released. It is not loaded: not every kernel takes it.
+    pub(super) fn released(&mut self) -> Result<&mut CgroupSock, LoadError> {
+        program(&mut self.ebpf, names::RELEASED)
+    }
+
     /// The TC program.
     pub(super) fn tx(&mut self) -> Result<&mut SchedClassifier, LoadError> {
         program(&mut self.ebpf, names::TX)
@@ -139,7 +145,7 @@ where
 
 fn map_id(ebpf: &Ebpf, name: &'static str) -> Result<u32, LoadError> {
     let map = ebpf.map(name).ok_or(LoadError::Missing(name))?;
-    let (Map::Array(data) | Map::PerCpuArray(data)) = map else {
+    let (Map::Array(data) | Map::PerCpuArray(data) | Map::HashMap(data)) = map else {
         return Err(LoadError::Missing(name));
     };
     MapData::info(data).map(|map| map.id()).map_err(info)

@@ -1,6 +1,7 @@
 //! Loads the programs and attaches them to interfaces: all of them, or none.
 
 pub mod load;
+pub mod sockets;
 pub mod tc;
 pub mod xdp;
 
@@ -36,8 +37,22 @@ pub enum AttachError {
         path: PathBuf,
         source: Box<aya::pin::PinError>,
     },
+    #[error("cannot pin the program for sockets at {path}: {source}")]
+    PinSockets {
+        path: PathBuf,
+        source: Box<aya::pin::PinError>,
+    },
     #[error(transparent)]
     Bpffs(#[from] BpffsError),
+}
+
+/// Attaches the program that notices the end of memcached's sockets; it is detached when what is returned
+/// is dropped, unless pinned.
+///
+/// # Errors
+/// The kernel cannot do that.
+pub fn watch_sockets(datapath: &mut Datapath) -> Result<sockets::Attached, sockets::Unwatched> {
+    sockets::attach(datapath)
 }
 
 /// The programs' place on one interface: they are detached when this is dropped, unless pinned.

@@ -82,15 +82,25 @@ impl ProcessId {
         .collect()
     }
 
+    /// The descriptors of the sockets the process holds, by inode; none if it has ended.
+    #[must_use]
+    pub fn socket_descriptors(self) -> HashMap<u64, RawFd> {
+        let Ok(descriptors) = fs::read_dir(format!("/proc/{}/fd", self.pid)) else {
+            return HashMap::new();
+        };
+        descriptors
+            .filter_map(|entry| {
+                let entry = entry.ok()?;
+                let inode = socket_inode(&fs::read_link(entry.path()).ok()?)?;
+                Some((inode, entry.file_name().to_str()?.parse().ok()?))
+            })
+            .collect()
+    }
+
     /// Inodes of the sockets the process holds; none if it has ended.
     #[must_use]
     pub fn sockets(self) -> HashSet<u64> {
-        let Ok(descriptors) = fs::read_dir(format!("/proc/{}/fd", self.pid)) else {
-            return HashSet::new();
-        };
-        descriptors
-            .filter_map(|entry| socket_inode(&fs::read_link(entry.ok()?.path()).ok()?))
-            .collect()
+        self.socket_descriptors().into_keys().collect()
     }
 }
 

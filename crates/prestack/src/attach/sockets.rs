@@ -1,0 +1,192 @@
+//! The hook at the end of sockets: a program at the root of the cgroups, which is run for every socket of
+//! the host that is released. It knows memcached's by their cookies.
+
+use std::{
+    collections::BTreeMap,
+    ffi::CStr,
+    io,
+    os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
+    path::Path,
+};
+
+use aya::{
+    maps::{HashMap, Map, MapData, MapError},
+    pin::PinError,
+    programs::{
+        CgroupAttachMode,
+        links::{FdLink, PinnedLink},
+    },
+};
+use nix::libc;
+use prestack_abi::names;
+
+use super::{Datapath, reason};
+use crate::discovery::Memcached;
+
+/// The hook, and which sockets it knows.
+#[derive(Debug)]
+pub struct Attached {
+    sockets: HashMap<MapData, u64, u64>,
+    /// Inodes and cookies of the sockets of each backend.
+    known: BTreeMap<u8, Vec<(u64, u64)>>,
+    link: Option<FdLink>,
+    pinned: Option<PinnedLink>,
+}
+
+/// Why the end of sockets cannot be noticed.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "cannot watch memcached's sockets ({0}): that memcached ends is noticed by its process alone, and a \
+     moment later"
+)]
+pub struct Unwatched(String);
+
+impl Attached {
+    /// Pins the link.
+    ///
+    /// # Errors
+    /// The BPF file system refused.
+    pub fn pin(&mut self, path: &Path) -> Result<(), PinError> {
+        if let Some(link) = self.link.take() {
+            self.pinned = Some(link.pin(path)?);
+        }
+        Ok(())
+    }
+
+    /// Watches the sockets of a backend; `process` is its descriptor.
+    ///
+    /// # Errors
+    /// One of them cannot be had, and is not watched.
+    pub fn watch(
+        &mut self,
+        number: u8,
+        memcached: &Memcached,
+        process: BorrowedFd<'_>,
+    ) -> Result<(), Unwatched> {
+        let is_known = |inode| {
+            let known = self.known.get(&number);
+            known.is_some_and(|known| known.iter().any(|(i, _)| *i == inode))
+        };
+        let missing = memcached.sockets.iter().any(|s| !is_known(s.inode));
+        if !missing {
+            return Ok(());
+        }
+        let unwatched = |error: io::Error| Unwatched(error.to_string());
+        let failed = |error: MapError| Unwatched(error.to_string());
+        let descriptors = memcached.process.socket_descriptors();
+        let mut now = Vec::new();
+        for socket in &memcached.sockets {
+            let Some(fd) = descriptors.get(&socket.inode) else {
+                continue;
+            };
+            let cookie = cookie(process, *fd).map_err(unwatched)?;
+            self.sockets
+                .insert(cookie, u64::from(number), 0)
+                .map_err(failed)?;
+            now.push((socket.inode, cookie));
+        }
+        for (_, cookie) in self.known.remove(&number).unwrap_or_default() {
+            if !now.iter().any(|(_, new)| *new == cookie) {
+                // It is of no harm if it stays: cookies are not used again.
+                let _ = self.sockets.remove(&cookie);
+            }
+        }
+        self.known.insert(number, now);
+        Ok(())
+    }
+}
+
+/// Attaches the program for every cgroup.
+pub(super) fn attach(datapath: &mut Datapath) -> Result<Attached, Unwatched> {
+    let text = |error: &dyn std::error::Error| Unwatched(error.to_string());
+    let map = MapData::from_id(datapath.maps.sockets).map_err(|error| text(&error))?;
+    let sockets = HashMap::try_from(Map::HashMap(map)).map_err(|error| text(&error))?;
+    let cgroups = cgroups().map_err(|error| Unwatched(format!("no cgroup2: {error}")))?;
+    let program = datapath.released().map_err(|error| text(&error))?;
+    let link = program
+        .load()
+        // A link takes no flags, and leaves room for others of itself.
+        .and_then(|()| program.attach(cgroups, CgroupAttachMode::Single))
+        .and_then(|id| program.take_link(id))
+        .map_err(|error| Unwatched(format!("{}: {}", names::RELEASED, reason(&error))))?;
+    let link = link
+        .try_into()
+        .map_err(|_| Unwatched("the kernel gave no BPF link".into()))?;
+    Ok(Attached {
+        sockets,
+        known: BTreeMap::new(),
+        link: Some(link),
+        pinned: None,
+    })
+}
+
+/// The root of the cgroups, wherever it is mounted, if at all.
+fn cgroups() -> io::Result<OwnedFd> {
+    /// `FSCONFIG_CMD_CREATE` (include/uapi/linux/mount.h).
+    const CREATE: libc::c_uint = 6;
+    const TYPE: &CStr = c"cgroup2";
+    let null = std::ptr::null::<libc::c_char>();
+    // SAFETY: system calls with the arguments they take: descriptors, integers, a string that outlives
+    // the call, and no other memory.
+    unsafe {
+        let context = owned(libc::syscall(libc::SYS_fsopen, TYPE.as_ptr(), 0))?;
+        let created = libc::syscall(
+            libc::SYS_fsconfig,
+            context.as_raw_fd(),
+            CREATE,
+            null,
+            null,
+            0,
+        );
+        if created != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        let mount = owned(libc::syscall(libc::SYS_fsmount, context.as_raw_fd(), 0, 0))?;
+        let flags = libc::O_RDONLY | libc::O_DIRECTORY | libc::O_CLOEXEC;
+        owned(libc::c_long::from(libc::openat(
+            mount.as_raw_fd(),
+            c".".as_ptr(),
+            flags,
+        )))
+    }
+}
+
+/// What a system call has returned.
+///
+/// # Safety
+///
+/// It is an error, or a descriptor that nothing else owns.
+unsafe fn owned(returned: libc::c_long) -> io::Result<OwnedFd> {
+    if returned < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let fd = i32::try_from(returned).map_err(io::Error::other)?;
+    // SAFETY: the caller's.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// The kernel's number of the socket that a process has under this descriptor.
+fn cookie(process: BorrowedFd<'_>, fd: i32) -> io::Result<u64> {
+    let mut cookie = 0_u64;
+    let mut len = size_of::<u64>() as libc::socklen_t;
+    // SAFETY: pidfd_getfd takes integers; the option is written to `cookie`, which has room for it.
+    let got = unsafe {
+        let copy = owned(libc::syscall(
+            libc::SYS_pidfd_getfd,
+            process.as_raw_fd(),
+            fd,
+            0,
+        ))?;
+        libc::getsockopt(
+            copy.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_COOKIE,
+            (&raw mut cookie).cast(),
+            &raw mut len,
+        )
+    };
+    if got != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(cookie)
+}
