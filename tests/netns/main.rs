@@ -13,6 +13,7 @@ mod flush;
 mod links;
 mod max_age;
 mod overtaking;
+mod races;
 mod refusals;
 mod restart;
 mod testbed;

@@ -8,6 +8,7 @@ use prestack_testbed::TcpClient;
 #[repr(u8)]
 #[allow(missing_docs, reason = "they are named as in the protocol")]
 pub enum Opcode {
+    Get = 0x00,
     Set = 0x01,
     Add = 0x02,
     Replace = 0x03,
@@ -16,6 +17,7 @@ pub enum Opcode {
     Decrement = 0x06,
     Flush = 0x08,
     Noop = 0x0a,
+    GetK = 0x0c,
     Append = 0x0e,
     Prepend = 0x0f,
     SetQ = 0x11,

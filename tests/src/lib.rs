@@ -5,4 +5,5 @@ pub mod binary;
 pub mod classic;
 pub mod history;
 pub mod kernel;
+pub mod progress;
 pub mod stage;
