@@ -219,7 +219,11 @@ fn each_of_several_writes_has_to_be_answered() {
 
 #[test]
 fn a_quiet_write_among_others_ends_with_time_alone() {
-    let mut path = settling();
+    // Not with the time for which those that are owed an answer are remembered.
+    let mut path = filled_with(&Setup {
+        settle: SETTLE,
+        ..Setup::default()
+    });
     let first = path.request("set key 0 0 3\r\nnew\r\n");
     let quiet = path.request("delete key noreply\r\n");
     let last = path.request("set key 0 0 3\r\nnew\r\n");

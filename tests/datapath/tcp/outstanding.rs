@@ -113,7 +113,7 @@ fn a_write_that_is_owed_a_reply_does_not_settle() {
 /// But after the end of its connection it does.
 #[test]
 fn the_end_of_a_connection_lets_writes_settle() {
-    for end in ["FIN", "RST", "client's RST"] {
+    for end in ["FIN", "RST", "client's RST", "its RST without ACK"] {
         let mut path = settling_in(SETTLE);
         let mut connection = Connection::open(&path, 1);
         connection.send(&path, "delete key\r\n");
@@ -121,7 +121,8 @@ fn the_end_of_a_connection_lets_writes_settle() {
         match end {
             "FIN" => path.tx(&connection.answer(ACK | FIN, "")),
             "RST" => path.tx(&connection.answer(RST, "")),
-            _ => path.pass(&connection.segment(RST, "")),
+            "client's RST" => path.pass(&connection.segment(RST | ACK, "")),
+            _ => path.pass(&connection.segment(RST, "").acknowledging(0)),
         }
         assert!(!path.can_fill("key", "old"), "{end}");
         wait(SETTLED);

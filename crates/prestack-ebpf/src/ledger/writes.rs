@@ -264,7 +264,9 @@ unsafe fn mark(
                     continue;
                 }
             } else {
-                if is_old_flow {
+                // What settles does so sooner than what may be owed an answer that was lost.
+                let settles = new.writes == Outstanding::SETTLES;
+                if is_old_flow || (old.writes == Outstanding::SETTLES) != settles {
                     continue;
                 }
                 // What a reply ends and what time ends have marks of their own.

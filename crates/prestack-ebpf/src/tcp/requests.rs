@@ -9,7 +9,7 @@ use prestack_abi::config::{Config, Door};
 use prestack_abi::flow::{Flow, MAX_ASKED, MAX_CARRY, Mode};
 use prestack_proto::binary;
 use prestack_proto::hash::{backend_seed, scan_key};
-use prestack_proto::net::{TCP_FIN, TCP_RST, TCP_SYN, TCP_URG};
+use prestack_proto::net::{TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN, TCP_URG};
 use prestack_proto::stream::{self, QUIET_META, QUIET_TEXT};
 use prestack_proto::text::request::{Command, Effect, Form};
 use prestack_proto::text::scan::{LineEnd, line_end, skip_spaces, token_end};
@@ -234,7 +234,8 @@ unsafe fn is_acceptable(config: &Config, flow: *mut Flow, segment: &Segment) -> 
         if (*flow).is_seen != 0 {
             let sent = (&raw const (*flow).sent).read_volatile();
             let edge = (&raw const (*flow).edge).read_volatile();
-            let is_ahead = is_before(sent, segment.acknowledgement);
+            // A reset need not acknowledge anything; the number is 0 then.
+            let is_ahead = segment.has(TCP_ACK) && is_before(sent, segment.acknowledgement);
             if is_ahead
                 && segment.acknowledgement.wrapping_sub(sent) <= MAX_UNSEEN
                 && segment.len != 0
