@@ -53,7 +53,8 @@ fn assert_delayed(path: &mut Datapath) {
     path.assert_miss("key");
     let epoch = path.epoch();
     // It is over.
-    path.kernel_mut().age_flushes(FLUSH_EARLY_NS + FLUSH_LATE_NS);
+    path.kernel_mut()
+        .age_flushes(FLUSH_EARLY_NS + FLUSH_LATE_NS);
     wait(2 * SETTLE);
     path.assert_miss("key");
     assert_eq!(path.epoch(), epoch + 1);
@@ -66,7 +67,10 @@ fn assert_delayed(path: &mut Datapath) {
 fn a_delayed_flush_over_tcp() {
     for (request, reply) in [
         (b"flush_all 10\r\n".to_vec(), b"OK\r\n".to_vec()),
-        (b"flush_all 10 noreply\r\nmn\r\n".to_vec(), b"MN\r\n".to_vec()),
+        (
+            b"flush_all 10 noreply\r\nmn\r\n".to_vec(),
+            b"MN\r\n".to_vec(),
+        ),
         (binary(8, 10), binary_reply()),
     ] {
         let mut path = Datapath::with(&setup());
@@ -160,7 +164,9 @@ fn many_flushes() {
     for delay in delays {
         let due = clock::now_ns() + delay * SECOND;
         assert!(
-            flushes.iter().any(|flush| (flush.from..flush.until).contains(&due)),
+            flushes
+                .iter()
+                .any(|flush| (flush.from..flush.until).contains(&due)),
             "{delay}: {flushes:?}"
         );
     }
@@ -179,7 +185,12 @@ fn every_form_waits() {
     let fills = path.stats().fills;
     connection.exchange(&path, "get key\r\n", "VALUE key 0 3\r\nold\r\nEND\r\n");
     assert_eq!(path.stats().fills, fills);
-    for request in ["get key\r\n", "gets key\r\n", "get key key\r\n", "mg key v\r\n"] {
+    for request in [
+        "get key\r\n",
+        "gets key\r\n",
+        "get key key\r\n",
+        "mg key v\r\n",
+    ] {
         path.pass(&PacketBuilder::udp(request).id(999));
     }
     // Not even the first GET afterwards.

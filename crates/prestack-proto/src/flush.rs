@@ -80,25 +80,67 @@ mod tests {
     fn lines() {
         let now = ["", " 0", " -1", " 4294967296", " 4294967295", " -0"];
         for line in now {
-            assert_eq!(of_line(&format!("flush_all{line}")), (Delay::None, false), "{line}");
+            assert_eq!(
+                of_line(&format!("flush_all{line}")),
+                (Delay::None, false),
+                "{line}"
+            );
         }
         for line in [" noreply", " 0 noreply", " -1 noreply", "  noreply "] {
-            assert_eq!(of_line(&format!("flush_all{line}")), (Delay::None, true), "{line}");
+            assert_eq!(
+                of_line(&format!("flush_all{line}")),
+                (Delay::None, true),
+                "{line}"
+            );
         }
-        for line in [" 3", "  3", " +3", " 003", " 3 ", " 3 4", " 4294967299", " -4294967293"] {
-            assert_eq!(of_line(&format!("flush_all{line}")), (Delay::Span(3), false), "{line}");
+        for line in [
+            " 3",
+            "  3",
+            " +3",
+            " 003",
+            " 3 ",
+            " 3 4",
+            " 4294967299",
+            " -4294967293",
+        ] {
+            assert_eq!(
+                of_line(&format!("flush_all{line}")),
+                (Delay::Span(3), false),
+                "{line}"
+            );
         }
         assert_eq!(of_line("flush_all 3 noreply"), (Delay::Span(3), true));
-        assert_eq!(of_line("flush_all 2592000"), (Delay::Span(2_592_000), false));
-        assert_eq!(of_line("flush_all 2592001"), (Delay::Until(2_592_001), false));
-        assert_eq!(of_line("flush_all 1795268222"), (Delay::Until(1_795_268_222), false));
+        assert_eq!(
+            of_line("flush_all 2592000"),
+            (Delay::Span(2_592_000), false)
+        );
+        assert_eq!(
+            of_line("flush_all 2592001"),
+            (Delay::Until(2_592_001), false)
+        );
+        assert_eq!(
+            of_line("flush_all 1795268222"),
+            (Delay::Until(1_795_268_222), false)
+        );
     }
 
     /// memcached answers these with an error, unless it is told to be quiet.
     #[test]
     fn refused_lines() {
-        for line in [" x", " 1x", " 0x10", " NOREPLY", " 9223372036854775808", " 3 4 5", " 3 4 noreply"] {
-            assert_eq!(of_line(&format!("flush_all{line}")), (Delay::None, false), "{line}");
+        for line in [
+            " x",
+            " 1x",
+            " 0x10",
+            " NOREPLY",
+            " 9223372036854775808",
+            " 3 4 5",
+            " 3 4 noreply",
+        ] {
+            assert_eq!(
+                of_line(&format!("flush_all{line}")),
+                (Delay::None, false),
+                "{line}"
+            );
         }
         assert_eq!(of_line("flush_all x noreply"), (Delay::None, true));
     }

@@ -150,10 +150,12 @@ impl Daemon {
             bpffs::make_folder(&folder)?;
             if let Ok(sockets) = &mut self.sockets {
                 let path = folder.join("sockets");
-                sockets.pin(&path).map_err(|source| AttachError::PinSockets {
-                    path,
-                    source: Box::new(source),
-                })?;
+                sockets
+                    .pin(&path)
+                    .map_err(|source| AttachError::PinSockets {
+                        path,
+                        source: Box::new(source),
+                    })?;
             }
             for attachment in &mut self.attachments {
                 attachment.pin(&folder)?;

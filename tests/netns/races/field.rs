@@ -165,6 +165,7 @@ impl Field {
             "forgets",
             "doubted_requests",
             "doubted_replies",
+            "regained",
             "reparsed",
             "strays",
             "requests_lost",

@@ -45,7 +45,8 @@ pub fn check(all: &[Done]) -> Result<()> {
         } else {
             progress::check(&story.steps)
         };
-        checked.with_context(|| show(all, key))?;
+        // A value that nobody wrote is one of an earlier round.
+        checked.with_context(|| format!("stale: {}", show(all, key)))?;
     }
     Ok(())
 }

@@ -5,8 +5,8 @@ use prestack_abi::config::Config;
 use prestack_abi::control::{CLAIMS, fingerprint};
 use prestack_abi::time::{CLAIM_SHIFT, CLAIM_UNITS};
 
-use super::{backend, flushes};
 use super::writes::is_outstanding;
+use super::{backend, flushes};
 use crate::cache::fence;
 use crate::maps::CONTROL;
 

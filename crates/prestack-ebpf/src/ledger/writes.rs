@@ -269,11 +269,6 @@ unsafe fn mark(
                 if is_old_flow || (old.writes == Outstanding::SETTLES) != settles {
                     continue;
                 }
-                // What a reply ends and what time ends have marks of their own.
-                let settles = new.writes == Outstanding::SETTLES;
-                if settles != (old.writes == Outstanding::SETTLES) {
-                    continue;
-                }
                 if !settles {
                     // Above that the last ones end by time.
                     joined.writes = old.writes + u16::from(old.writes < Outstanding::MAX_COUNT);

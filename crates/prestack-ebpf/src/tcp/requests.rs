@@ -687,7 +687,7 @@ unsafe fn heed(
     // SAFETY: the caller's: a map element.
     unsafe {
         let number = (*flow).asked;
-        let is_quiet = command.quiet;
+        let mut is_quiet = command.quiet;
         if is_quiet
             && !is_binary
             && command.flags == 0
