@@ -150,6 +150,11 @@ pub struct Flow {
     pub unacked_since: u64,
     /// Number of the last command for whose end the whole backend waits (`owes`).
     pub owed_number: u64,
+    /// What the backend waits for: 0, [`Flow::OWES_REPLY`] or [`Flow::OWES_ANY`]. Changed atomically.
+    pub owes: u64,
+    /// Non-zero while it counts in the backend's `crowding`, until `crowded_number` is answered. Changed
+    /// atomically.
+    pub is_crowding: u64,
     /// Sequence number behind the last byte from the client.
     pub next: u32,
     /// Sequence number behind the last byte that the kernel has acknowledged.
@@ -174,12 +179,8 @@ pub struct Flow {
     pub is_seen: u32,
     /// log₂ of the unit of the window field.
     pub window_scale: u32,
-    /// What the backend waits for: 0, [`Flow::OWES_REPLY`] or [`Flow::OWES_ANY`].
-    pub owes: u32,
     /// Which backend.
     pub backend: u32,
-    /// Non-zero while it counts in the backend's `crowding`, until `crowded_number` is answered.
-    pub is_crowding: u32,
     /// Sequence number behind the last byte that came while the requests were in doubt.
     pub doubted_until: u32,
     /// Number of the last write that found no mark in its bucket.
@@ -267,9 +268,9 @@ impl Flow {
     pub const BINARY: u32 = 2;
 
     /// The backend waits for the reply to the command `owed_number`.
-    pub const OWES_REPLY: u32 = 1;
+    pub const OWES_REPLY: u64 = 1;
     /// The backend waits for any reply.
-    pub const OWES_ANY: u32 = 2;
+    pub const OWES_ANY: u64 = 2;
 }
 
 const _: () = assert!(size_of::<FlowKey>() == 36);

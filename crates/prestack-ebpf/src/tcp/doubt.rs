@@ -14,6 +14,7 @@ use prestack_abi::config::Config;
 use prestack_abi::flow::{Flow, Mode};
 
 use super::flow::stop_waiting;
+use crate::atomic;
 use crate::clock;
 use crate::ledger::backend;
 use crate::maps::count;
@@ -75,12 +76,7 @@ unsafe fn raise(flow: *mut Flow, doubt: u32) {
 #[inline(always)]
 pub unsafe fn wait_for_any(flow: *mut Flow) {
     // SAFETY: the caller's.
-    unsafe {
-        if (*flow).owes == 0 {
-            backend::wait((*flow).backend as u8);
-        }
-        (&raw mut (*flow).owes).write_volatile(Flow::OWES_ANY);
-    }
+    unsafe { owe(flow, Flow::OWES_ANY) };
 }
 
 /// No tickets until the command with this number has been answered.
@@ -92,10 +88,66 @@ pub unsafe fn wait_for_any(flow: *mut Flow) {
 pub unsafe fn wait_for(flow: *mut Flow, number: u64) {
     // SAFETY: the caller's.
     unsafe {
-        (*flow).owed_number = number;
-        if (*flow).owes == 0 {
+        (&raw mut (*flow).owed_number).write_volatile(number);
+        if owe(flow, Flow::OWES_REPLY) == Flow::OWES_ANY {
+            owe(flow, Flow::OWES_ANY);
+        }
+    }
+}
+
+/// Sets what the backend waits for, and returns what it was. `rx` and `tx` may both change it at this
+/// moment: whoever finds nothing there makes the backend wait, and whoever takes it away lets it go on.
+///
+/// # Safety
+///
+/// `flow` is an element of `FLOWS`.
+#[inline(always)]
+unsafe fn owe(flow: *mut Flow, what: u64) -> u64 {
+    // SAFETY: the caller's.
+    unsafe {
+        let old = atomic::swap(&raw mut (*flow).owes, what);
+        if old == 0 {
             backend::wait((*flow).backend as u8);
-            (&raw mut (*flow).owes).write_volatile(Flow::OWES_REPLY);
+        }
+        old
+    }
+}
+
+/// Memcached has sent something behind `ack`, with commands up to `answered` answered: the backend does
+/// not wait for that any more.
+///
+/// # Safety
+///
+/// `flow` is an element of `FLOWS`.
+#[inline(always)]
+pub unsafe fn paid(flow: *mut Flow, is_paid: impl Fn(*mut Flow, u64) -> bool) -> bool {
+    // SAFETY: the caller's.
+    unsafe {
+        let owes = (&raw const (*flow).owes).read_volatile();
+        if owes == 0 || !is_paid(flow, owes) {
+            return false;
+        }
+        stop_owing(flow);
+        if !is_paid(flow, owes) {
+            // More has come at this moment, and may have found that the backend waited already.
+            owe(flow, owes);
+            return false;
+        }
+    }
+    true
+}
+
+/// The backend does not wait for anything of this flow.
+///
+/// # Safety
+///
+/// `flow` is an element of `FLOWS`.
+#[inline(always)]
+pub unsafe fn stop_owing(flow: *mut Flow) {
+    // SAFETY: the caller's.
+    unsafe {
+        if atomic::swap(&raw mut (*flow).owes, 0) != 0 {
+            backend::go_on((*flow).backend as u8);
         }
     }
 }

@@ -4,7 +4,9 @@ use aya_ebpf::helpers::{bpf_spin_lock, bpf_spin_unlock};
 use prestack_abi::config::Config;
 use prestack_abi::flow::{FLOW_SETS as SETS, FLOW_WAYS, Flow, Mode};
 
+use super::doubt;
 use super::segment::Segment;
+use crate::atomic;
 use crate::clock;
 use crate::ledger::backend;
 use crate::maps::{FLOW_SETS, FLOWS, count};
@@ -179,12 +181,8 @@ fn mark_over(place: u32, over_at: u64) {
 pub unsafe fn stop_waiting(flow: *mut Flow) {
     // SAFETY: the caller's.
     unsafe {
-        if (*flow).owes != 0 {
-            (*flow).owes = 0;
-            backend::go_on((*flow).backend as u8);
-        }
-        if (*flow).is_crowding != 0 {
-            (*flow).is_crowding = 0;
+        doubt::stop_owing(flow);
+        if atomic::swap(&raw mut (*flow).is_crowding, 0) != 0 {
             backend::thin_out((*flow).backend as u8);
         }
     }

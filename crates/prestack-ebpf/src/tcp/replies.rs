@@ -19,6 +19,7 @@ use prestack_proto::{MAX_KEY, binary};
 
 use super::segment::Segment;
 use super::{doubt, flow, is_before, tickets};
+use crate::atomic;
 use crate::cache::fence;
 use crate::clock;
 use crate::ledger::{backend, flushes};
@@ -271,11 +272,16 @@ extern "C" fn prestack_tcp_leave() -> u64 {
         if !is_new {
             return 0;
         }
-        let doubted_until = (&raw const (*flow).doubted_until).read_volatile();
-        if (*flow).owes == Flow::OWES_ANY && !is_before(ack, doubted_until) {
+        let has_taken_all = |flow: *mut Flow, owes| {
+            let doubted_until = (&raw const (*flow).doubted_until).read_volatile();
+            owes == Flow::OWES_ANY && !is_before(ack, doubted_until)
+        };
+        if (&raw const (*flow).owes).read_volatile() == Flow::OWES_ANY
+            && has_taken_all(flow, Flow::OWES_ANY)
+        {
             // memcached goes on; what it was at settles.
             backend::be_quiet(config, (*flow).backend as u8);
-            flow::stop_waiting(flow);
+            doubt::paid(flow, has_taken_all);
         }
         if (*flow).doubt != 0 && (*flow).is_tentative == 0 {
             return 0;
@@ -656,18 +662,27 @@ extern "C" fn prestack_tcp_left() -> u64 {
             }
         }
         let answered = (*flow).answered;
-        if (*flow).owes == Flow::OWES_REPLY && answered > (*flow).owed_number {
-            let due = (*flow).flush_due;
-            if due != 0 {
-                (*flow).flush_due = 0;
-                flushes::answered((*flow).backend as u8, due, (*flow).flush_asked);
-            }
-            (*flow).owes = 0;
-            backend::go_on((*flow).backend as u8);
+        let due = (*flow).flush_due;
+        if due != 0 && answered > (&raw const (*flow).owed_number).read_volatile() {
+            (*flow).flush_due = 0;
+            flushes::answered((*flow).backend as u8, due, (*flow).flush_asked);
         }
-        if (*flow).is_crowding != 0 && answered > (*flow).crowded_number {
-            (*flow).is_crowding = 0;
-            backend::thin_out((*flow).backend as u8);
+        doubt::paid(flow, |flow, owes| {
+            owes == Flow::OWES_REPLY && answered > (&raw const (*flow).owed_number).read_volatile()
+        });
+        if (*flow).is_crowding != 0
+            && answered > (&raw const (*flow).crowded_number).read_volatile()
+        {
+            if atomic::swap(&raw mut (*flow).is_crowding, 0) != 0 {
+                backend::thin_out((*flow).backend as u8);
+            }
+            if answered <= (&raw const (*flow).crowded_number).read_volatile()
+                && atomic::swap(&raw mut (*flow).is_crowding, 1) == 0
+            {
+                // More has come at this moment, and may have found that it crowded already.
+                backend::crowd((*flow).backend as u8);
+                backend::be_quiet(config, (*flow).backend as u8);
+            }
         }
     }
     0

@@ -282,11 +282,12 @@ unsafe fn plan(config: &Config, flow: *mut Flow, segment: &mut Segment) -> Plan 
             if segment.len == 0 {
                 return Plan::Pass;
             }
-            backend::forget(config, segment.backend as u8);
-            doubt::wait_for_any(flow);
+            // What is waited for comes first: see `doubt::paid`.
             if is_before((*flow).doubted_until, segment.end()) || (*flow).is_tentative == 0 {
                 (&raw mut (*flow).doubted_until).write_volatile(segment.end());
             }
+            backend::forget(config, segment.backend as u8);
+            doubt::wait_for_any(flow);
         }
         let is_at_rest = is_seen
             && segment.sequence == acked
@@ -535,10 +536,10 @@ extern "C" fn prestack_tcp_end() -> u64 {
     // SAFETY: a map element.
     unsafe {
         if odd != 0 || segment.at != segment.len {
-            doubt::requests(config, flow);
             if is_before((*flow).doubted_until, segment.end()) || (*flow).doubted_until == 0 {
                 (&raw mut (*flow).doubted_until).write_volatile(segment.end());
             }
+            doubt::requests(config, flow);
         }
         if (*flow).is_repeat != 0 {
             (*flow).is_repeat = 0;
@@ -797,9 +798,8 @@ unsafe fn crowd(config: &Config, flow: *mut Flow, key: u64, number: u64, is_quie
     // SAFETY: the caller's: a map element. The flow counts before its bucket says so.
     unsafe {
         // A quiet one has ended when the command after it has.
-        (*flow).crowded_number = number;
-        if (*flow).is_crowding == 0 {
-            (*flow).is_crowding = 1;
+        (&raw mut (*flow).crowded_number).write_volatile(number);
+        if atomic::swap(&raw mut (*flow).is_crowding, 1) == 0 {
             backend::crowd((*flow).backend as u8);
         }
     }
