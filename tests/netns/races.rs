@@ -133,10 +133,11 @@ fn freeze(name: &str, freeze: &Freeze) -> Result<()> {
                 Err(error) => stale.count(error.context(format!("round {number}")))?,
             }
         }
-        let stats = field.check_doubts();
+        let stats = field.check_doubts(operations);
         say(&format!(
-            "{name}, {threads} threads: {rounds} rounds by half, {operations} operations, {writes} \
-             writes, {void} void rounds, {} stale; {}",
+            "{name}, {threads} threads: {} rounds, {operations} operations, {writes} writes, {void} void \
+             rounds, {} stale; {}",
+            rounds.div_ceil(THREADS.len()),
             stale.0,
             stats.as_deref().unwrap_or_default()
         ));
@@ -203,7 +204,7 @@ fn running_free() -> Result<()> {
                 Err(error) => stale.count(error.context(format!("spell {spells}")))?,
             }
         }
-        let stats = field.check_doubts();
+        let stats = field.check_doubts(operations);
         say(&format!(
             "running free, {threads} threads: {spells} spells, {operations} operations, {} stale; {}",
             stale.0,

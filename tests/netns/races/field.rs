@@ -153,7 +153,9 @@ impl Field {
     }
 
     /// Fails if prestack has lost its way in the connections, all of which it has seen from their start.
-    pub fn check_doubts(&self) -> Result<String> {
+    /// On a machine that is busy with other things a client may send unacknowledged segments again,
+    /// joined otherwise than before: doubt is right then, and rare.
+    pub fn check_doubts(&self, operations: usize) -> Result<String> {
         let stats = self.stage.prestack.stats()?;
         let requests = stats.get("doubted_requests")?;
         let replies = stats.get("doubted_replies")?;
@@ -175,7 +177,7 @@ impl Field {
             .filter_map(|name| Some(format!("{name} {}", stats.get(name).ok()?)))
             .collect();
         ensure!(
-            requests + replies == 0,
+            requests + replies <= 1 + operations as u64 / 1_000_000,
             "flows were not understood: {}",
             told.join(", ")
         );

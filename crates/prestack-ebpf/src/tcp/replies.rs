@@ -6,7 +6,7 @@ use aya_ebpf::programs::TcContext;
 use core::ffi::c_void;
 use prestack_abi::cache::MAX_REPLY;
 use prestack_abi::config::Config;
-use prestack_abi::flow::{Flow, MAX_ASKED, MAX_REPLY_CARRY};
+use prestack_abi::flow::{Flow, MAX_ASKED, MAX_REPLY_CARRY, Mode};
 use prestack_abi::requests::{Kind, Request};
 use prestack_proto::hash::{backend_seed, hash_key};
 use prestack_proto::net::{TCP_ACK, TCP_FIN, TCP_LEN, TCP_RST, TCP_SYN};
@@ -654,7 +654,10 @@ extern "C" fn prestack_tcp_left() -> u64 {
         }
         if (*flow).doubt != 0 {
             let next = (&raw const (*flow).next).read_volatile();
+            // Of a command of which only the beginning has come nothing can be said yet.
             let is_whole = (*flow).counted == (*flow).asked
+                && (&raw const (*flow).mode).read_volatile() == Mode::Command as u32
+                && (&raw const (*flow).carried).read_volatile() == 0
                 && (*flow).is_reply_data == 0
                 && (*flow).reply_carried == 0;
             if is_whole && segment.acknowledgement == next {
