@@ -104,3 +104,77 @@ fn a_hot_key_is_fetched_once_per_max_age() -> Result<()> {
     }
     Ok(())
 }
+
+/// memcached's clock advances once a second.
+const GRANULARITY: Duration = Duration::from_secs(1);
+
+#[test]
+fn a_second_to_live_is_not_much_more() -> Result<()> {
+    let args = ["--memory", "8MiB", "--max-age", "500ms", "--settle", "50ms"];
+    let stage = Stage::with(MemcachedOptions::default(), &args)?;
+    let (mut udp, mut tcp, mut behind) = (stage.udp()?, stage.tcp()?, stage.behind()?);
+    let (mut hits, mut served) = (0, 0);
+    for round in 0..8 {
+        let set = b"set key 0 1 3\r\nold\r\n";
+        let stored = Instant::now();
+        let answer = match round % 3 {
+            0 => udp.request(set)?,
+            1 => tcp.command(set)?,
+            _ => behind.command(set)?,
+        };
+        assert_eq!(answer, b"STORED\r\n");
+        let stored_by = Instant::now();
+        let mut gone = None;
+        loop {
+            let asked = Instant::now();
+            let before = stage.hits()?;
+            if udp.get(b"key")?.is_none() {
+                break;
+            }
+            served += 1;
+            hits += stage.hits()? - before;
+            ensure!(
+                asked - stored_by
+                    < Duration::from_secs(1) + GRANULARITY + MAX_AGE + pace::patience(SLACK),
+                "served {:?} after it was stored",
+                asked - stored
+            );
+            if let Some(gone) = gone {
+                let late = asked - gone;
+                ensure!(
+                    late < MAX_AGE + pace::patience(SLACK),
+                    "served {late:?} after its end"
+                );
+            } else if behind.get(b"key")?.is_none() {
+                gone = Some(Instant::now());
+            }
+        }
+    }
+    assert!(hits > 0, "the cache never answered, of {served} GETs");
+    Ok(())
+}
+
+#[test]
+fn a_shorter_time_to_live_invalidates() -> Result<()> {
+    let stage = Stage::new()?;
+    let (mut udp, mut behind) = (stage.udp()?, stage.behind()?);
+    for command in [
+        &b"touch key -1\r\n"[..],
+        b"gat -1 key\r\n",
+        b"mg key T-1 v\r\n",
+    ] {
+        for over_udp in [false, true] {
+            let set = b"set key 0 100 3\r\nold\r\n";
+            assert_eq!(behind.command(set)?, b"STORED\r\n");
+            until_hit(&stage.prestack, &mut udp, b"key", b"old")?;
+            if over_udp {
+                stage.udp()?.request(command)?;
+            } else {
+                stage.tcp()?.command(command)?;
+            }
+            assert_eq!(udp.get(b"key")?, None, "{}", command.escape_ascii());
+            assert_eq!(behind.get(b"key")?, None, "{}", command.escape_ascii());
+        }
+    }
+    Ok(())
+}
