@@ -11,11 +11,11 @@ use aya::util::nr_cpus;
 use aya::{Ebpf, EbpfLoader, Pod};
 use prestack::mapping::Mapping;
 use prestack::maps::{CacheMaps, Controls, MapIds};
-use prestack::programs::{StepsError, load_steps};
+use prestack::programs::{StepsError, close_flow, load_steps};
 use prestack_abi::backend::{Backend, Flush, Flushes, MAX_BACKENDS};
 use prestack_abi::cache::Index;
 use prestack_abi::control::Control;
-use prestack_abi::flow::{FLOW_SETS, FLOW_WAYS, Flow, FlowSet};
+use prestack_abi::flow::{Dead, FLOW_SETS, FLOW_WAYS, Flow, FlowSet};
 use prestack_abi::names;
 use prestack_abi::requests::{
     KeyTicket, KeyTickets, MULTI_KEYS, REQUEST_SETS, RequestSet, SET_WAYS,
@@ -78,11 +78,16 @@ impl Programs {
             flows: map_id(&ebpf, names::FLOWS),
             stats: map_id(&ebpf, names::STATS),
             sockets: map_id(&ebpf, names::SOCKETS),
+            flow_sets: map_id(&ebpf, names::FLOW_SETS),
         };
         let rx: &mut Xdp = program(&mut ebpf, names::RX);
         rx.load().unwrap_or_else(|error| refused(names::RX, error));
         let tx: &mut SchedClassifier = program(&mut ebpf, names::TX);
         tx.load().unwrap_or_else(|error| refused(names::TX, error));
+        let sweep: &mut SchedClassifier = program(&mut ebpf, names::SWEEP);
+        sweep
+            .load()
+            .unwrap_or_else(|error| refused(names::SWEEP, error));
         load_steps(&mut ebpf).unwrap_or_else(|error| match error {
             StepsError::Refused { name, source } => refused(name, *source),
             error => panic!("{error}"),
@@ -191,6 +196,19 @@ impl Kernel {
             .expect("an array per CPU")
             .set(0, zeros.expect("a value for each CPU"), 0)
             .expect("counters can be set");
+    }
+
+    /// Closes a flow that has no socket; false if it is another by now.
+    pub fn close_flow(&mut self, dead: &Dead) -> bool {
+        let sweep: &mut SchedClassifier = program(&mut self.programs.ebpf, names::SWEEP);
+        close_flow(sweep, dead).expect("a test run")
+    }
+
+    /// What is counted of the first backend.
+    pub fn backend(&self) -> Backend {
+        let map = self.programs.ebpf.map(names::BACKENDS).expect("the map");
+        let map = Array::<_, Element<Backend>>::try_from(map).expect("an array");
+        map.get(&0, 0).expect("an element").0
     }
 
     /// The delayed flushes of the first backend.

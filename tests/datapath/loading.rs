@@ -38,6 +38,11 @@ fn every_program_loads() {
         .load()
         .unwrap_or_else(|error| refused(names::RELEASED, error));
     report(names::RELEASED, released.info());
+    let sweep: &mut SchedClassifier = program(&mut ebpf, names::SWEEP);
+    sweep
+        .load()
+        .unwrap_or_else(|error| refused(names::SWEEP, error));
+    report(names::SWEEP, sweep.info());
 }
 
 fn report(name: &str, info: Result<ProgramInfo, ProgramError>) {

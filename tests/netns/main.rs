@@ -18,4 +18,5 @@ mod refusals;
 mod restart;
 mod testbed;
 mod values;
+mod vanished;
 mod writes;

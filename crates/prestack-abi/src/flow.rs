@@ -148,13 +148,13 @@ pub struct Flow {
     pub marked_at: u64,
     /// Coarse monotonic time in ns since which something has been unacknowledged, or earlier.
     pub unacked_since: u64,
+    /// What the backend waits for: 0, [`Flow::OWES_REPLY`] or [`Flow::OWES_ANY`]. Swapped, so that the
+    /// flow's part in the backend's `waits` is given back once.
+    pub owes: u64,
+    /// Non-zero while it counts in the backend's `crowding`, until `crowded_number` is answered. Swapped.
+    pub is_crowding: u64,
     /// Number of the last command for whose end the whole backend waits (`owes`).
     pub owed_number: u64,
-    /// What the backend waits for: 0, [`Flow::OWES_REPLY`] or [`Flow::OWES_ANY`]. Changed atomically.
-    pub owes: u64,
-    /// Non-zero while it counts in the backend's `crowding`, until `crowded_number` is answered. Changed
-    /// atomically.
-    pub is_crowding: u64,
     /// Sequence number behind the last byte from the client.
     pub next: u32,
     /// Sequence number behind the last byte that the kernel has acknowledged.
@@ -280,3 +280,24 @@ const _: () = assert!(FLOW_SETS.is_power_of_two() && MAX_ASKED.is_power_of_two()
 const _: () = assert!(FLOW_TICKETS.is_power_of_two() && SNAPSHOTS.is_power_of_two());
 // Places of flows fit the marks of writes.
 const _: () = assert!(MAX_FLOWS <= 1 << 16);
+
+/// What the program that closes a flow gets, behind an Ethernet header: a flow that has no socket any more,
+/// as it was when it was looked at.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Dead {
+    /// Its name.
+    pub name: u64,
+    /// [`Flow::asked`].
+    pub asked: u64,
+    /// Its place.
+    pub place: u32,
+    /// [`Flow::next`].
+    pub next: u32,
+    /// [`Flow::acked`].
+    pub acked: u32,
+    /// [`Flow::sent`].
+    pub sent: u32,
+}
+
+const _: () = assert!(size_of::<Dead>() == 32);

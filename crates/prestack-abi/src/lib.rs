@@ -30,6 +30,9 @@ pub mod names {
     /// The program that is run when a socket of the host is released.
     pub const RELEASED: &str = "released";
 
+    /// The program that closes a flow that has no socket any more, run by user space.
+    pub const SWEEP: &str = "sweep";
+
     /// The programs that `rx` goes on with.
     pub const RX_STEPS: &str = "RX_STEPS";
     /// The programs that `tx` goes on with.

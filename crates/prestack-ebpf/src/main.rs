@@ -58,6 +58,12 @@ pub fn released(ctx: SockContext) -> i32 {
     1
 }
 
+/// Run by user space: closes a TCP flow that has no socket any more.
+#[classifier]
+pub fn sweep(ctx: TcContext) -> i32 {
+    tcp::sweep::close(&ctx)
+}
+
 /// XDP: lets every packet pass. A veth device sends what XDP returned at its peer only while it
 /// has an XDP program itself.
 #[xdp(frags)]

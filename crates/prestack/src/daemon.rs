@@ -21,12 +21,15 @@ use tracing::{debug, info, warn};
 
 use crate::{
     attach::{AttachError, Attachment, Datapath, sockets, watch_sockets},
-    bpffs, clock, leftovers,
-    maps::{Controls, covering_ns},
+    bpffs, clock,
+    discovery::procnet::connections,
+    leftovers,
+    maps::{self, Controls, covering_ns},
     netlink::{self, Interface, Notices},
     preflight,
     settings::Options,
     state::{AttachedState, Instance, State, current_netns, unix_time},
+    sweep::Sweep,
     watch::Watch,
 };
 
@@ -38,6 +41,9 @@ const SERVE_AHEAD: Duration = Duration::from_secs(1);
 const RESCAN_WAITING: Duration = Duration::from_millis(200);
 /// How often the host is looked at otherwise.
 const RESCAN: Duration = Duration::from_secs(1);
+/// How often TCP flows are compared with the host's connections: one whose end was not seen is closed
+/// after two looks.
+const SWEEP: Duration = Duration::from_secs(4);
 /// How long the datapath remembers a request that memcached does not answer.
 const REMEMBER: Duration = Duration::from_secs(30);
 
@@ -75,6 +81,8 @@ pub struct Daemon {
     controls: Controls,
     watch: Watch,
     notices: Notices,
+    sweep: Sweep,
+    swept: Instant,
     mtu: u32,
     /// Said already.
     trouble: Option<String>,
@@ -114,6 +122,8 @@ impl Daemon {
             controls,
             watch,
             notices,
+            sweep: Sweep::default(),
+            swept: Instant::now(),
             mtu,
             trouble: None,
         };
@@ -224,7 +234,26 @@ impl Daemon {
             if changed {
                 self.write_state()?;
             }
+            if self.swept.elapsed() >= SWEEP {
+                self.swept = Instant::now();
+                if let Err(error) = self.sweep() {
+                    debug!("cannot look for TCP connections that are gone: {error:#}");
+                }
+            }
         }
+    }
+
+    /// Closes the TCP flows that have lost their sockets.
+    fn sweep(&mut self) -> anyhow::Result<()> {
+        let open = maps::open_flows(&self.datapath.maps)?;
+        // Later, so that a connection that is opened meanwhile is among them.
+        let connections = connections(&self.watch.ports())?;
+        for dead in self.sweep.look(open, &connections) {
+            if self.datapath.close_flow(&dead)? {
+                debug!("a TCP connection has ended unseen");
+            }
+        }
+        Ok(())
     }
 
     /// Waits for the next heartbeat, a signal, a notice of the kernel, or the end of a backend.

@@ -24,5 +24,6 @@ pub mod programs;
 pub mod settings;
 pub mod slots;
 pub mod state;
+pub mod sweep;
 pub mod units;
 pub mod watch;

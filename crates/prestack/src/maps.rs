@@ -16,7 +16,7 @@ use prestack_abi::{
     cache::{Block, Index},
     config::{Config, Door},
     control::Control,
-    flow::Flow,
+    flow::{Dead, FLOW_SETS, FLOW_WAYS, Flow, FlowKey, FlowSet},
     names,
     stats::Stats,
 };
@@ -59,6 +59,8 @@ pub struct MapIds {
     pub stats: u32,
     #[serde(default)]
     pub sockets: u32,
+    #[serde(default)]
+    pub flow_sets: u32,
 }
 
 /// Opens a map by its number.
@@ -287,4 +289,45 @@ pub fn flow(ids: &MapIds, place: u32) -> Result<Flow, MapsError> {
     map.get(&place, 0)
         .map(|Followed(flow)| flow)
         .map_err(fails())
+}
+
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+struct Set(FlowSet);
+
+// SAFETY: made of integers.
+unsafe impl Pod for Set {}
+
+/// The TCP flows whose end was not seen, as [`Dead`] has them.
+///
+/// # Errors
+/// The maps are gone, or this process may not use them.
+pub fn open_flows(ids: &MapIds) -> Result<Vec<(FlowKey, Dead)>, MapsError> {
+    let failed = || fails::<MapError>(names::FLOW_SETS);
+    let sets = aya::maps::Map::Array(open(names::FLOW_SETS, ids.flow_sets)?);
+    let sets = Array::<_, Set>::try_from(sets).map_err(failed())?;
+    let flows = aya::maps::Map::Array(open(names::FLOWS, ids.flows)?);
+    let flows = Array::<_, Followed>::try_from(flows).map_err(fails::<MapError>(names::FLOWS))?;
+    let mut open = Vec::new();
+    for at in 0..FLOW_SETS as u32 {
+        let Set(set) = sets.get(&at, 0).map_err(failed())?;
+        for (way, (&name, &over_at)) in (0..).zip(set.names.iter().zip(&set.over_at)) {
+            if name == 0 || over_at != 0 {
+                continue;
+            }
+            let place = at * FLOW_WAYS as u32 + way;
+            let flow = flows.get(&place, 0);
+            let Followed(flow) = flow.map_err(fails::<MapError>(names::FLOWS))?;
+            let dead = Dead {
+                name,
+                asked: flow.asked,
+                place,
+                next: flow.next,
+                acked: flow.acked,
+                sent: flow.sent,
+            };
+            open.push((flow.key, dead));
+        }
+    }
+    Ok(open)
 }

@@ -3,9 +3,10 @@
 use aya::{
     Ebpf,
     maps::{MapError, ProgramArray},
-    programs::{ProgramError, ProgramFd, SchedClassifier, Xdp},
+    programs::{ProgramError, ProgramFd, SchedClassifier, TestRun as _, TestRunOptions, Xdp},
 };
-use prestack_abi::names;
+use prestack_abi::{flow::Dead, names};
+use prestack_proto::net::ETHERNET_LEN;
 
 /// A program could not be made ready.
 #[derive(Debug, thiserror::Error)]
@@ -69,4 +70,22 @@ fn set(ebpf: &mut Ebpf, name: &'static str, program: &ProgramFd) -> Result<(), S
     let map = ebpf.map_mut(name).ok_or(StepsError::Missing(name))?;
     let mut steps = ProgramArray::try_from(map).map_err(failed)?;
     steps.set(0, program, 0).map_err(failed)
+}
+
+/// Has the datapath close a TCP flow that has no socket any more; false if it is another by now.
+///
+/// # Errors
+/// The kernel refused.
+pub fn close_flow(sweep: &SchedClassifier, dead: &Dead) -> Result<bool, ProgramError> {
+    let mut packet = vec![0; ETHERNET_LEN];
+    packet.extend(dead.name.to_ne_bytes());
+    packet.extend(dead.asked.to_ne_bytes());
+    for word in [dead.place, dead.next, dead.acked, dead.sent] {
+        packet.extend(word.to_ne_bytes());
+    }
+    let options = TestRunOptions {
+        data_in: Some(&packet),
+        ..TestRunOptions::default()
+    };
+    Ok(sweep.test_run(options)?.return_value != 0)
 }

@@ -160,6 +160,15 @@ impl Watch {
         Ok(())
     }
 
+    /// The ports of the backends' doors.
+    #[must_use]
+    pub fn ports(&self) -> Vec<u16> {
+        let mut ports: Vec<_> = self.layout.doors.iter().map(|door| door.port).collect();
+        ports.sort_unstable();
+        ports.dedup();
+        ports
+    }
+
     /// Descriptors that become readable when a backend's process ends.
     pub fn ends(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         self.ends.values().map(|end| end.as_fd())

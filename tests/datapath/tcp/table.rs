@@ -1,7 +1,10 @@
 //! The table of flows.
 
+use std::time::Duration;
+
 use super::connection::Connection;
 use super::{assert_forgotten, assert_key_written, assert_untouched, filled};
+use crate::harness::{Datapath, Setup, wait};
 use crate::packet::{ACK, FIN, PORT, SYN};
 
 #[test]
@@ -76,4 +79,40 @@ fn a_connection_that_is_opened_anew() {
     path.assert_miss("other");
     new.send(&path, "noise\r\n");
     assert_forgotten(&mut path);
+}
+
+/// The client has vanished, and the kernel has given up: user space notices, and closes the flow once.
+#[test]
+fn a_flow_that_has_lost_its_socket() {
+    let mut path = Datapath::with(&Setup {
+        settle: Duration::from_millis(1),
+        ..Setup::default()
+    });
+    let mut connection = Connection::open(&path, 1);
+    connection.send(&path, "flush_all\r\n");
+    wait(Duration::from_millis(2));
+    assert!(!path.can_fill("key", "value"), "the flush is outstanding");
+    assert_eq!(path.kernel().backend().waits, 1);
+    let open = |path: &Datapath| {
+        let open = prestack::maps::open_flows(&path.kernel().programs.ids);
+        open.expect("the maps")
+            .into_iter()
+            .map(|(_, dead)| dead)
+            .collect::<Vec<_>>()
+    };
+    let [dead] = open(&path)[..] else {
+        panic!("{:?}", open(&path));
+    };
+    // Something has come since it was looked at.
+    connection.send(&path, "mn\r\n");
+    assert!(!path.kernel_mut().close_flow(&dead));
+    let [dead] = open(&path)[..] else {
+        panic!("{:?}", open(&path));
+    };
+    assert!(path.kernel_mut().close_flow(&dead));
+    assert!(!path.kernel_mut().close_flow(&dead));
+    assert!(open(&path).is_empty());
+    assert_eq!(path.kernel().backend().waits, 0);
+    wait(Duration::from_millis(2));
+    path.fill("key", "value");
 }

@@ -11,6 +11,7 @@ pub mod replies;
 pub mod requests;
 pub mod segment;
 mod socket;
+pub mod sweep;
 mod take_back;
 mod tickets;
 

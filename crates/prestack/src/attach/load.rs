@@ -7,12 +7,12 @@ use aya::{
     maps::{Map, MapData, MapError},
     programs::{CgroupSock, ProgramError, SchedClassifier, Xdp},
 };
-use prestack_abi::{config::RATED_SOURCES, names};
+use prestack_abi::{config::RATED_SOURCES, flow::Dead, names};
 
 use crate::{
     maps::MapIds,
     object::OBJECT,
-    programs::{StepsError, load_steps},
+    programs::{StepsError, close_flow, load_steps},
     settings::Options,
 };
 
@@ -96,6 +96,7 @@ impl Datapath {
             flows: map_id(&ebpf, names::FLOWS)?,
             stats: map_id(&ebpf, names::STATS)?,
             sockets: map_id(&ebpf, names::SOCKETS)?,
+            flow_sets: map_id(&ebpf, names::FLOW_SETS)?,
         };
         let rx: &mut Xdp = program(&mut ebpf, names::RX)?;
         rx.load().map_err(|error| refused(names::RX, error))?;
@@ -103,6 +104,8 @@ impl Datapath {
         let tx: &mut SchedClassifier = program(&mut ebpf, names::TX)?;
         tx.load().map_err(|error| refused(names::TX, error))?;
         let tx = tx.info().map_err(info)?.id();
+        let sweep: &mut SchedClassifier = program(&mut ebpf, names::SWEEP)?;
+        sweep.load().map_err(|error| refused(names::SWEEP, error))?;
         load_steps(&mut ebpf).map_err(|error| match error {
             StepsError::Missing(name) => LoadError::Missing(name),
             StepsError::Refused { name, source } => refused(name, *source),
@@ -113,6 +116,15 @@ impl Datapath {
             maps,
             programs: vec![rx, tx],
         })
+    }
+
+    /// Closes a TCP flow that has no socket any more; false if it is another by now.
+    ///
+    /// # Errors
+    /// The kernel refused.
+    pub fn close_flow(&mut self, dead: &Dead) -> Result<bool, LoadError> {
+        let sweep: &mut SchedClassifier = program(&mut self.ebpf, names::SWEEP)?;
+        close_flow(sweep, dead).map_err(|error| refused(names::SWEEP, error))
     }
 
     /// The XDP program.

@@ -1,11 +1,13 @@
 //! The kernel's tables of sockets, `/proc/net/{tcp,tcp6,udp,udp6,unix}`.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     fs::File,
     io::{self, BufRead, BufReader},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
+
+use prestack_abi::flow::FlowKey;
 
 /// The tables of the network namespace that the calling thread is in.
 const TABLES: &str = "/proc/thread-self/net";
@@ -108,6 +110,58 @@ pub fn unix_sockets() -> io::Result<HashMap<u64, String>> {
         paths.extend(parse_unix(&line?));
     }
     Ok(paths)
+}
+
+/// The TCP connections of the network namespace whose local port is one of `ports`, those that are being
+/// opened or have just ended included.
+///
+/// # Errors
+/// A table cannot be read.
+pub fn connections(ports: &[u16]) -> io::Result<HashSet<FlowKey>> {
+    let mut connections = HashSet::new();
+    for name in ["tcp", "tcp6"] {
+        match File::open(format!("{TABLES}/{name}")) {
+            Ok(table) => {
+                for line in BufReader::new(table).lines().skip(1) {
+                    connections.extend(parse_connection(&line?, ports));
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound && name.ends_with('6') => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(connections)
+}
+
+/// Reads a line of a connection, as the datapath names it.
+fn parse_connection(line: &str, ports: &[u16]) -> Option<FlowKey> {
+    let mut fields = line.split_ascii_whitespace().skip(1);
+    let mut end = || {
+        let (address, port) = fields.next()?.split_once(':')?;
+        let port = u16::from_str_radix(port, 16).ok()?;
+        Some((address, port))
+    };
+    let (server, client) = (end()?, end()?);
+    if !ports.contains(&server.1) || client.1 == 0 {
+        return None;
+    }
+    let words = |address: &str| {
+        let bytes = match parse_address(address)? {
+            IpAddr::V4(address) => address.to_ipv6_mapped().octets(),
+            IpAddr::V6(address) => address.octets(),
+        };
+        let mut words = [0; 4];
+        for (word, bytes) in words.iter_mut().zip(bytes.chunks_exact(4)) {
+            *word = u32::from_ne_bytes(bytes.try_into().ok()?);
+        }
+        Some(words)
+    };
+    Some(FlowKey {
+        client: words(client.0)?,
+        server: words(server.0)?,
+        client_port: client.1.to_be(),
+        server_port: server.1.to_be(),
+    })
 }
 
 fn read_table(
@@ -231,6 +285,28 @@ mod tests {
                 socket(Transport::Udp, "192.168.0.1", 11211, 224),
             ]
         );
+    }
+
+    #[test]
+    #[cfg(target_endian = "little")]
+    fn connections_are_named_as_the_datapath_does() {
+        let mapped = u32::from_ne_bytes([0, 0, 0xff, 0xff]);
+        let address = |last| [0, 0, mapped, u32::from_ne_bytes([10, 0, 0, last])];
+        let found: Vec<_> = TCP
+            .lines()
+            .filter_map(|l| parse_connection(l, &[11211]))
+            .collect();
+        let expected = FlowKey {
+            client: address(2),
+            server: address(1),
+            client_port: 0x8000_u16.to_be(),
+            server_port: 11211_u16.to_be(),
+        };
+        assert_eq!(found, [expected]);
+        let six =
+            " 1: 0000000000000000FFFF00000100000A:2BCB 0000000000000000FFFF00000200000A:8000 01 0";
+        assert_eq!(parse_connection(six, &[11211]), Some(expected));
+        assert_eq!(parse_connection(six, &[11212]), None);
     }
 
     #[test]
