@@ -356,7 +356,7 @@ fn a_write_in_the_data_of_a_refused_write() {
 fn commands_that_change_everything_or_are_not_understood() {
     for text in [
         "flush_all\r\n",
-        "flush_all 1\r\n",
+        "flush_all -1\r\n",
         "md a2V5= b\r\n",
         "md a2V b\r\n",
         "md a*V5 b\r\n",

@@ -284,7 +284,7 @@ const _: () = assert!(MAX_FLOWS <= 1 << 16);
 /// What the program that closes a flow gets, behind an Ethernet header: a flow that has no socket any more,
 /// as it was when it was looked at.
 #[repr(C)]
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
 pub struct Dead {
     /// Its name.
     pub name: u64,

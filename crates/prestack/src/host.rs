@@ -139,6 +139,17 @@ pub fn interface_names() -> String {
     names.join(", ")
 }
 
+/// Whether the host takes data with a SYN on every listener, without its asking for that
+/// (`net.ipv4.tcp_fastopen` in Documentation/networking/ip-sysctl.rst: 2 for servers, 0x400 for all).
+#[must_use]
+pub fn has_fast_open() -> bool {
+    const FOR_ALL_SERVERS: u32 = 0x402;
+    std::fs::read_to_string("/proc/sys/net/ipv4/tcp_fastopen")
+        .ok()
+        .and_then(|text| text.trim().parse::<u32>().ok())
+        .is_some_and(|value| value & FOR_ALL_SERVERS == FOR_ALL_SERVERS)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -153,15 +164,4 @@ mod tests {
                 .any(|a| a.attached && a.net.to_string() == "127.0.0.1/8")
         );
     }
-}
-
-/// Whether the host takes data with a SYN on every listener, without its asking for that
-/// (`net.ipv4.tcp_fastopen` in Documentation/networking/ip-sysctl.rst: 2 for servers, 0x400 for all).
-#[must_use]
-pub fn has_fast_open() -> bool {
-    const FOR_ALL_SERVERS: u32 = 0x402;
-    std::fs::read_to_string("/proc/sys/net/ipv4/tcp_fastopen")
-        .ok()
-        .and_then(|text| text.trim().parse::<u32>().ok())
-        .is_some_and(|value| value & FOR_ALL_SERVERS == FOR_ALL_SERVERS)
 }

@@ -804,6 +804,7 @@ unsafe fn crowd(config: &Config, flow: *mut Flow, key: u64, number: u64, is_quie
         }
     }
     if is_quiet {
+        // SAFETY: as above.
         backend::be_quiet(config, unsafe { (*flow).backend as u8 });
     }
     writes::crowd(config, key);

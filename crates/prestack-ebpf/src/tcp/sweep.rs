@@ -8,6 +8,7 @@
 //! the kernel answers a stray with RST, which closes the flow as well (what it counts for is swapped, so
 //! that it is given back once, and closing it twice does no harm).
 
+use aya_ebpf::helpers::generated::bpf_skb_load_bytes;
 use aya_ebpf::helpers::{bpf_spin_lock, bpf_spin_unlock};
 use aya_ebpf::programs::TcContext;
 use prestack_abi::flow::{Dead, FLOW_WAYS, Flow};
@@ -22,7 +23,21 @@ use crate::maps::FLOW_SETS;
 /// Closes the flow that the packet names. 1 if that was possible.
 #[inline(always)]
 pub fn close(ctx: &TcContext) -> i32 {
-    let (Ok(dead), Some(config)) = (ctx.load::<Dead>(ETHERNET_LEN), backend::config()) else {
+    let mut dead = Dead::default();
+    // SAFETY: the program's context, and as many bytes as there is room for. One step at a time: on 6.1 the
+    // verifier loses sight of what was checked together.
+    let loaded = unsafe {
+        bpf_skb_load_bytes(
+            ctx.skb.skb.cast(),
+            ETHERNET_LEN as u32,
+            (&raw mut dead).cast(),
+            size_of::<Dead>() as u32,
+        )
+    };
+    if loaded != 0 {
+        return 0;
+    }
+    let Some(config) = backend::config() else {
         return 0;
     };
     let (Some(set), Some(flow)) = (
