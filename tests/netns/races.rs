@@ -212,7 +212,7 @@ fn running_free() -> Result<()> {
         ));
         ensure!(stale.0 == 0, "{} stale spells", stale.0);
         let hits = field.stage.hits()?;
-        ensure!(hits as usize > operations / 50, "only {hits} hits");
+        ensure!(hits as usize > operations / 100, "only {hits} hits");
         stats?;
     }
     Ok(())
