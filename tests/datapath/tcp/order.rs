@@ -1,7 +1,7 @@
 //! Segments that are lost, repeated or out of order.
 
 use super::connection::Connection;
-use super::{assert_forgotten, assert_key_written, assert_untouched, filled};
+use super::{assert_forgotten, assert_key_written, assert_untouched, filled, step};
 use crate::packet::{ACK, FIN, RST, URG};
 
 /// What the kernel has acknowledged has been executed, or will be as it came first.
@@ -130,7 +130,7 @@ fn holes_in_data() {
 fn holes_in_commands() {
     let stream =
         "get x\r\nset third 0 0 14\r\ndelete other\r\n\r\nget y\r\ndelete key\r\nmn\r\nget z\r\n";
-    for len in 1..30 {
+    for len in (1..30).step_by(step(9)) {
         let pieces: Vec<_> = stream.as_bytes().chunks(len).collect();
         for lost in 0..pieces.len() {
             for late in [1, 2, pieces.len()] {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::connection::Connection;
-use super::filled;
+use super::{filled, step};
 use crate::bytes::hit;
 use crate::harness::{Datapath, Setup, wait};
 use crate::packet::{ACK, FIN, RST};
@@ -38,7 +38,7 @@ fn its_reply_ends_a_write() {
         ("mg key v T0\r\n", "VA 3\r\nnew\r\n"),
         ("ma key v\r\n", "VA 2\r\n17\r\n"),
     ] {
-        for cut in 1..=reply.len() {
+        for cut in (1..=reply.len()).step_by(step(4)) {
             let mut path = filled();
             let mut connection = Connection::open(&path, 1);
             connection.send(&path, write);
