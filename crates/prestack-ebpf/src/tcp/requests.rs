@@ -717,6 +717,8 @@ unsafe fn heed(
                 };
                 if writes::arrived(key, end)?.is_crowded {
                     crowd(config, flow, key, number, is_quiet);
+                    // The version is raised once more, now that who reads it sees the crowd as well.
+                    writes::arrived_again(key, end)?;
                 }
             }
             Effect::Flush => {
