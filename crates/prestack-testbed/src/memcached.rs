@@ -126,10 +126,46 @@ impl Memcached {
         })
     }
 
+    /// Waits until memcached has executed all that has come in: its sockets (of port `port`, in the
+    /// namespace that it runs in) have nothing to be read or accepted, and all its threads wait.
+    ///
+    /// # Errors
+    /// When that does not happen within some seconds.
+    pub fn wait_until_idle(&self, port: u16) -> Result<()> {
+        wait_for("memcached to be idle", Duration::from_secs(10), || {
+            // The queues first: what a thread has taken from them it is at work on.
+            let is_idle = self.has_read_all(port)? && self.are_all_threads("S")?;
+            Ok(is_idle.then_some(()))
+        })
+    }
+
+    fn has_read_all(&self, port: u16) -> Result<bool> {
+        let port = format!(":{port:04X}");
+        for table in ["tcp", "tcp6", "udp", "udp6"] {
+            let table = fs::read_to_string(format!("/proc/{}/net/{table}", self.pid()))?;
+            for line in table.lines().skip(1) {
+                let mut words = line.split_whitespace();
+                let is_ours = words.nth(1).is_some_and(|local| local.ends_with(&port));
+                // Bytes that wait, or of a listener connections: `tx_queue:rx_queue`.
+                let queues = words.nth(2).context("a line of sockets without queues")?;
+                if is_ours && !queues.ends_with(":00000000") {
+                    return Ok(false);
+                }
+            }
+        }
+        Ok(true)
+    }
+
     fn is_paused(&self) -> Result<bool> {
+        self.are_all_threads("T")
+    }
+
+    /// Whether all threads are in this state (proc_pid_status(5)).
+    fn are_all_threads(&self, state: &str) -> Result<bool> {
+        let state = format!("\nState:\t{state}");
         for task in fs::read_dir(format!("/proc/{}/task", self.pid()))? {
             let status = fs::read_to_string(task?.path().join("status"))?;
-            if !status.contains("\nState:\tT") {
+            if !status.contains(&state) {
                 return Ok(false);
             }
         }

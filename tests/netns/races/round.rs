@@ -106,6 +106,12 @@ pub fn round(field: &mut Field, freeze: &Freeze) -> Result<Tally> {
     })?;
     let has_quiet = done.iter().any(|done| done.answer.is_none());
     all.extend(done);
+    // What is not answered may be executed late on a busy machine, and must not be taken for the doing of
+    // the next round.
+    field
+        .stage
+        .memcached
+        .wait_until_idle(field.stage.server4().port())?;
     let mut tally = Tally {
         operations: all.len(),
         writes: all.iter().filter(|done| is_write(&done.command)).count(),
