@@ -1,0 +1,100 @@
+//! The elements of the replies in the window: to which command each belongs, and what it ends.
+
+use core::ffi::c_void;
+use prestack_abi::cache::MAX_REPLY;
+use prestack_abi::flow::MAX_ASKED;
+use prestack_proto::stream::{self, Class, Owner};
+use prestack_proto::text::reply::END_LEN;
+use prestack_proto::window::WINDOW;
+
+use crate::scratch::scratch;
+use crate::tcp::{flow, tickets};
+
+/// Most elements of replies in a window.
+pub const MAX_STEPS: u32 = 1024;
+
+/// Takes note of the next element of the replies in the window. Returns 1 at the end.
+#[inline(never)]
+pub extern "C" fn step(_: u32, _: *mut c_void) -> i64 {
+    let Some(scratch) = scratch() else { return 1 };
+    // SAFETY: this CPU's scratch.
+    let (walk, segment) = unsafe { (&mut (*scratch).walk, &mut (*scratch).segment) };
+    let Some(flow) = flow::at(segment.flow) else {
+        return 1;
+    };
+    let (at, end) = (walk.at, walk.end);
+    if at >= end || end > WINDOW as u64 || walk.odd != 0 {
+        return 1;
+    }
+    prestack_tcp_element(at, end);
+    // SAFETY: this CPU's scratch.
+    let element = unsafe { (&raw const (*scratch).element).read_volatile() };
+    if element.class == Class::Incomplete {
+        return 1;
+    }
+    // SAFETY: a map element, and the index is in bounds.
+    unsafe {
+        let number = (*flow).counted;
+        let is_owed = number < (&raw const (*flow).asked).read_volatile();
+        let ask = (&raw const (*flow).asks[number as usize & (MAX_ASKED - 1)]).read_volatile();
+        let ask = is_owed.then_some(ask);
+        let owner = if element.class == Class::Odd {
+            Owner::Unknown
+        } else if element.class == Class::Binary {
+            stream::binary_owner(ask, element.opcode, element.is_last)
+        } else {
+            stream::text_owner(ask, element.class)
+        };
+        if owner == Owner::Unknown {
+            walk.odd = 1;
+            return 1;
+        }
+        let next = at + element.len;
+        let is_learnt = element.has_data
+            && element.len <= MAX_REPLY as u64 - END_LEN
+            && owner != Owner::Quiet
+            && tickets::has_any(flow, number);
+        // What is learnt from starts the window.
+        if is_learnt && at != 0 {
+            walk.keys = 1;
+            return 1;
+        }
+        if next > end {
+            let base = segment.window_sequence as u32;
+            (*flow).is_reply_data = 1;
+            (*flow).reply_until = base.wrapping_add(next as u32);
+            walk.at = end;
+        } else {
+            walk.at = next;
+        }
+        let learns = is_learnt && at == 0 && next <= end;
+        if learns {
+            walk.keys = 1;
+            segment.learn = element.len;
+            walk.misses = number;
+        }
+        if owner == Owner::Ends {
+            (&raw mut (*flow).counted).write_volatile(number + 1);
+            if (*flow).doubt == 0 {
+                (&raw mut (*flow).answered).write_volatile(number + 1);
+            }
+            if !learns {
+                tickets::give_back(segment.flow, number);
+            }
+        }
+        i64::from(learns)
+    }
+}
+
+/// The element of the replies at `at` of the window, before `end`, is then in the scratch's `element`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn prestack_tcp_element(at: u64, end: u64) -> u64 {
+    let Some(scratch) = scratch() else { return 0 };
+    // SAFETY: this CPU's scratch.
+    unsafe {
+        let element = stream::element(&(*scratch).window, at, end);
+        (&raw mut (*scratch).element).write_volatile(element);
+    }
+    0
+}

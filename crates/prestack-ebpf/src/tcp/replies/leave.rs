@@ -1,0 +1,213 @@
+//! What a segment of replies says of its flow, before and after they are gone over.
+
+use prestack_abi::config::Config;
+use prestack_abi::flow::{Flow, Mode};
+use prestack_proto::net::{TCP_FIN, TCP_RST};
+
+use super::MAX_SCALE;
+use crate::atomic;
+use crate::cache::fence;
+use crate::clock;
+use crate::ledger::{backend, flushes};
+use crate::scratch::scratch;
+use crate::tcp::segment::Segment;
+use crate::tcp::{doubt, flow, is_before};
+
+/// An acknowledgement is late after this many ns: the kernel delays none for longer than 200 ms
+/// (`TCP_DELACK_MAX` in include/net/tcp.h).
+const LATE_NS: u64 = 250_000_000;
+
+/// Takes note of what the segment in the scratch says of its flow; 0 if there are no replies to be looked
+/// at.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn prestack_tcp_leave() -> u64 {
+    let (Some(scratch), Some(config)) = (scratch(), backend::config()) else {
+        return 0;
+    };
+    // SAFETY: this CPU's scratch.
+    let mut segment = unsafe { (&raw const (*scratch).segment).read_volatile() };
+    let Some(flow) = flow::at(segment.flow) else {
+        return 0;
+    };
+    // SAFETY: a map element. The kernel sends the segments of a connection one after the other.
+    unsafe {
+        if segment.has(TCP_RST) {
+            flow::close(config, flow, segment.flow, Flow::CLOSED);
+            return 0;
+        }
+        let scale = (*flow).window_scale;
+        let ack = segment.acknowledgement;
+        let edge = ack.wrapping_add(segment.window << (scale & 15));
+        if (*flow).is_seen == 0 {
+            // The scale is not known: the window may be as wide as any.
+            (*flow).window_scale = MAX_SCALE as u32;
+            (*flow).acked = ack;
+            (*flow).edge = ack.wrapping_add(segment.window << MAX_SCALE);
+            (*flow).sent = segment.sequence;
+            (&raw mut (*flow).is_seen).write_volatile(1);
+        }
+        if is_before((*flow).acked, ack) {
+            let next = (&raw const (*flow).next).read_volatile();
+            let is_open = (*flow).state != Flow::CLOSED;
+            if is_open && is_before(next, ack) && (*flow).doubt & Flow::REQUESTS == 0 {
+                // The kernel has taken in what was not seen.
+                doubt::requests(config, flow);
+            }
+            (&raw mut (*flow).acked).write_volatile(ack);
+            acknowledged(config, flow, ack, next);
+        }
+        if is_before((*flow).edge, edge) {
+            (&raw mut (*flow).edge).write_volatile(edge);
+        }
+        let state = (*flow).state;
+        if state == Flow::RESET {
+            // The reset was not heeded, or has crossed this.
+            flow::reopen(flow, segment.flow);
+        }
+        if state == Flow::OPENING {
+            (*flow).state = Flow::OPEN;
+        }
+        let is_new = segment.len != 0 && look_at_order(flow, &mut segment);
+        if segment.has(TCP_FIN) && (*flow).state != Flow::CLOSED {
+            flow::close(config, flow, segment.flow, Flow::CLOSED);
+        }
+        if !is_new {
+            return 0;
+        }
+        let has_taken_all = |flow: *mut Flow, owes| {
+            let doubted_until = (&raw const (*flow).doubted_until).read_volatile();
+            owes == Flow::OWES_ANY && !is_before(ack, doubted_until)
+        };
+        if (&raw const (*flow).owes).read_volatile() == Flow::OWES_ANY
+            && has_taken_all(flow, Flow::OWES_ANY)
+        {
+            // memcached goes on; what it was at settles.
+            backend::be_quiet(config, (*flow).backend as u8);
+            doubt::paid(flow, has_taken_all);
+        }
+        if (*flow).doubt != 0 && (*flow).is_tentative == 0 {
+            return 0;
+        }
+        (&raw mut (*scratch).segment).write_volatile(segment);
+        (&raw mut (*scratch).walk.odd).write_volatile(0);
+    }
+    1
+}
+
+/// The kernel has acknowledged everything before `ack`. What settles by time does so only from then on.
+#[inline(always)]
+unsafe fn acknowledged(config: &Config, flow: *mut Flow, ack: u32, next: u32) {
+    // SAFETY: the caller's: a map element.
+    unsafe {
+        let is_all = ack == next;
+        if !is_all && is_before(ack, (*flow).marked) {
+            return;
+        }
+        let now = clock::now();
+        let since = (&raw const (*flow).unacked_since).read_volatile();
+        let quiet_at = (&raw const (*flow).quiet_at).read_volatile();
+        if since != 0 && quiet_at >= since && now > since + LATE_NS {
+            // It was held up, and quiet writes among it are executed only now.
+            backend::be_quiet(config, (*flow).backend as u8);
+        }
+        let marked_at = (*flow).marked_at;
+        (*flow).marked = next;
+        (*flow).marked_at = now;
+        (&raw mut (*flow).unacked_since).write_volatile(if is_all { 0 } else { marked_at });
+        (&raw mut (*flow).acked_before).write_volatile(if is_all { u64::MAX } else { marked_at });
+        fence();
+        if is_all && (&raw const (*flow).next).read_volatile() != next {
+            // More has come at this moment.
+            (&raw mut (*flow).acked_before).write_volatile(marked_at);
+        }
+    }
+}
+
+/// Whether the segment's data is what comes next on its flow; what of it has been sent before is left
+/// out.
+#[inline(always)]
+unsafe fn look_at_order(flow: *mut Flow, segment: &mut Segment) -> bool {
+    // SAFETY: the caller's: a map element.
+    unsafe {
+        let sent = (*flow).sent;
+        let end = segment.end();
+        if !is_before(sent, end) {
+            return false;
+        }
+        if is_before(sent, segment.sequence) {
+            // Something was sent elsewhere.
+            doubt::replies(flow);
+        }
+        if is_before(segment.sequence, sent) {
+            let known = u64::from(sent.wrapping_sub(segment.sequence));
+            segment.sequence = sent;
+            segment.data += known;
+            segment.len = segment.len.wrapping_sub(known) & 0xffff;
+        }
+        (&raw mut (*flow).sent).write_volatile(end);
+    }
+    true
+}
+
+/// The segment has been gone over.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn prestack_tcp_left() -> u64 {
+    let (Some(scratch), Some(config)) = (scratch(), backend::config()) else {
+        return 0;
+    };
+    // SAFETY: this CPU's scratch.
+    let (segment, odd) = unsafe {
+        (
+            (&raw const (*scratch).segment).read_volatile(),
+            (&raw const (*scratch).walk.odd).read_volatile(),
+        )
+    };
+    let Some(flow) = flow::at(segment.flow) else {
+        return 0;
+    };
+    // SAFETY: a map element.
+    unsafe {
+        if odd != 0 || segment.at != segment.len {
+            doubt::replies(flow);
+            return 0;
+        }
+        if (*flow).doubt != 0 {
+            let next = (&raw const (*flow).next).read_volatile();
+            // Of a command of which only the beginning has come nothing can be said yet.
+            let is_whole = (*flow).counted == (*flow).asked
+                && (&raw const (*flow).mode).read_volatile() == Mode::Command as u32
+                && (&raw const (*flow).carried).read_volatile() == 0
+                && (*flow).is_reply_data == 0
+                && (*flow).reply_carried == 0;
+            if is_whole && segment.acknowledgement == next {
+                doubt::end_exchange(config, flow);
+            }
+        }
+        let answered = (*flow).answered;
+        let due = (*flow).flush_due;
+        if due != 0 && answered > (&raw const (*flow).owed_number).read_volatile() {
+            (*flow).flush_due = 0;
+            flushes::answered((*flow).backend as u8, due, (*flow).flush_asked);
+        }
+        doubt::paid(flow, |flow, owes| {
+            owes == Flow::OWES_REPLY && answered > (&raw const (*flow).owed_number).read_volatile()
+        });
+        if (*flow).is_crowding != 0
+            && answered > (&raw const (*flow).crowded_number).read_volatile()
+        {
+            if atomic::swap(&raw mut (*flow).is_crowding, 0) != 0 {
+                backend::thin_out((*flow).backend as u8);
+            }
+            if answered <= (&raw const (*flow).crowded_number).read_volatile()
+                && atomic::swap(&raw mut (*flow).is_crowding, 1) == 0
+            {
+                // More has come at this moment, and may have found that it crowded already.
+                backend::crowd((*flow).backend as u8);
+                backend::be_quiet(config, (*flow).backend as u8);
+            }
+        }
+    }
+    0
+}

@@ -1,0 +1,107 @@
+//! The stream of a flow's replies.
+
+mod elements;
+mod leave;
+mod looks;
+mod open;
+
+use aya_ebpf::bindings::__sk_buff;
+use aya_ebpf::helpers::generated::bpf_loop;
+use aya_ebpf::programs::TcContext;
+use core::ffi::c_void;
+use prestack_proto::net::{TCP_ACK, TCP_LEN, TCP_SYN};
+
+use elements::{MAX_STEPS, step};
+use leave::{prestack_tcp_leave, prestack_tcp_left};
+use looks::{prestack_tcp_look, prestack_tcp_looked};
+use open::{prestack_tcp_open, prestack_tcp_options};
+
+use super::flow;
+use super::segment::Segment;
+use crate::clock;
+use crate::ledger::backend;
+use crate::maps::TX_STEPS;
+use crate::scratch::scratch;
+use crate::tx::{self, learn};
+
+/// Most looks at one packet: offloads make packets of 64 KiB of several.
+const MAX_LOOKS: usize = 192;
+/// Greatest shift of the window (RFC 7323).
+const MAX_SCALE: u64 = 14;
+
+/// Hands a segment from memcached over to the program that follows flows.
+#[inline(always)]
+pub fn hand_over(ctx: &TcContext) {
+    // SAFETY: the program takes over; nothing is held here. If there is none because user space has let
+    // it go, then `rx` has none either.
+    unsafe { TX_STEPS.tail_call(ctx, 0) };
+}
+
+/// What is to be done with a segment.
+const NOTHING: u64 = 0;
+const OPEN: u64 = 1;
+const FOLLOW: u64 = 2;
+
+/// Looks at a segment from memcached; it always goes on unchanged.
+#[inline(always)]
+pub fn segment(ctx: &TcContext) -> i32 {
+    // SAFETY: functions of ours, called with the program's context. They are side by side, not one in
+    // the other: together their stacks would be too large.
+    unsafe {
+        let skb = ctx.skb.skb;
+        let what = prestack_tcp_depart(skb);
+        if what == OPEN {
+            prestack_tcp_open(prestack_tcp_options(skb));
+        }
+        if what != FOLLOW || prestack_tcp_leave() == 0 {
+            return tx::NEXT;
+        }
+        for _ in 0..MAX_LOOKS {
+            if prestack_tcp_look(skb) == 0 {
+                break;
+            }
+            bpf_loop(MAX_STEPS, step as *mut c_void, core::ptr::null_mut(), 0);
+            if prestack_tcp_looked() != 0 {
+                learn::learn();
+            }
+        }
+        prestack_tcp_left();
+    }
+    tx::NEXT
+}
+
+/// Puts the segment in the packet into the scratch's `segment`, and says what is to be done with it. A
+/// global function (by its unmangled name), as those that follow: the verifier checks it once.
+///
+/// # Safety
+///
+/// `ctx` is the program's context.
+#[unsafe(no_mangle)]
+#[inline(never)]
+unsafe extern "C" fn prestack_tcp_depart(ctx: *mut __sk_buff) -> u64 {
+    let (Some(scratch), Some(config)) = (scratch(), backend::config()) else {
+        return NOTHING;
+    };
+    let Some((packet, headers, door)) = tx::reply(&TcContext::new(ctx)) else {
+        return NOTHING;
+    };
+    let Some(mut segment) = Segment::read(packet, &headers, door.backend, true) else {
+        return NOTHING;
+    };
+    let mut what = FOLLOW;
+    if segment.has(TCP_SYN) {
+        if !segment.has(TCP_ACK) {
+            return NOTHING;
+        }
+        segment.at = headers.l4 + TCP_LEN as u64;
+        what = OPEN;
+    } else {
+        let Some(place) = flow::find(segment.name(config), clock::now()) else {
+            return NOTHING;
+        };
+        segment.flow = place;
+    }
+    // SAFETY: this CPU's scratch.
+    unsafe { (&raw mut (*scratch).segment).write_volatile(segment) };
+    what
+}

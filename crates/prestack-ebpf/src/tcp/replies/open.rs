@@ -1,0 +1,114 @@
+//! The host agrees to a connection: a flow starts.
+
+use aya_ebpf::bindings::__sk_buff;
+use aya_ebpf::helpers::generated::bpf_skb_load_bytes;
+use prestack_abi::flow::Flow;
+use prestack_proto::verifier::opaque;
+use prestack_proto::window::{Source, Window};
+
+use super::MAX_SCALE;
+use crate::clock;
+use crate::ledger::backend;
+use crate::scratch::scratch;
+use crate::tcp::flow;
+
+/// TCP options (IANA registry "TCP Option Kind Numbers"): end, nothing, window scale (RFC 7323).
+const OPTION_END: u8 = 0;
+const OPTION_NOTHING: u8 = 1;
+const OPTION_WINDOW_SCALE: u8 = 3;
+/// Bytes of options at most.
+const MAX_OPTIONS: u64 = 40;
+
+/// Loads the segment's TCP options, which start at `at`, into the window, and returns their length.
+///
+/// # Safety
+///
+/// `ctx` is the program's context.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub unsafe extern "C" fn prestack_tcp_options(ctx: *mut __sk_buff) -> u64 {
+    let Some(scratch) = scratch() else { return 0 };
+    // SAFETY: this CPU's scratch, whose window is longer.
+    unsafe {
+        let from = (&raw const (*scratch).segment.at).read_volatile();
+        let len = (&raw const (*scratch).segment.data)
+            .read_volatile()
+            .wrapping_sub(from);
+        let to = (*scratch).window.start().cast();
+        let size = ((opaque(len.wrapping_sub(1)) & 63) + 1) as u32;
+        if len == 0 || bpf_skb_load_bytes(ctx.cast(), from as u32, to, size) != 0 {
+            return 0;
+        }
+        len
+    }
+}
+
+/// The host agrees to the connection of the segment in the scratch, of whose options there are `len`
+/// bytes in the window.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn prestack_tcp_open(len: u64) -> u64 {
+    let (Some(scratch), Some(config)) = (scratch(), backend::config()) else {
+        return 0;
+    };
+    // SAFETY: this CPU's scratch.
+    let (segment, window) = unsafe {
+        (
+            (&raw const (*scratch).segment).read_volatile(),
+            &(*scratch).window,
+        )
+    };
+    let sent = segment.sequence.wrapping_add(1);
+    if let Some(known) = flow::find(segment.name(config), clock::now())
+        && let Some(flow) = flow::at(known)
+    {
+        // SAFETY: a map element.
+        let is_again = unsafe { (*flow).state == Flow::OPENING && (*flow).sent == sent };
+        if is_again {
+            return 0;
+        }
+    }
+    let scale = window_scale(window, len);
+    let Some(flow) = flow::open(config, &segment).and_then(flow::at) else {
+        return 0;
+    };
+    // SAFETY: a map element.
+    unsafe {
+        (*flow).next = segment.acknowledgement;
+        (*flow).acked = segment.acknowledgement;
+        (*flow).edge = segment.acknowledgement.wrapping_add(segment.window);
+        (*flow).sent = sent;
+        (*flow).window_scale = scale;
+        (&raw mut (*flow).is_seen).write_volatile(1);
+    }
+    0
+}
+
+/// The shift of the window that the options in the first `len` bytes of the window announce, 0 without
+/// one.
+#[inline(always)]
+fn window_scale(window: &Window, len: u64) -> u32 {
+    let mut at = window.forgotten(0);
+    let mut scale = window.forgotten(0);
+    for _ in 0..MAX_OPTIONS {
+        let kind = window.byte(at);
+        if at >= len || kind == OPTION_END {
+            break;
+        }
+        let size = u64::from(window.byte(at + 1));
+        if kind == OPTION_WINDOW_SCALE {
+            scale = window.forgotten(u64::from(window.byte(at + 2)));
+            break;
+        }
+        let step = if kind == OPTION_NOTHING { 1 } else { size };
+        if step == 0 {
+            break;
+        }
+        at = window.forgotten(at + step);
+    }
+    if scale > MAX_SCALE {
+        MAX_SCALE as u32
+    } else {
+        scale as u32
+    }
+}

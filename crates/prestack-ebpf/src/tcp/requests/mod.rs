@@ -1,0 +1,219 @@
+//! The stream of a flow's requests.
+
+mod chunks;
+mod commands;
+mod plan;
+
+use aya_ebpf::bindings::xdp_action::XDP_PASS;
+use aya_ebpf::bindings::xdp_md;
+use aya_ebpf::helpers::generated::bpf_loop;
+use aya_ebpf::programs::XdpContext;
+use core::ffi::c_void;
+use prestack_abi::config::{Config, Door};
+use prestack_abi::flow::Flow;
+use prestack_proto::net::{TCP_FIN, TCP_RST, TCP_SYN};
+
+pub use chunks::CHUNK;
+use chunks::{prestack_tcp_carry, prestack_tcp_load};
+use commands::{MAX_STEPS, step};
+use plan::{KEEP, PARSE, prestack_tcp_begin};
+
+use super::segment::Segment;
+use super::{doubt, flow, hole, is_before, socket, take_back};
+use crate::cache::fence;
+use crate::clock;
+use crate::ledger::backend::{self, Arrival};
+use crate::maps::{RX_STEPS, count};
+use crate::packet::{Headers, Packet, is_whole};
+use crate::rx::again;
+use crate::scratch::scratch;
+
+/// Most chunks of a segment: a jumbo frame has six.
+const MAX_CHUNKS: usize = 44;
+
+/// Hands a segment over to the program that follows flows, if it has data or ends its flow.
+#[inline(always)]
+pub fn hand_over(
+    ctx: &XdpContext,
+    packet: Packet,
+    config: &Config,
+    door: Arrival,
+    headers: &Headers,
+) {
+    let Some(segment) = Segment::read(packet, headers, door.backend, false) else {
+        // What has no whole header the kernel drops.
+        if !is_whole(ctx, packet.len()) {
+            backend::forget(config, door.backend);
+        }
+        return;
+    };
+    // Most segments without data are acknowledgements.
+    if segment.len == 0 && !segment.has(TCP_FIN | TCP_RST) {
+        return;
+    }
+    // SAFETY: the program takes over; nothing is held here.
+    unsafe { RX_STEPS.tail_call(ctx, 0) };
+    // There is none, because user space has let it go.
+    backend::forget(config, door.backend);
+}
+
+/// Follows a flow by a segment that has data, or that ends it; the segment passes in any case.
+#[inline(always)]
+pub fn segment(ctx: &XdpContext) -> u32 {
+    // SAFETY: functions of ours, called with the program's context. They are side by side, not one in
+    // the other: together their stacks would be too large.
+    unsafe {
+        if prestack_tcp_arrive(ctx.ctx) == 0 {
+            return XDP_PASS;
+        }
+        match prestack_tcp_begin() {
+            PARSE => {}
+            KEEP => {
+                hole::keep(ctx.ctx);
+                return XDP_PASS;
+            }
+            _ => return XDP_PASS,
+        }
+        let mut is_kept = 0;
+        for _ in 0..MAX_CHUNKS {
+            if prestack_tcp_load(ctx.ctx, is_kept) == 0 {
+                prestack_tcp_end();
+                // What has come before may go on here.
+                if hole::prestack_tcp_resume() == 0 {
+                    break;
+                }
+                is_kept = 1;
+                continue;
+            }
+            bpf_loop(MAX_STEPS, step as *mut c_void, core::ptr::null_mut(), 0);
+            prestack_tcp_carry();
+        }
+        prestack_tcp_finish();
+    }
+    XDP_PASS
+}
+
+/// Finds the flow of the segment in the packet, which is then in the scratch's `segment`. 0 if there is
+/// nothing more to do. A global function (by its unmangled name), as those that follow: the verifier
+/// checks it once.
+///
+/// # Safety
+///
+/// `ctx` is the program's context.
+#[unsafe(no_mangle)]
+#[inline(never)]
+unsafe extern "C" fn prestack_tcp_arrive(ctx: *mut xdp_md) -> u64 {
+    let Some(scratch) = scratch() else { return 0 };
+    let Some((config, packet, headers, door)) = again(&XdpContext::new(ctx)) else {
+        return 0;
+    };
+    let Some(mut segment) = Segment::read(packet, &headers, door.backend, false) else {
+        return 0;
+    };
+    // A connection attempt; with data the kernel drops it, unless Fast Open is on for all.
+    if segment.has(TCP_SYN) {
+        if segment.len != 0 && config.has_fast_open != 0 {
+            backend::forget(config, door.backend);
+        }
+        return 0;
+    }
+    if segment.len != 0 {
+        count!(tcp_passed);
+    }
+    let found = flow::find(segment.name(config), clock::now());
+    let place = match found {
+        Some(place) => place,
+        None => {
+            // A reset or the end of what is not known is no loss.
+            if segment.len == 0 {
+                return 0;
+            }
+            // SAFETY: the caller's context.
+            if !unsafe { socket::takes_data(ctx, &segment.key) } {
+                count!(strays);
+                return 0;
+            }
+            let taken = if door.flags & Door::ANY_ADDRESS == 0 {
+                flow::open(config, &segment)
+            } else {
+                None
+            };
+            let Some(place) = taken else {
+                backend::forget(config, door.backend);
+                return 0;
+            };
+            if let Some(flow) = flow::at(place) {
+                // SAFETY: a map element.
+                unsafe {
+                    (*flow).state = Flow::OPEN;
+                    doubt::requests(config, flow);
+                }
+            }
+            place
+        }
+    };
+    segment.flow = place;
+    // SAFETY: this CPU's scratch.
+    unsafe { (&raw mut (*scratch).segment).write_volatile(segment) };
+    1
+}
+
+/// The segment has been gone over.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn prestack_tcp_end() -> u64 {
+    let (Some(scratch), Some(config)) = (scratch(), backend::config()) else {
+        return 0;
+    };
+    // SAFETY: this CPU's scratch.
+    let (segment, odd) = unsafe {
+        (
+            (&raw const (*scratch).segment).read_volatile(),
+            (&raw const (*scratch).walk.odd).read_volatile(),
+        )
+    };
+    let Some(flow) = flow::at(segment.flow) else {
+        return 0;
+    };
+    // SAFETY: a map element.
+    unsafe {
+        if odd != 0 || segment.at != segment.len {
+            if is_before((*flow).doubted_until, segment.end()) || (*flow).doubted_until == 0 {
+                (&raw mut (*flow).doubted_until).write_volatile(segment.end());
+            }
+            doubt::requests(config, flow);
+        }
+        if (*flow).is_repeat != 0 {
+            (*flow).is_repeat = 0;
+            if !take_back::is_as_before(flow, segment.end()) {
+                doubt::requests(config, flow);
+            }
+        }
+        let now = clock::now();
+        if (&raw const (*flow).acked).read_volatile() == (*flow).next {
+            (&raw mut (*flow).unacked_since).write_volatile(now);
+        }
+        let fin = u32::from(segment.has(TCP_FIN));
+        (&raw mut (*flow).next).write_volatile(segment.end().wrapping_add(fin));
+        fence();
+        // An acknowledgement of all that was there before may be on its way at this moment.
+        if (&raw const (*flow).acked_before).read_volatile() == u64::MAX {
+            (&raw mut (*flow).acked_before).write_volatile(now);
+        }
+    }
+    0
+}
+
+/// Nothing more is to be done to the requests of the segment's flow.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn prestack_tcp_finish() -> u64 {
+    let Some(scratch) = scratch() else { return 0 };
+    // SAFETY: this CPU's scratch.
+    let place = unsafe { (&raw const (*scratch).segment.flow).read_volatile() };
+    if let Some(flow) = flow::at(place) {
+        // SAFETY: a map element.
+        unsafe { (&raw mut (*flow).busy).write_volatile(0) };
+    }
+    0
+}

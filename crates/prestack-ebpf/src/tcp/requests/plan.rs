@@ -1,0 +1,212 @@
+//! What is to be done with a segment of requests: the order of a flow's bytes.
+
+use prestack_abi::config::Config;
+use prestack_abi::flow::{Flow, Mode};
+use prestack_proto::hash::backend_seed;
+use prestack_proto::net::{TCP_ACK, TCP_FIN, TCP_RST, TCP_URG};
+
+use crate::atomic;
+use crate::ledger::backend;
+use crate::maps::count;
+use crate::scratch::{Walk, scratch};
+use crate::tcp::segment::Segment;
+use crate::tcp::{doubt, flow, hole, is_before, take_back};
+
+/// How far beyond what was seen leaving an acknowledgement may be, in bytes, for the connection to be
+/// taken for one whose replies leave elsewhere.
+const MAX_UNSEEN: u32 = 1 << 16;
+
+/// What is to be done with a segment.
+enum Plan {
+    /// Nothing.
+    Pass,
+    /// Its data is to be parsed.
+    Parse,
+    /// Its data is to be kept until what is missing before it has come.
+    Keep,
+}
+
+/// The plans as [`prestack_tcp_begin`] returns them; 0 is nothing.
+pub const PARSE: u64 = 1;
+pub const KEEP: u64 = 2;
+
+/// Decides whether the segment's data is to be parsed, and sets the flow accordingly.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn prestack_tcp_begin() -> u64 {
+    let (Some(scratch), Some(config)) = (scratch(), backend::config()) else {
+        return 0;
+    };
+    // SAFETY: this CPU's scratch.
+    let mut segment = unsafe { (&raw const (*scratch).segment).read_volatile() };
+    let Some(flow) = flow::at(segment.flow) else {
+        return 0;
+    };
+    // SAFETY: a map element. Two runs on segments of one flow at a time: the second does not touch the
+    // requests, but makes them doubtful.
+    unsafe {
+        if !is_acceptable(config, flow, &segment) {
+            return 0;
+        }
+        if atomic::swap(&raw mut (*flow).busy, 1) != 0 {
+            doubt::requests(config, flow);
+            return 0;
+        }
+        match plan(config, flow, &mut segment) {
+            Plan::Pass => {
+                (&raw mut (*flow).busy).write_volatile(0);
+                0
+            }
+            Plan::Keep => {
+                (&raw mut (*scratch).segment).write_volatile(segment);
+                KEEP
+            }
+            Plan::Parse => {
+                take_back::note(flow, segment.sequence);
+                (&raw mut (*scratch).segment).write_volatile(segment);
+                let seed = backend_seed(config.seed, segment.backend as u8);
+                Walk::start(scratch, Walk::COMMANDS, 0, 0, segment.backend as u8, seed);
+                PARSE
+            }
+        }
+    }
+}
+
+/// Whether the kernel may take the segment in: it lies in the window, and acknowledges nothing that was
+/// not sent. Closes the flow if the segment resets it.
+#[inline(always)]
+unsafe fn is_acceptable(config: &Config, flow: *mut Flow, segment: &Segment) -> bool {
+    // SAFETY: the caller's: a map element.
+    unsafe {
+        if (*flow).state == Flow::CLOSED {
+            return false;
+        }
+        if (*flow).is_seen != 0 {
+            let sent = (&raw const (*flow).sent).read_volatile();
+            let edge = (&raw const (*flow).edge).read_volatile();
+            // A reset need not acknowledge anything; the number is 0 then.
+            let is_ahead = segment.has(TCP_ACK) && is_before(sent, segment.acknowledgement);
+            if is_ahead
+                && segment.acknowledgement.wrapping_sub(sent) <= MAX_UNSEEN
+                && segment.len != 0
+            {
+                // Replies seem to leave where they are not seen.
+                doubt::requests(config, flow);
+                (&raw mut (*flow).is_seen).write_volatile(0);
+            } else if is_ahead || is_before(edge, segment.sequence) {
+                count!(strays);
+                return false;
+            }
+        }
+        if segment.has(TCP_RST) {
+            if (*flow).is_seen != 0 && segment.sequence == (*flow).next {
+                flow::close(config, flow, segment.flow, Flow::RESET);
+            }
+            return false;
+        }
+        true
+    }
+}
+
+#[inline(always)]
+unsafe fn plan(config: &Config, flow: *mut Flow, segment: &mut Segment) -> Plan {
+    // SAFETY: the caller's: a map element.
+    unsafe {
+        let acked = (&raw const (*flow).acked).read_volatile();
+        let is_seen = (&raw const (*flow).is_seen).read_volatile() != 0;
+        if segment.has(TCP_URG) {
+            doubt::requests(config, flow);
+        }
+        if is_seen && !is_before(acked, segment.end()) {
+            // Sent again although it has arrived, or the end that comes next.
+            let is_fin = segment.len == 0 && segment.sequence == (*flow).next;
+            return if is_fin { Plan::Parse } else { Plan::Pass };
+        }
+        if is_seen && is_before(segment.sequence, acked) {
+            let known = acked.wrapping_sub(segment.sequence);
+            segment.sequence = acked;
+            segment.data += u64::from(known);
+            segment.len = segment.len.wrapping_sub(u64::from(known)) & 0xffff;
+        }
+        if (*flow).doubt & Flow::REQUESTS != 0 {
+            if segment.len == 0 {
+                return Plan::Pass;
+            }
+            // What is waited for comes first: see `doubt::paid`.
+            if is_before((*flow).doubted_until, segment.end()) || (*flow).is_tentative == 0 {
+                (&raw mut (*flow).doubted_until).write_volatile(segment.end());
+            }
+            backend::forget(config, segment.backend as u8);
+            doubt::wait_for_any(flow);
+        }
+        let is_at_rest = is_seen
+            && segment.sequence == acked
+            && segment.acknowledgement == (&raw const (*flow).sent).read_volatile();
+        if (*flow).doubt & Flow::REQUESTS != 0 {
+            if is_at_rest {
+                doubt::start_exchange(flow, segment.sequence);
+                return Plan::Parse;
+            }
+            if (*flow).is_tentative != 0 && segment.sequence == (*flow).next {
+                return Plan::Parse;
+            }
+            doubt::break_off(flow);
+            return Plan::Pass;
+        }
+        if (*flow).doubt != 0
+            && is_at_rest
+            && segment.sequence == (*flow).next
+            && (*flow).mode == Mode::Command as u32
+            && (*flow).carried == 0
+        {
+            doubt::start_exchange(flow, segment.sequence);
+        }
+        in_order(config, flow, segment)
+    }
+}
+
+/// Decides on a segment of a flow whose requests are known up to `next`.
+#[inline(always)]
+unsafe fn in_order(config: &Config, flow: *mut Flow, segment: &Segment) -> Plan {
+    // SAFETY: the caller's: a map element.
+    unsafe {
+        let next = (*flow).next;
+        let sequence = segment.sequence;
+        if sequence == next {
+            return Plan::Parse;
+        }
+        let behind_data = if (*flow).protocol == Flow::BINARY {
+            0
+        } else {
+            2
+        };
+        if is_before(next, sequence) {
+            let last = (*flow).data_until.wrapping_sub(behind_data);
+            if (*flow).mode == Mode::Data as u32 && !is_before(last, sequence) {
+                // What is missing is data.
+                (*flow).next = sequence;
+                return Plan::Parse;
+            }
+            if segment.has(TCP_FIN) || !hole::claim(flow, segment) {
+                doubt::requests(config, flow);
+                return Plan::Pass;
+            }
+            return Plan::Keep;
+        }
+        let end = segment.end();
+        let last = (*flow).data_until.wrapping_sub(behind_data);
+        let is_data_known = (*flow).data_from != (*flow).data_until;
+        if is_data_known && !is_before(sequence, (*flow).data_from) && !is_before(last, end) {
+            // Data of the block that is or was the latest.
+            return Plan::Pass;
+        }
+        // Of what is not sent again in one piece, or together with more, it could not be told afterwards
+        // whether it is the same.
+        if end != next || !take_back::to(flow, sequence) {
+            doubt::requests(config, flow);
+            return Plan::Pass;
+        }
+        count!(reparsed);
+        Plan::Parse
+    }
+}
