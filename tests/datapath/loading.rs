@@ -13,36 +13,29 @@ const LIMIT: u32 = 1_000_000;
 #[test]
 fn every_program_loads() {
     let mut ebpf = open();
-    let rx: &mut Xdp = program(&mut ebpf, names::RX);
-    rx.load().unwrap_or_else(|error| refused(names::RX, error));
-    report(names::RX, rx.info());
-    let rx_tcp: &mut Xdp = program(&mut ebpf, names::RX_TCP);
-    rx_tcp
-        .load()
-        .unwrap_or_else(|error| refused(names::RX_TCP, error));
-    report(names::RX_TCP, rx_tcp.info());
-    let tx_tcp: &mut SchedClassifier = program(&mut ebpf, names::TX_TCP);
-    tx_tcp
-        .load()
-        .unwrap_or_else(|error| refused(names::TX_TCP, error));
-    report(names::TX_TCP, tx_tcp.info());
-    let pass: &mut Xdp = program(&mut ebpf, names::PASS);
-    pass.load()
-        .unwrap_or_else(|error| refused(names::PASS, error));
-    report(names::PASS, pass.info());
-    let tx: &mut SchedClassifier = program(&mut ebpf, names::TX);
-    tx.load().unwrap_or_else(|error| refused(names::TX, error));
-    report(names::TX, tx.info());
+    for name in [names::RX, names::RX_TCP, names::PASS] {
+        let xdp: &mut Xdp = program(&mut ebpf, name);
+        xdp.load().unwrap_or_else(|error| refused(name, error));
+        report(name, xdp.info());
+    }
+    for name in [
+        names::TX,
+        names::TX_TCP,
+        names::LO,
+        names::LO_TCP,
+        names::SWEEP,
+    ] {
+        let classifier: &mut SchedClassifier = program(&mut ebpf, name);
+        classifier
+            .load()
+            .unwrap_or_else(|error| refused(name, error));
+        report(name, classifier.info());
+    }
     let released: &mut CgroupSock = program(&mut ebpf, names::RELEASED);
     released
         .load()
         .unwrap_or_else(|error| refused(names::RELEASED, error));
     report(names::RELEASED, released.info());
-    let sweep: &mut SchedClassifier = program(&mut ebpf, names::SWEEP);
-    sweep
-        .load()
-        .unwrap_or_else(|error| refused(names::SWEEP, error));
-    report(names::SWEEP, sweep.info());
 }
 
 fn report(name: &str, info: Result<ProgramInfo, ProgramError>) {

@@ -24,6 +24,10 @@ pub mod names {
     pub const RX_TCP: &str = "rx_tcp";
     /// The TC egress program for TCP segments, to which `tx` hands them.
     pub const TX_TCP: &str = "tx_tcp";
+    /// The TC egress program of `lo`.
+    pub const LO: &str = "lo";
+    /// The TC egress program for TCP segments of requests, to which `lo` hands them.
+    pub const LO_TCP: &str = "lo_tcp";
     /// A program that lets every packet pass, for the far end of a veth pair.
     pub const PASS: &str = "pass";
 
@@ -35,7 +39,9 @@ pub mod names {
 
     /// The programs that `rx` goes on with.
     pub const RX_STEPS: &str = "RX_STEPS";
-    /// The programs that `tx` goes on with.
+    /// The programs that `lo` goes on with.
+    pub const LO_STEPS: &str = "LO_STEPS";
+    /// The programs that `tx` goes on with, and `lo` with replies.
     pub const TX_STEPS: &str = "TX_STEPS";
     /// One [`Config`](crate::config::Config).
     pub const CONFIG: &str = "CONFIG";

@@ -1,5 +1,5 @@
 //! prestack's BPF programs: `rx` answers GETs at XDP and invalidates what writes change, `tx` at TC
-//! egress learns from memcached's replies.
+//! egress learns from memcached's replies, and `lo` watches what the host sends to itself.
 //!
 //! Data flows one way: a packet is [located](packet), its request parsed (`prestack_proto`), the
 //! decision made on the [`cache`] and the [`ledger`], and the reply written.
@@ -14,7 +14,9 @@
 mod atomic;
 mod cache;
 mod clock;
+mod inbound;
 mod ledger;
+mod lo;
 mod maps;
 mod packet;
 mod rx;
@@ -39,10 +41,24 @@ pub fn tx(ctx: TcContext) -> i32 {
     tx::packet(&ctx)
 }
 
+/// TC egress of `lo`: requests of this host's own processes, and the replies to them.
+#[classifier]
+pub fn lo(ctx: TcContext) -> i32 {
+    lo::packet(&ctx)
+}
+
+/// TC egress of `lo`: TCP segments of requests, which `lo` hands over. It hands replies to `tx_tcp`.
+#[classifier]
+pub fn lo_tcp(ctx: TcContext) -> i32 {
+    tcp::requests::segment(&ctx);
+    tx::NEXT
+}
+
 /// XDP: TCP segments, which `rx` hands over.
 #[xdp(frags)]
 pub fn rx_tcp(ctx: XdpContext) -> u32 {
-    tcp::requests::segment(&ctx)
+    tcp::requests::segment(&ctx);
+    xdp_action::XDP_PASS
 }
 
 /// TC egress: TCP segments, which `tx` hands over.

@@ -20,6 +20,10 @@ const SHARED: usize = BPF_F_MMAPABLE as usize;
 #[btf_map]
 pub static RX_STEPS: ProgramArray<1> = ProgramArray::new();
 
+/// What `lo` goes on with.
+#[btf_map]
+pub static LO_STEPS: ProgramArray<1> = ProgramArray::new();
+
 /// What `tx` goes on with.
 #[btf_map]
 pub static TX_STEPS: ProgramArray<1> = ProgramArray::new();

@@ -1,8 +1,6 @@
 //! Where things are in a packet: Ethernet, VLAN tags, IPv4 and IPv6, ports. Lengths are read, not
 //! assumed.
 
-use aya_ebpf::helpers::generated::bpf_xdp_get_buff_len;
-use aya_ebpf::programs::XdpContext;
 use prestack_abi::config::{Config, MAPPED_V4};
 use prestack_proto::net::{
     ETHERNET_LEN, ETHERTYPE_IPV4, ETHERTYPE_IPV6, ETHERTYPE_QINQ, ETHERTYPE_VLAN,
@@ -29,12 +27,6 @@ pub struct Packet {
 }
 
 impl Packet {
-    /// The packet of an XDP program, as it is now.
-    #[inline(always)]
-    pub fn of(ctx: &XdpContext, config: &Config) -> Self {
-        Self::between(ctx.data(), ctx.data_end(), config)
-    }
-
     /// The packet between two addresses.
     #[inline(always)]
     pub fn between(start: usize, end: usize, config: &Config) -> Self {
@@ -81,14 +73,6 @@ impl Packet {
         // SAFETY: as in `read`.
         self.at::<T>(at).map(|pointer| unsafe { *pointer = value })
     }
-}
-
-/// Whether a packet of `len` bytes that can be read in place is the whole frame: a driver may hand over
-/// the rest in fragments of memory that only helpers reach.
-#[inline(always)]
-pub fn is_whole(ctx: &XdpContext, len: u64) -> bool {
-    // SAFETY: `ctx.ctx` is the program's context.
-    unsafe { bpf_xdp_get_buff_len(ctx.ctx) == len }
 }
 
 impl prestack_proto::window::Source for Packet {
@@ -307,6 +291,69 @@ fn locate_v6(packet: Packet, l3: u64) -> Sort {
         v6: true,
         udp: ip.next_header == PROTO_UDP,
         ports,
+        addresses,
+    })
+}
+
+/// Start of an IPv6 hop-by-hop header that says the length of the packet (RFC 2675), in network byte order.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Jumbo {
+    next_header: u8,
+    header_len: u8,
+    option: u8,
+    option_len: u8,
+    payload_length: u32,
+}
+
+/// The option of [`Jumbo`] (IANA registry "Destination Options and Hop-by-Hop Options").
+const OPTION_JUMBO: u8 = 0xc2;
+
+/// Locates the headers of a TCP segment of more than 64 KiB, in a frame of `len` bytes without tags: a
+/// local stack puts such together ("BIG TCP"), and leaves the length out (IPv4), or says it in a header of
+/// its own (IPv6).
+#[inline(always)]
+pub fn locate_long(packet: Packet, len: u64) -> Option<Headers> {
+    let l3 = ETHERNET_LEN as u64;
+    let (l4, v6, addresses) = if packet.read::<u16>(12)? == ETHERTYPE_IPV4.to_be() {
+        let ip = packet.read::<Ipv4>(l3)?;
+        if ip.total_length != 0
+            || ip.protocol != PROTO_TCP
+            || ip.version_and_length != 0x45
+            || ip.fragment & IPV4_FRAGMENT.to_be() != 0
+        {
+            return None;
+        }
+        let addresses = Addresses {
+            source: [0, 0, MAPPED_V4, ip.source],
+            destination: [0, 0, MAPPED_V4, ip.destination],
+        };
+        (l3 + IPV4_LEN as u64, false, addresses)
+    } else {
+        let ip = packet.read::<Ipv6>(l3)?;
+        let jumbo = packet.read::<Jumbo>(l3 + IPV6_LEN as u64)?;
+        if ip.next_header != EXTENSION_HOP_BY_HOP
+            || ip.payload_length != 0
+            || jumbo.next_header != PROTO_TCP
+            || jumbo.header_len != 0
+            || jumbo.option != OPTION_JUMBO
+        {
+            return None;
+        }
+        let addresses = Addresses {
+            source: ip.source,
+            destination: ip.destination,
+        };
+        let header = size_of::<Jumbo>() as u64;
+        (l3 + IPV6_LEN as u64 + header, true, addresses)
+    };
+    Some(Headers {
+        l3,
+        l4,
+        l4_len: len.wrapping_sub(l4),
+        v6,
+        udp: false,
+        ports: packet.read(l4)?,
         addresses,
     })
 }

@@ -26,32 +26,35 @@ pub enum StepsError {
     },
 }
 
-/// Loads the programs to which `rx` and `tx` hand over, and puts them where these find them. The maps
-/// that hold them have to be kept, open or pinned: the kernel empties them when user space lets go.
+/// Loads the programs to which `rx`, `tx` and `lo` hand over, and puts them where these find them. The
+/// maps that hold them have to be kept, open or pinned: the kernel empties them when user space lets go.
 ///
 /// # Errors
 /// The kernel refused.
 pub fn load_steps(ebpf: &mut Ebpf) -> Result<(), StepsError> {
-    let refused = |name| {
-        move |source| StepsError::Refused {
+    let rx: &mut Xdp = program(ebpf, names::RX_TCP)?;
+    let rx = loaded(names::RX_TCP, rx.load().and_then(|()| rx.fd()))?;
+    set(ebpf, names::RX_STEPS, &rx)?;
+    for (name, steps) in [
+        (names::TX_TCP, names::TX_STEPS),
+        (names::LO_TCP, names::LO_STEPS),
+    ] {
+        let step: &mut SchedClassifier = program(ebpf, name)?;
+        let step = loaded(name, step.load().and_then(|()| step.fd()))?;
+        set(ebpf, steps, &step)?;
+    }
+    Ok(())
+}
+
+fn loaded(
+    name: &'static str,
+    fd: Result<&ProgramFd, ProgramError>,
+) -> Result<ProgramFd, StepsError> {
+    fd.and_then(|fd| fd.try_clone().map_err(ProgramError::IOError))
+        .map_err(|source| StepsError::Refused {
             name,
             source: Box::new(source),
-        }
-    };
-    let rx: &mut Xdp = program(ebpf, names::RX_TCP)?;
-    rx.load().map_err(refused(names::RX_TCP))?;
-    let rx = rx
-        .fd()
-        .and_then(|fd| fd.try_clone().map_err(ProgramError::IOError));
-    let rx = rx.map_err(refused(names::RX_TCP))?;
-    let tx: &mut SchedClassifier = program(ebpf, names::TX_TCP)?;
-    tx.load().map_err(refused(names::TX_TCP))?;
-    let tx = tx
-        .fd()
-        .and_then(|fd| fd.try_clone().map_err(ProgramError::IOError));
-    let tx = tx.map_err(refused(names::TX_TCP))?;
-    set(ebpf, names::RX_STEPS, &rx)?;
-    set(ebpf, names::TX_STEPS, &tx)
+        })
 }
 
 fn program<'a, P>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut P, StepsError>

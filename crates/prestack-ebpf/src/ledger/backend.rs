@@ -29,8 +29,19 @@ pub fn is_port(config: &Config, port: u16) -> bool {
 pub struct Arrival {
     /// Which backend.
     pub backend: u8,
-    /// The door's flags.
+    /// The door's flags, or [`Arrival::LOCAL`].
     pub flags: u8,
+}
+
+impl Arrival {
+    /// The packet is from this host to itself. No flag of a door.
+    pub const LOCAL: u8 = 1 << 7;
+
+    /// Whether the packet is from this host to itself.
+    #[inline(always)]
+    pub fn is_local(self) -> bool {
+        self.flags & Self::LOCAL != 0
+    }
 }
 
 /// The door at which a packet with this destination arrives.

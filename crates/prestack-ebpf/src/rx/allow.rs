@@ -37,6 +37,12 @@ impl Network {
         Self(bits & Self::BITS)
     }
 
+    /// The source is in no network.
+    #[inline(always)]
+    pub fn none() -> Self {
+        Self(0)
+    }
+
     #[inline(always)]
     const fn number(v6: bool, number: usize) -> Self {
         Self(1 | (Link::allow_bit(v6, number) as u64) << 1)

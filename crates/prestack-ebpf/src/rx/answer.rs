@@ -13,9 +13,9 @@ use super::item::HEAD_ROOM;
 use super::room::{self, Room};
 use super::udp::Datagram;
 use super::{rate, reply};
+use crate::inbound::Inbound as _;
 use crate::ledger::{backend, requests};
 use crate::maps::{KEY_TICKETS, REQUEST_KEYS, count};
-use crate::packet::Packet;
 use crate::scratch::{Scratch, Walk, scratch, sum_of_reply};
 
 /// Answers the GET whose keys have been looked up. `None` if a key is missing or it may not be
@@ -70,7 +70,7 @@ fn serve(
     len: u64,
 ) -> Option<u32> {
     let config = datagram.config;
-    let packet = Packet::of(ctx, config);
+    let packet = ctx.packet(config);
     // SAFETY: this CPU's scratch.
     let reply = unsafe { &mut (*scratch).reply };
     let sum = sum_of_reply(start, len);
@@ -85,7 +85,7 @@ fn serve(
             .add((opaque(start) & (HEAD_ROOM - 1)) as usize);
         bpf_xdp_store_bytes(ctx.ctx, at as u32, from.cast(), Window::size(len))
     };
-    let packet = Packet::of(ctx, config);
+    let packet = ctx.packet(config);
     let written = reply::write_headers(packet, datagram.headers, len, sum);
     if moved.is_none() || stored != 0 || written.is_none() {
         // There is room, so this cannot be; the request is no longer whole, so it cannot pass.

@@ -8,6 +8,7 @@ use prestack_proto::verifier::opaque;
 use prestack_proto::window::Source;
 
 use super::MAX_L4;
+use crate::inbound::Inbound as _;
 use crate::ledger::backend;
 use crate::packet::{Addresses, Headers, Ipv6, Packet};
 
@@ -93,7 +94,7 @@ unsafe extern "C" fn prestack_checksums_hold(
     let Some(config) = backend::config() else {
         return 0;
     };
-    let packet = Packet::of(&XdpContext::new(ctx), config);
+    let packet = XdpContext::new(ctx).packet(config);
     u64::from(sums_hold(packet, l3, l4, udp_len, v6 != 0).is_some())
 }
 

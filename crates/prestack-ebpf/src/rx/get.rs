@@ -14,6 +14,7 @@ use super::{checksum, link, rate, reply};
 use crate::cache::entry::Entry;
 use crate::cache::find::{Found, Query, find};
 use crate::clock;
+use crate::inbound::Inbound as _;
 use crate::ledger::backend;
 use crate::ledger::{requests, tickets};
 use crate::maps::count;
@@ -160,7 +161,7 @@ pub fn is_servable(
     {
         return false;
     }
-    let packet = Packet::of(ctx, config);
+    let packet = ctx.packet(config);
     if !link::admits(ctx, config, packet, headers, datagram.network()) {
         return false;
     }

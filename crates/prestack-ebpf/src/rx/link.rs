@@ -8,6 +8,7 @@ use prestack_proto::net::{ETHERNET_LEN, ETHERTYPE_QINQ, VLAN_LEN};
 use prestack_proto::verifier::opaque;
 
 use super::allow::{self, Network};
+use crate::inbound::Inbound as _;
 use crate::ledger::backend;
 use crate::maps::STATS;
 use crate::packet::{Headers, Packet};
@@ -53,7 +54,7 @@ unsafe extern "C" fn prestack_admits(ctx: *mut xdp_md, asked: u64) -> u64 {
     let Some(config) = backend::config() else {
         return 0;
     };
-    let packet = Packet::of(&ctx, config);
+    let packet = ctx.packet(config);
     let networks = networks(&ctx, config, packet, asked & 0xff).unwrap_or(0);
     let network = Network::from_bits(asked >> 8);
     let macs = packet.read::<u64>(0);

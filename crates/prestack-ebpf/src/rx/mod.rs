@@ -9,6 +9,7 @@ mod get;
 mod item;
 mod keys;
 mod link;
+pub mod local;
 mod rate;
 mod reply;
 mod room;
@@ -21,8 +22,9 @@ use prestack_abi::config::{Config, MAPPED_V4};
 use prestack_proto::net::{ETHERNET_LEN, VLAN_LEN};
 use prestack_proto::window::Source;
 
+use crate::inbound::Inbound;
 use crate::ledger::backend::{self, Arrival};
-use crate::packet::{Headers, Packet, Sort, is_whole, locate};
+use crate::packet::{Headers, Packet, Sort};
 use crate::tcp::requests;
 
 /// Greatest position of an IP header: behind two VLAN tags.
@@ -36,18 +38,18 @@ pub fn packet(ctx: &XdpContext) -> u32 {
     let Some(config) = backend::config() else {
         return XDP_PASS;
     };
-    let packet = Packet::of(ctx, config);
-    match locate(packet) {
+    let packet = ctx.packet(config);
+    match ctx.locate(packet) {
         Sort::Foreign => XDP_PASS,
         Sort::Short => {
             // Of what cannot be read, anything may be a write.
-            if !is_whole(ctx, packet.len()) {
+            if !ctx.is_whole(packet.len()) {
                 backend::forget_all();
             }
             XDP_PASS
         }
         Sort::Plain(headers) => {
-            let Some((headers, door)) = arrival(config, packet, headers) else {
+            let Some((headers, door)) = arrival::<XdpContext>(config, packet, headers) else {
                 return XDP_PASS;
             };
             if headers.udp {
@@ -58,7 +60,7 @@ pub fn packet(ctx: &XdpContext) -> u32 {
             }
         }
         Sort::Options(headers) => {
-            if let Some((_, door)) = arrival(config, packet, headers) {
+            if let Some((_, door)) = arrival::<XdpContext>(config, packet, headers) {
                 backend::forget(config, door.backend);
             }
             XDP_PASS
@@ -73,20 +75,24 @@ pub fn packet(ctx: &XdpContext) -> u32 {
 /// The packet of `ctx` once more, if it is a plain one for a backend: functions that the verifier
 /// checks on their own are handed the context alone.
 #[inline(always)]
-pub fn again(ctx: &XdpContext) -> Option<(&'static Config, Packet, Headers, Arrival)> {
+pub fn again<C: Inbound>(ctx: &C) -> Option<(&'static Config, Packet, Headers, Arrival)> {
     let config = backend::config()?;
-    let packet = Packet::of(ctx, config);
-    let Sort::Plain(headers) = locate(packet) else {
+    let packet = ctx.packet(config);
+    let Sort::Plain(headers) = ctx.locate(packet) else {
         return None;
     };
-    let (headers, door) = arrival(config, packet, headers)?;
+    let (headers, door) = arrival::<C>(config, packet, headers)?;
     Some((config, packet, headers, door))
 }
 
 /// The door at which a packet arrives, if it is for a backend, and its headers, all paths to
 /// which meet here for the verifier.
 #[inline(always)]
-fn arrival(config: &Config, packet: Packet, headers: Headers) -> Option<(Headers, Arrival)> {
+pub fn arrival<C: Inbound>(
+    config: &Config,
+    packet: Packet,
+    headers: Headers,
+) -> Option<(Headers, Arrival)> {
     let [a, b, c, _] = headers.addresses.destination;
     if headers.v6 && a == 0 && b == 0 && c == MAPPED_V4 {
         // The kernel drops what claims to be IPv4 in IPv6.
@@ -96,11 +102,15 @@ fn arrival(config: &Config, packet: Packet, headers: Headers) -> Option<(Headers
     if !backend::is_port(config, port) {
         return None;
     }
-    let door = backend::door(config, &headers.addresses.destination, port)?;
+    let mut door = backend::door(config, &headers.addresses.destination, port)?;
+    if C::IS_LOCAL {
+        // Nobody is served, and no address is another host's.
+        door.flags = Arrival::LOCAL;
+    }
     let l3 = packet.forgotten(headers.l3);
     let l4 = packet.forgotten(headers.l4);
     let l4_len = packet.forgotten(headers.l4_len);
-    if l3 > MAX_L3 || l4 > MAX_L4 || l4_len > 0xffff {
+    if l3 > MAX_L3 || l4 > MAX_L4 || l4_len > C::MAX_L4_LEN {
         return None;
     }
     Some((

@@ -10,7 +10,8 @@ use aya_ebpf::programs::XdpContext;
 use prestack_abi::config::Config;
 use prestack_proto::window::Source;
 
-use crate::packet::{Packet, is_whole};
+use crate::inbound::Inbound as _;
+use crate::packet::Packet;
 use crate::scratch::{SAVED_WORDS, Scratch};
 
 /// Greatest position of a payload: behind two VLAN tags, IPv6, UDP and the frame.
@@ -68,14 +69,14 @@ impl Room {
         // SAFETY: `ctx.ctx` is the program's context.
         if growth != 0 && unsafe { bpf_xdp_adjust_tail(ctx.ctx, growth as i32) } == 0 {
             room.growth = growth;
-            room.packet = Packet::of(ctx, config);
+            room.packet = ctx.packet(config);
             // It is then whole, which spares the helper that says so: of another one the end of the last
             // fragment has moved.
             if room.packet.len() != new_len {
                 room.undo_growth(ctx);
                 return None;
             }
-        } else if !is_whole(ctx, old_len) {
+        } else if !ctx.is_whole(old_len) {
             return None;
         } else if growth != 0 {
             // SAFETY: as above.
@@ -85,7 +86,7 @@ impl Room {
             room.growth = growth;
             room.shift = growth;
             room.from = 0;
-            room.packet = Packet::of(ctx, config);
+            room.packet = ctx.packet(config);
         }
         // From here on, one path for every way in which the packet has grown.
         room.growth = room.packet.forgotten(room.growth);

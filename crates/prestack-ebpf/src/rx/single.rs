@@ -16,6 +16,7 @@ use super::allow::Network;
 use super::get;
 use super::reply::PAYLOAD_AT;
 use super::udp::Datagram;
+use crate::inbound::Inbound as _;
 use crate::ledger::backend::{self, Arrival};
 use crate::ledger::requests;
 use crate::packet::{Addresses, Headers, Ipv4, Ipv6, Packet};
@@ -117,7 +118,7 @@ unsafe extern "C" fn prestack_get(ctx: *mut xdp_md, hash: u64, packed: u64) -> u
     let Some(config) = backend::config() else {
         return u64::from(XDP_PASS);
     };
-    let packet = Packet::of(&ctx, config);
+    let packet = ctx.packet(config);
     u64::from(answer_single(&ctx, config, packet, SingleGet { hash, packed }).unwrap_or(XDP_PASS))
 }
 

@@ -2,7 +2,6 @@
 
 use aya_ebpf::bindings::xdp_action::XDP_PASS;
 use aya_ebpf::bindings::xdp_md;
-use aya_ebpf::helpers::generated::bpf_xdp_load_bytes;
 use aya_ebpf::programs::XdpContext;
 use prestack_abi::config::{Config, Door};
 use prestack_abi::requests::{Kind, Request};
@@ -19,6 +18,7 @@ use super::reply::PAYLOAD_AT;
 use super::single::SingleGet;
 use super::{again, allow, answer, command, commands, item, keys};
 use crate::clock;
+use crate::inbound::Inbound;
 use crate::ledger::backend::{self, Arrival};
 use crate::ledger::writes::{self, End};
 use crate::ledger::{flushes, requests};
@@ -55,7 +55,7 @@ enum Reading<'a> {
 
 impl<'a> Datagram<'a> {
     #[inline(always)]
-    fn read(
+    fn read<C: Inbound>(
         packet: Packet,
         config: &'static Config,
         door: Arrival,
@@ -83,7 +83,11 @@ impl<'a> Datagram<'a> {
             return Reading::Odd;
         }
         let (payload, len) = (headers.l4 + PAYLOAD_AT, udp_len - PAYLOAD_AT);
-        let network = allow::network(config, headers.v6, &headers.addresses.source);
+        let network = if C::IS_LOCAL {
+            Network::none()
+        } else {
+            allow::network(config, headers.v6, &headers.addresses.source)
+        };
         Reading::Request(Self {
             config,
             door,
@@ -128,12 +132,13 @@ impl<'a> Datagram<'a> {
     /// of somebody who may not be served, who shall not fill the memory of requests, but for a write's.
     /// One that was not understood is heeded at once, and again when it is answered.
     #[inline(always)]
-    fn remember(&self, request: &Request) {
+    pub fn remember(&self, request: &Request) {
         let is_odd = request.kind == Kind::Odd as u8;
         if is_odd {
             backend::forget(self.config, self.door.backend);
         }
-        if is_odd || request.kind == Kind::Write as u8 || self.network().is_some() {
+        let may_be_served = self.network().is_some() || self.door.is_local();
+        if is_odd || request.kind == Kind::Write as u8 || may_be_served {
             requests::remember(self.config, self.name(), request);
         }
     }
@@ -148,7 +153,7 @@ pub fn datagram(
     door: Arrival,
     headers: &Headers,
 ) -> u32 {
-    match Datagram::read(packet, config, door, headers) {
+    match Datagram::read::<XdpContext>(packet, config, door, headers) {
         Reading::Empty => {
             count!(udp_passed);
             XDP_PASS
@@ -172,7 +177,7 @@ pub fn datagram(
 
 /// A datagram that is not understood: it may change anything.
 #[inline(always)]
-fn odd(config: &Config, door: Arrival) {
+pub fn odd(config: &Config, door: Arrival) {
     backend::forget(config, door.backend);
     count!(udp_passed);
 }
@@ -186,8 +191,13 @@ fn odd(config: &Config, door: Arrival) {
 #[unsafe(no_mangle)]
 #[inline(never)]
 unsafe extern "C" fn prestack_odd_datagram(ctx: *mut xdp_md) -> u64 {
-    let ctx = XdpContext::new(ctx);
-    let Some((config, packet, headers, door)) = again(&ctx) else {
+    remember_odd(&XdpContext::new(ctx))
+}
+
+/// Remembers a datagram whose frame is odd.
+#[inline(always)]
+pub fn remember_odd<C: Inbound>(ctx: &C) -> u64 {
+    let Some((config, packet, headers, door)) = again(ctx) else {
         return 0;
     };
     let Some(frame) = packet.read(headers.l4 + UDP_LEN as u64).map(Frame) else {
@@ -207,7 +217,7 @@ unsafe extern "C" fn prestack_odd_datagram(ctx: *mut xdp_md) -> u64 {
 /// verifier checks it once, and not again on every path to it.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn prestack_other_datagram() -> u64 {
+pub extern "C" fn prestack_other_datagram() -> u64 {
     u64::from(with_datagram(|datagram| {
         act(datagram);
         XDP_PASS
@@ -242,7 +252,7 @@ extern "C" fn prestack_pass_keys() -> u64 {
 
 /// What `decide` says of the datagram that `prestack_load_datagram` has left in scratch.
 #[inline(always)]
-fn with_datagram(decide: impl FnOnce(&Datagram<'_>) -> u32) -> u32 {
+pub fn with_datagram(decide: impl FnOnce(&Datagram<'_>) -> u32) -> u32 {
     let Some(scratch) = scratch() else {
         return XDP_PASS;
     };
@@ -277,7 +287,7 @@ fn other(ctx: &XdpContext) -> u32 {
     // SAFETY: functions of ours, called with the program's context; this CPU's scratch.
     unsafe {
         let end = &raw mut (*scratch).walk.end;
-        if prestack_load_datagram(ctx.ctx) == 0 {
+        if prestack_load_datagram(ctx.ctx) != LOADED {
             return XDP_PASS;
         }
         command::parse(0, end.read_volatile());
@@ -311,7 +321,7 @@ fn other(ctx: &XdpContext) -> u32 {
 /// Marks the write in the scratch's `request`. A global function, like [`prestack_other_datagram`].
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn prestack_write_datagram() -> u64 {
+pub extern "C" fn prestack_write_datagram() -> u64 {
     let Some(scratch) = scratch() else { return 0 };
     // SAFETY: this CPU's scratch.
     unsafe {
@@ -329,7 +339,7 @@ extern "C" fn prestack_write_datagram() -> u64 {
 /// Lets a write through that was marked. A global function, like [`prestack_other_datagram`].
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn prestack_pass_write() -> u64 {
+pub extern "C" fn prestack_pass_write() -> u64 {
     let Some(scratch) = scratch() else { return 0 };
     // SAFETY: this CPU's scratch.
     let request = unsafe { (&raw const (*scratch).request).read_volatile() };
@@ -344,7 +354,7 @@ extern "C" fn prestack_pass_write() -> u64 {
 /// [`prestack_other_datagram`].
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn prestack_pass_commands() -> u64 {
+pub extern "C" fn prestack_pass_commands() -> u64 {
     u64::from(with_datagram(|datagram| {
         let kind = if commands::are_understood() {
             Kind::Endless
@@ -362,7 +372,7 @@ extern "C" fn prestack_pass_commands() -> u64 {
 
 /// A request to be remembered of which nothing is known yet.
 #[inline(always)]
-fn request_to(door: Arrival) -> Request {
+pub fn request_to(door: Arrival) -> Request {
     Request {
         time: clock::now(),
         kind: Kind::Other as u8,
@@ -372,9 +382,12 @@ fn request_to(door: Arrival) -> Request {
     }
 }
 
-/// Leaves in scratch what the other steps need to know: where the datagram is, and its payload in the
-/// window; the walk's end is its length, or 0 if that is not possible. 0 if it is no request, which
-/// the main program has ruled out. A global function, like [`prestack_other_datagram`].
+/// What [`load`] made of a datagram: it is nothing to memcached, was loaded, or is not understood.
+const EMPTY: u64 = 0;
+pub const LOADED: u64 = 1;
+pub const ODD: u64 = 2;
+
+/// Loads the datagram. A global function, like [`prestack_other_datagram`].
 ///
 /// # Safety
 ///
@@ -382,13 +395,23 @@ fn request_to(door: Arrival) -> Request {
 #[unsafe(no_mangle)]
 #[inline(never)]
 unsafe extern "C" fn prestack_load_datagram(ctx: *mut xdp_md) -> u64 {
-    let ctx = XdpContext::new(ctx);
-    let Some(scratch) = scratch() else { return 0 };
-    let Some((config, packet, headers, door)) = again(&ctx) else {
-        return 0;
+    load(&XdpContext::new(ctx))
+}
+
+/// Leaves in scratch what the other steps need to know: where the datagram is, and its payload in the
+/// window; the walk's end is its length, or 0 if that is not possible.
+#[inline(always)]
+pub fn load<C: Inbound>(ctx: &C) -> u64 {
+    let Some(scratch) = scratch() else {
+        return EMPTY;
     };
-    let Reading::Request(datagram) = Datagram::read(packet, config, door, &headers) else {
-        return 0;
+    let Some((config, packet, headers, door)) = again(ctx) else {
+        return EMPTY;
+    };
+    let datagram = match Datagram::read::<C>(packet, config, door, &headers) {
+        Reading::Empty => return EMPTY,
+        Reading::Odd => return ODD,
+        Reading::Request(datagram) => datagram,
     };
     // SAFETY: this CPU's scratch; the window holds WINDOW bytes. The load fails unless the packet has
     // all of them.
@@ -406,13 +429,12 @@ unsafe extern "C" fn prestack_load_datagram(ctx: *mut xdp_md) -> u64 {
         end.write_volatile(0);
         let len = datagram.len;
         let window = (*scratch).window.start().cast();
-        if len <= WINDOW as u64
-            && bpf_xdp_load_bytes(ctx.ctx, datagram.payload as u32, window, Window::size(len)) == 0
-        {
+        let is_short = len <= WINDOW as u64;
+        if is_short && ctx.load(datagram.payload as u32, window, Window::size(len)) {
             end.write_volatile(len);
         }
     }
-    1
+    LOADED
 }
 
 /// Acts on a datagram that was loaded and parsed. If it is a GET, or holds several commands, the walk

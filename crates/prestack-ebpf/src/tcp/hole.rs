@@ -3,8 +3,6 @@
 //! They are kept until it comes, and parsed behind it, as the kernel hands them on. One stretch of a flow
 //! is kept; what lies elsewhere leaves the flow in doubt.
 
-use aya_ebpf::bindings::xdp_md;
-use aya_ebpf::helpers::generated::bpf_xdp_load_bytes;
 use prestack_abi::flow::{Flow, HOLE_BYTES, HOLES as COUNT, Hole};
 use prestack_proto::verifier::opaque;
 use prestack_proto::window::Source;
@@ -13,6 +11,7 @@ use super::requests::CHUNK;
 use super::segment::Segment;
 use super::{flow, is_before};
 use crate::atomic;
+use crate::inbound::Inbound;
 use crate::maps::{FLOWS, HOLES, count};
 use crate::scratch::scratch;
 
@@ -66,13 +65,8 @@ pub unsafe fn claim(flow: *mut Flow, segment: &Segment) -> bool {
 }
 
 /// Keeps the data of the segment in the scratch, for which there is room.
-///
-/// # Safety
-///
-/// `ctx` is the program's context.
-#[unsafe(no_mangle)]
-#[inline(never)]
-unsafe extern "C" fn prestack_tcp_keep(ctx: *mut xdp_md) -> u64 {
+#[inline(always)]
+pub fn keep<C: Inbound>(ctx: &C) -> u64 {
     let Some(scratch) = scratch() else { return 0 };
     // SAFETY: this CPU's scratch.
     let segment = unsafe { (&raw const (*scratch).segment).read_volatile() };
@@ -85,7 +79,7 @@ unsafe extern "C" fn prestack_tcp_keep(ctx: *mut xdp_md) -> u64 {
         let size = (opaque(segment.len.wrapping_sub(1)) & (MAX_SEGMENT - 1)) + 1;
         let to = (&raw mut (*hole).bytes).cast::<u8>().add(at as usize);
         let from = segment.data as u32;
-        if segment.len != 0 && bpf_xdp_load_bytes(ctx, from, to.cast(), size as u32) == 0 {
+        if segment.len != 0 && ctx.load(from, to.cast(), size as u32) {
             (*hole).len += size as u32;
         } else if (*hole).len == 0 {
             release(flow, segment.flow);
@@ -206,15 +200,4 @@ extern "C" fn prestack_tcp_copy(at: u64, carried: u64, size: u64) -> u64 {
 #[inline(always)]
 pub fn copy(at: u64, carried: u64, size: u64) -> bool {
     prestack_tcp_copy(at, carried, size) == size
-}
-
-/// Keeps a segment, like [`prestack_tcp_keep`].
-///
-/// # Safety
-///
-/// `ctx` is the program's context.
-#[inline(always)]
-pub unsafe fn keep(ctx: *mut xdp_md) {
-    // SAFETY: the caller's.
-    unsafe { prestack_tcp_keep(ctx) };
 }

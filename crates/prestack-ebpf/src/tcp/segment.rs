@@ -53,6 +53,10 @@ pub struct Segment {
 }
 
 impl Segment {
+    /// Most bytes of data, one below a power of two: what offloads put together (`GSO_MAX_SIZE` in
+    /// include/linux/netdevice.h).
+    pub const MAX_LEN: u64 = (1 << 19) - 1;
+
     /// The segment in a packet: `None` if its header is not whole, with which the kernel drops it. With
     /// `is_reply` the source is memcached.
     #[inline(always)]

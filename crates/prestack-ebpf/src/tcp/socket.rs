@@ -1,6 +1,7 @@
 //! Whether the host has a connection for a segment of a flow that is not known.
 
-use aya_ebpf::bindings::{bpf_sock_tuple, xdp_md};
+use aya_ebpf::EbpfContext;
+use aya_ebpf::bindings::bpf_sock_tuple;
 use aya_ebpf::helpers::generated::{bpf_sk_release, bpf_skc_lookup_tcp};
 use prestack_abi::config::MAPPED_V4;
 use prestack_abi::flow::FlowKey;
@@ -13,12 +14,8 @@ const CURRENT_NETNS: u64 = u64::MAX;
 
 /// Whether a socket of this host, other than a listener, may take data of this flow: one that is
 /// established, or that is being so by this segment.
-///
-/// # Safety
-///
-/// `ctx` is the program's context.
 #[inline(always)]
-pub unsafe fn takes_data(ctx: *mut xdp_md, key: &FlowKey) -> bool {
+pub fn takes_data<C: EbpfContext>(ctx: &C, key: &FlowKey) -> bool {
     // SAFETY: a union of integers, set in full.
     let mut tuple: bpf_sock_tuple = unsafe { core::mem::zeroed() };
     let [a, b, c, d] = key.client;
@@ -36,9 +33,9 @@ pub unsafe fn takes_data(ctx: *mut xdp_md, key: &FlowKey) -> bool {
         tuple.__bindgen_anon_1.ipv6.dport = key.server_port;
         36
     };
-    // SAFETY: the context is the caller's, the tuple is of the size given, and the socket is released.
+    // SAFETY: the program's context; the tuple is of the size given, and the socket is released.
     unsafe {
-        let socket = bpf_skc_lookup_tcp(ctx.cast(), &raw mut tuple, size, CURRENT_NETNS, 0);
+        let socket = bpf_skc_lookup_tcp(ctx.as_ptr(), &raw mut tuple, size, CURRENT_NETNS, 0);
         if socket.is_null() {
             return false;
         }

@@ -6,12 +6,14 @@ mod shown;
 use aya_ebpf::bindings::TC_ACT_UNSPEC;
 use aya_ebpf::programs::TcContext;
 use prestack_abi::config::Door;
+use prestack_proto::net::UDP_LEN;
 use prestack_proto::udp::Frame;
 use prestack_proto::window::Source;
 
+use crate::inbound::Inbound as _;
 use crate::ledger::backend::{self, Arrival};
 use crate::ledger::requests;
-use crate::packet::{Headers, Packet, Sort, locate};
+use crate::packet::{Headers, Packet, Sort};
 use crate::tcp::replies;
 
 /// "No opinion": the next program or the stack goes on with the packet (`TCX_NEXT` has the same
@@ -22,18 +24,14 @@ pub const NEXT: i32 = TC_ACT_UNSPEC;
 #[inline(always)]
 pub fn reply(ctx: &TcContext) -> Option<(Packet, Headers, Arrival)> {
     let config = backend::config()?;
-    let packet = Packet::between(ctx.data(), ctx.data_end(), config);
-    let Sort::Plain(mut headers) = locate(packet) else {
+    let packet = ctx.packet(config);
+    let Sort::Plain(mut headers) = ctx.locate(packet) else {
         return None;
     };
     if !backend::is_port(config, headers.source_port()) {
         return None;
     }
     let door = backend::door(config, &headers.addresses.source, headers.source_port())?;
-    // It may be from another host behind this one.
-    if door.flags & Door::ANY_ADDRESS != 0 {
-        return None;
-    }
     headers.l4 = packet.forgotten(headers.l4);
     if headers.l4 > 0xff {
         return None;
@@ -44,18 +42,38 @@ pub fn reply(ctx: &TcContext) -> Option<(Packet, Headers, Arrival)> {
 /// Looks at a packet; it always goes on unchanged.
 #[inline(always)]
 pub fn packet(ctx: &TcContext) -> i32 {
-    let (Some(config), Some((packet, headers, door))) = (backend::config(), reply(ctx)) else {
+    let Some((packet, headers, door)) = reply(ctx) else {
         return NEXT;
     };
+    // It may be from another host behind this one.
+    if door.flags & Door::ANY_ADDRESS != 0 {
+        return NEXT;
+    }
     if !headers.udp {
         replies::hand_over(ctx);
         return NEXT;
     }
+    if packet.at::<u64>(headers.l4 + UDP_LEN as u64).is_some() {
+        backend::has_answered_udp(door.backend);
+    }
+    // One step after the other, not one in the other: together their stacks would be too large.
+    if datagram(ctx, packet, &headers, door) {
+        learn::learn();
+    }
+    NEXT
+}
+
+/// Takes note of a datagram from memcached. True if there is something to be learnt from it.
+#[inline(always)]
+pub fn datagram(ctx: &TcContext, packet: Packet, headers: &Headers, door: Arrival) -> bool {
+    let Some(config) = backend::config() else {
+        return false;
+    };
     let (Some(udp_len), Some(frame)) = (
         packet.read::<u16>(headers.l4 + 4),
-        packet.read(headers.l4 + 8),
+        packet.read(headers.l4 + UDP_LEN as u64),
     ) else {
-        return NEXT;
+        return false;
     };
     let frame = Frame(frame);
     let name = requests::name_of_reply(
@@ -65,11 +83,6 @@ pub fn packet(ctx: &TcContext) -> i32 {
         headers.ports,
         frame.id(),
     );
-    backend::has_answered_udp(door.backend);
     let udp_len = u64::from(u16::from_be(udp_len));
-    // One step after the other, not one in the other: together their stacks would be too large.
-    if learn::take_note(ctx, &headers, udp_len, frame, name) {
-        learn::learn();
-    }
-    NEXT
+    learn::take_note(ctx, headers, udp_len, frame, name)
 }

@@ -1,5 +1,6 @@
 //! The elements of the replies in the window: to which command each belongs, and what it ends.
 
+use aya_ebpf::helpers::generated::bpf_loop;
 use core::ffi::c_void;
 use prestack_abi::cache::MAX_REPLY;
 use prestack_abi::flow::MAX_ASKED;
@@ -11,11 +12,21 @@ use crate::scratch::scratch;
 use crate::tcp::{flow, tickets};
 
 /// Most elements of replies in a window.
-pub const MAX_STEPS: u32 = 1024;
+const MAX_STEPS: u32 = 1024;
+
+/// Takes note of the elements of the replies in the window. A global function (by its unmangled name): the
+/// verifier checks it once, not for every look.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn prestack_tcp_go_over() -> u64 {
+    // SAFETY: the callback fits the helper.
+    unsafe { bpf_loop(MAX_STEPS, step as *mut c_void, core::ptr::null_mut(), 0) };
+    0
+}
 
 /// Takes note of the next element of the replies in the window. Returns 1 at the end.
 #[inline(never)]
-pub extern "C" fn step(_: u32, _: *mut c_void) -> i64 {
+extern "C" fn step(_: u32, _: *mut c_void) -> i64 {
     let Some(scratch) = scratch() else { return 1 };
     // SAFETY: this CPU's scratch.
     let (walk, segment) = unsafe { (&mut (*scratch).walk, &mut (*scratch).segment) };

@@ -143,7 +143,7 @@ unsafe fn look_at_order(flow: *mut Flow, segment: &mut Segment) -> bool {
             let known = u64::from(sent.wrapping_sub(segment.sequence));
             segment.sequence = sent;
             segment.data += known;
-            segment.len = segment.len.wrapping_sub(known) & 0xffff;
+            segment.len = segment.len.wrapping_sub(known) & Segment::MAX_LEN;
         }
         (&raw mut (*flow).sent).write_volatile(end);
     }

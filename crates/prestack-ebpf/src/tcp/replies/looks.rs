@@ -13,6 +13,7 @@ use prestack_proto::{MAX_KEY, binary};
 
 use crate::ledger::backend;
 use crate::scratch::{Scratch, scratch};
+use crate::tcp::segment::Segment;
 use crate::tcp::{flow, tickets};
 use crate::tx::learn;
 
@@ -54,7 +55,7 @@ pub unsafe extern "C" fn prestack_tcp_look(ctx: *mut __sk_buff) -> u64 {
             segment.at = at;
         }
         let rest = segment.len.wrapping_sub(at);
-        if rest == 0 || rest > 0xffff {
+        if rest == 0 || rest > Segment::MAX_LEN {
             return 0;
         }
         let carried = window.forgotten(u64::from((*flow).reply_carried));

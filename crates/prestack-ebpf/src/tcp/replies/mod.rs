@@ -6,12 +6,10 @@ mod looks;
 mod open;
 
 use aya_ebpf::bindings::__sk_buff;
-use aya_ebpf::helpers::generated::bpf_loop;
 use aya_ebpf::programs::TcContext;
-use core::ffi::c_void;
 use prestack_proto::net::{TCP_ACK, TCP_LEN, TCP_SYN};
 
-use elements::{MAX_STEPS, step};
+use elements::prestack_tcp_go_over;
 use leave::{prestack_tcp_leave, prestack_tcp_left};
 use looks::{prestack_tcp_look, prestack_tcp_looked};
 use open::{prestack_tcp_open, prestack_tcp_options};
@@ -60,7 +58,7 @@ pub fn segment(ctx: &TcContext) -> i32 {
             if prestack_tcp_look(skb) == 0 {
                 break;
             }
-            bpf_loop(MAX_STEPS, step as *mut c_void, core::ptr::null_mut(), 0);
+            prestack_tcp_go_over();
             if prestack_tcp_looked() != 0 {
                 learn::learn();
             }

@@ -1,26 +1,23 @@
 //! The bytes of a segment of requests, piece by piece in the window.
 
-use aya_ebpf::bindings::xdp_md;
-use aya_ebpf::helpers::generated::bpf_xdp_load_bytes;
 use prestack_abi::flow::{Flow, MAX_CARRY, Mode};
 use prestack_proto::swar;
+use prestack_proto::verifier::opaque;
 use prestack_proto::window::{Source, WINDOW};
 
+use crate::inbound::Inbound;
 use crate::scratch::scratch;
+use crate::tcp::segment::Segment;
 use crate::tcp::{flow, hole};
 
 /// Bytes of a segment that are looked at together, behind what is carried.
-pub const CHUNK: u64 = (WINDOW - MAX_CARRY) as u64;
+pub const CHUNK: u64 = 1024;
+const _: () = assert!(CHUNK as usize + MAX_CARRY <= WINDOW);
 
 /// Loads the next chunk of the segment's data, behind what is carried, into the window, where the walk
 /// is to start; 0 if there is none. With `is_kept` the data was kept before.
-///
-/// # Safety
-///
-/// `ctx` is the program's context.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub unsafe extern "C" fn prestack_tcp_load(ctx: *mut xdp_md, is_kept: u64) -> u64 {
+#[inline(always)]
+pub fn load<C: Inbound>(ctx: &C, is_kept: u64) -> u64 {
     let Some(scratch) = scratch() else { return 0 };
     // SAFETY: this CPU's scratch.
     let segment = unsafe { &mut (*scratch).segment };
@@ -54,7 +51,7 @@ pub unsafe extern "C" fn prestack_tcp_load(ctx: *mut xdp_md, is_kept: u64) -> u6
         }
         let rest = segment.len.wrapping_sub(at);
         segment.at = at;
-        if rest == 0 || rest > 0xffff {
+        if rest == 0 || rest > Segment::MAX_LEN {
             return 0;
         }
         let size = window.forgotten(if rest < CHUNK { rest } else { CHUNK });
@@ -70,16 +67,14 @@ pub unsafe extern "C" fn prestack_tcp_load(ctx: *mut xdp_md, is_kept: u64) -> u6
             let word = (&raw const (*flow).carry[turn][i]).read_volatile();
             window.set_word(8 * i as u64, word);
         }
-        let to = window
-            .start()
-            .add((prestack_proto::verifier::opaque(carried) & 1023) as usize);
+        let to = window.start().add((opaque(carried) & 1023) as usize);
         let from = segment.data.wrapping_add(at) as u32;
-        let size_arg = ((prestack_proto::verifier::opaque(size.wrapping_sub(1)) & 1023) + 1) as u32;
+        let size_arg = ((opaque(size.wrapping_sub(1)) & 1023) + 1) as u32;
         let size = u64::from(size_arg);
         let is_loaded = if is_kept != 0 {
             hole::copy(at, carried, size)
         } else {
-            bpf_xdp_load_bytes(ctx, from, to.cast(), size_arg) == 0
+            ctx.load(from, to.cast(), size_arg)
         };
         if !is_loaded {
             // The packet is shorter than it says: the kernel drops it.

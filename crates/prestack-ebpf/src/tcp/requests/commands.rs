@@ -1,5 +1,6 @@
 //! The commands in the window: what they change, and what is owed to them.
 
+use aya_ebpf::helpers::generated::bpf_loop;
 use core::ffi::c_void;
 use prestack_abi::config::Config;
 use prestack_abi::flow::{Flow, MAX_ASKED, Mode};
@@ -20,11 +21,21 @@ use crate::tcp::segment::Segment;
 use crate::tcp::{doubt, flow, tickets};
 
 /// Most commands, and keys of GETs, in a chunk: the shortest have two bytes.
-pub const MAX_STEPS: u32 = 1024;
+const MAX_STEPS: u32 = 1024;
+
+/// Acts on the commands in the window. A global function (by its unmangled name): the verifier checks it
+/// once, not for every chunk.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn prestack_tcp_walk() -> u64 {
+    // SAFETY: the callback fits the helper.
+    unsafe { bpf_loop(MAX_STEPS, step as *mut c_void, core::ptr::null_mut(), 0) };
+    0
+}
 
 /// Acts on the next command, or key of a GET. Returns 1 at the end.
 #[inline(never)]
-pub extern "C" fn step(_: u32, _: *mut c_void) -> i64 {
+extern "C" fn step(_: u32, _: *mut c_void) -> i64 {
     let (Some(scratch), Some(config)) = (scratch(), backend::config()) else {
         return 1;
     };

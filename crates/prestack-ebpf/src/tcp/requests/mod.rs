@@ -3,38 +3,36 @@
 mod chunks;
 mod commands;
 mod plan;
+mod steps;
 
-use aya_ebpf::bindings::xdp_action::XDP_PASS;
-use aya_ebpf::bindings::xdp_md;
-use aya_ebpf::helpers::generated::bpf_loop;
-use aya_ebpf::programs::XdpContext;
-use core::ffi::c_void;
 use prestack_abi::config::{Config, Door};
 use prestack_abi::flow::Flow;
 use prestack_proto::net::{TCP_FIN, TCP_RST, TCP_SYN};
 
 pub use chunks::CHUNK;
-use chunks::{prestack_tcp_carry, prestack_tcp_load};
-use commands::{MAX_STEPS, step};
+use chunks::prestack_tcp_carry;
+use commands::prestack_tcp_walk;
 use plan::{KEEP, PARSE, prestack_tcp_begin};
+use steps::Steps;
 
 use super::segment::Segment;
 use super::{doubt, flow, hole, is_before, socket, take_back};
 use crate::cache::fence;
 use crate::clock;
+use crate::inbound::Inbound;
 use crate::ledger::backend::{self, Arrival};
-use crate::maps::{RX_STEPS, count};
-use crate::packet::{Headers, Packet, is_whole};
+use crate::maps::count;
+use crate::packet::{Headers, Packet};
 use crate::rx::again;
 use crate::scratch::scratch;
 
-/// Most chunks of a segment: a jumbo frame has six.
-const MAX_CHUNKS: usize = 44;
+/// Most chunks of a segment, and of what was kept behind it: 64 KiB, which offloads put together, have 64.
+const MAX_CHUNKS: usize = 96;
 
 /// Hands a segment over to the program that follows flows, if it has data or ends its flow.
 #[inline(always)]
-pub fn hand_over(
-    ctx: &XdpContext,
+pub fn hand_over<C: Inbound>(
+    ctx: &C,
     packet: Packet,
     config: &Config,
     door: Arrival,
@@ -42,7 +40,7 @@ pub fn hand_over(
 ) {
     let Some(segment) = Segment::read(packet, headers, door.backend, false) else {
         // What has no whole header the kernel drops.
-        if !is_whole(ctx, packet.len()) {
+        if !ctx.is_whole(packet.len()) {
             backend::forget(config, door.backend);
         }
         return;
@@ -51,60 +49,46 @@ pub fn hand_over(
     if segment.len == 0 && !segment.has(TCP_FIN | TCP_RST) {
         return;
     }
-    // SAFETY: the program takes over; nothing is held here.
-    unsafe { RX_STEPS.tail_call(ctx, 0) };
+    ctx.hand_over();
     // There is none, because user space has let it go.
     backend::forget(config, door.backend);
 }
 
 /// Follows a flow by a segment that has data, or that ends it; the segment passes in any case.
 #[inline(always)]
-pub fn segment(ctx: &XdpContext) -> u32 {
-    // SAFETY: functions of ours, called with the program's context. They are side by side, not one in
-    // the other: together their stacks would be too large.
-    unsafe {
-        if prestack_tcp_arrive(ctx.ctx) == 0 {
-            return XDP_PASS;
-        }
-        match prestack_tcp_begin() {
-            PARSE => {}
-            KEEP => {
-                hole::keep(ctx.ctx);
-                return XDP_PASS;
-            }
-            _ => return XDP_PASS,
-        }
-        let mut is_kept = 0;
-        for _ in 0..MAX_CHUNKS {
-            if prestack_tcp_load(ctx.ctx, is_kept) == 0 {
-                prestack_tcp_end();
-                // What has come before may go on here.
-                if hole::prestack_tcp_resume() == 0 {
-                    break;
-                }
-                is_kept = 1;
-                continue;
-            }
-            bpf_loop(MAX_STEPS, step as *mut c_void, core::ptr::null_mut(), 0);
-            prestack_tcp_carry();
-        }
-        prestack_tcp_finish();
+pub fn segment<C: Steps>(ctx: &C) {
+    // The steps are side by side, not one in the other: together their stacks would be too large.
+    if ctx.arrive() == 0 {
+        return;
     }
-    XDP_PASS
+    match prestack_tcp_begin() {
+        PARSE => {}
+        KEEP => return ctx.keep(),
+        _ => return,
+    }
+    let mut is_kept = 0;
+    for _ in 0..MAX_CHUNKS {
+        if ctx.load_chunk(is_kept) == 0 {
+            prestack_tcp_end();
+            // What has come before may go on here.
+            if hole::prestack_tcp_resume() == 0 {
+                break;
+            }
+            is_kept = 1;
+            continue;
+        }
+        prestack_tcp_walk();
+        prestack_tcp_carry();
+    }
+    prestack_tcp_finish();
 }
 
 /// Finds the flow of the segment in the packet, which is then in the scratch's `segment`. 0 if there is
-/// nothing more to do. A global function (by its unmangled name), as those that follow: the verifier
-/// checks it once.
-///
-/// # Safety
-///
-/// `ctx` is the program's context.
-#[unsafe(no_mangle)]
-#[inline(never)]
-unsafe extern "C" fn prestack_tcp_arrive(ctx: *mut xdp_md) -> u64 {
+/// nothing more to do.
+#[inline(always)]
+fn arrive<C: Inbound>(ctx: &C) -> u64 {
     let Some(scratch) = scratch() else { return 0 };
-    let Some((config, packet, headers, door)) = again(&XdpContext::new(ctx)) else {
+    let Some((config, packet, headers, door)) = again(ctx) else {
         return 0;
     };
     let Some(mut segment) = Segment::read(packet, &headers, door.backend, false) else {
@@ -128,8 +112,7 @@ unsafe extern "C" fn prestack_tcp_arrive(ctx: *mut xdp_md) -> u64 {
             if segment.len == 0 {
                 return 0;
             }
-            // SAFETY: the caller's context.
-            if !unsafe { socket::takes_data(ctx, &segment.key) } {
+            if !socket::takes_data(ctx, &segment.key) {
                 count!(strays);
                 return 0;
             }

@@ -126,7 +126,7 @@ unsafe fn plan(config: &Config, flow: *mut Flow, segment: &mut Segment) -> Plan 
             let known = acked.wrapping_sub(segment.sequence);
             segment.sequence = acked;
             segment.data += u64::from(known);
-            segment.len = segment.len.wrapping_sub(u64::from(known)) & 0xffff;
+            segment.len = segment.len.wrapping_sub(u64::from(known)) & Segment::MAX_LEN;
         }
         if (*flow).doubt & Flow::REQUESTS != 0 {
             if segment.len == 0 {
