@@ -267,9 +267,13 @@ impl Datapath {
 
     /// Runs `tx` on a packet, which always goes on as it was.
     pub fn tx_bytes(&self, packet: &[u8]) {
-        let ran = self.kernel().programs.tx(packet);
-        assert_eq!(ran.action, TC_ACT_UNSPEC, "{}", packet.escape_ascii());
-        assert_eq!(ran.packet, packet, "replies are not changed");
+        goes_on(packet, self.kernel().programs.tx(packet));
+    }
+
+    /// Runs `lo` on a packet, which always goes on as it was.
+    pub fn lo(&self, packet: &PacketBuilder) {
+        let packet = packet.build();
+        goes_on(&packet, self.kernel().programs.lo(&packet));
     }
 
     /// Runs `tx` on a packet.
@@ -347,6 +351,12 @@ impl Datapath {
     pub fn assert_miss(&mut self, key: impl AsRef<[u8]>) {
         self.exchange(get(&[key]), "END\r\n");
     }
+}
+
+/// A program that only looks has run on a packet.
+fn goes_on(packet: &[u8], ran: Ran) {
+    assert_eq!(ran.action, TC_ACT_UNSPEC, "{}", packet.escape_ascii());
+    assert_eq!(ran.packet, packet, "what is looked at is not changed");
 }
 
 fn verdict(packet: &[u8], ran: Ran) -> Verdict {

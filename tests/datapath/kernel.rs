@@ -82,12 +82,12 @@ impl Programs {
         };
         let rx: &mut Xdp = program(&mut ebpf, names::RX);
         rx.load().unwrap_or_else(|error| refused(names::RX, error));
-        let tx: &mut SchedClassifier = program(&mut ebpf, names::TX);
-        tx.load().unwrap_or_else(|error| refused(names::TX, error));
-        let sweep: &mut SchedClassifier = program(&mut ebpf, names::SWEEP);
-        sweep
-            .load()
-            .unwrap_or_else(|error| refused(names::SWEEP, error));
+        for name in [names::TX, names::LO, names::SWEEP] {
+            let classifier: &mut SchedClassifier = program(&mut ebpf, name);
+            classifier
+                .load()
+                .unwrap_or_else(|error| refused(name, error));
+        }
         load_steps(&mut ebpf).unwrap_or_else(|error| match error {
             StepsError::Refused { name, source } => refused(name, *source),
             error => panic!("{error}"),
@@ -106,6 +106,12 @@ impl Programs {
     pub fn rx_in_pieces(&self, packet: &[u8], linear: usize) -> Ran {
         let rx: &Xdp = self.program(names::RX);
         run(rx, packet, Some(&context(linear)))
+    }
+
+    /// Runs `lo` on a packet.
+    pub fn lo(&self, packet: &[u8]) -> Ran {
+        let lo: &SchedClassifier = self.program(names::LO);
+        run(lo, packet, None)
     }
 
     /// Runs `tx` on a packet.

@@ -16,6 +16,7 @@ mod hits;
 mod hostile;
 mod kernel;
 mod links;
+mod lo;
 mod loading;
 mod marks;
 mod model;

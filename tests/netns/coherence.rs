@@ -157,32 +157,49 @@ fn act(
     Ok(done)
 }
 
-/// Lets clients with these transports and habits loose on memcached with one thread, and with
-/// several.
-fn contend(udp: &[Writes], tcp: &[Writes], args: &[&str]) -> Result<()> {
+/// Clients by their habits.
+#[derive(Clone, Copy, Default)]
+struct Crowd<'a> {
+    udp: &'a [Writes],
+    tcp: &'a [Writes],
+    /// On the server itself, over its loopback interface.
+    local_udp: &'a [Writes],
+    local_tcp: &'a [Writes],
+}
+
+/// Lets a crowd loose on memcached with one thread, and with several.
+fn contend(crowd: Crowd<'_>, args: &[&str]) -> Result<()> {
     for threads in [1, 4] {
-        contend_with_threads(threads, udp, tcp, &[&["--memory", "8MiB"], args].concat())
+        contend_with_threads(threads, crowd, &[&["--memory", "8MiB"], args].concat())
             .with_context(|| format!("{threads} threads"))?;
     }
     Ok(())
 }
 
-fn contend_with_threads(threads: u32, udp: &[Writes], tcp: &[Writes], args: &[&str]) -> Result<()> {
+fn contend_with_threads(threads: u32, crowd: Crowd<'_>, args: &[&str]) -> Result<()> {
     let options = MemcachedOptions {
         threads,
         ..MemcachedOptions::default()
     };
-    let stage = Stage::with(options, args)?;
+    let stage = Stage::watching(options, args)?;
     let mut behind = stage.behind()?;
     for k in 0..KEYS {
         store(&mut behind, &key(k), &value(k))?;
     }
     let mut clients: Vec<(Box<dyn Client>, Writes)> = Vec::new();
-    for &writes in udp {
+    for &writes in crowd.udp {
         clients.push((Box::new(stage.udp()?), writes));
     }
-    for &writes in tcp {
+    for &writes in crowd.tcp {
         clients.push((Box::new(stage.tcp()?), writes));
+    }
+    let (host, outside) = (&stage.bed.server, stage.server4());
+    for &writes in crowd.local_udp {
+        clients.push((Box::new(UdpClient::connect(host, outside)?), writes));
+    }
+    for &writes in crowd.local_tcp {
+        clients.push((Box::new(stage.behind()?), writes));
+        clients.push((Box::new(TcpClient::connect(host, outside)?), writes));
     }
 
     let world = World {
@@ -237,7 +254,13 @@ fn writes_over_udp() -> Result<()> {
         Writes::Never,
         Writes::Never,
     ];
-    contend(&clients, &[], &[])
+    contend(
+        Crowd {
+            udp: &clients,
+            ..Crowd::default()
+        },
+        &[],
+    )
 }
 
 #[test]
@@ -247,7 +270,24 @@ fn writes_over_tcp() -> Result<()> {
         Writes::Bursts(Duration::from_millis(1_500)),
         Writes::Bursts(Duration::from_millis(700)),
     ];
-    contend(&udp, &tcp, &["--max-age", "250ms"])
+    let crowd = Crowd {
+        udp: &udp,
+        tcp: &tcp,
+        ..Crowd::default()
+    };
+    contend(crowd, &["--max-age", "250ms"])
+}
+
+/// The others read over the interface that is served. Nothing expires meanwhile.
+#[test]
+fn writes_on_the_host_itself() -> Result<()> {
+    let crowd = Crowd {
+        udp: &[Writes::Never, Writes::Never, Writes::OneIn(100)],
+        tcp: &[Writes::Never],
+        local_udp: &[Writes::OneIn(100)],
+        local_tcp: &[Writes::OneIn(100)],
+    };
+    contend(crowd, &["--max-age", "60s", "--settle", "250ms"])
 }
 
 #[test]
@@ -260,5 +300,10 @@ fn writes_over_both() -> Result<()> {
         Writes::Never,
     ];
     let tcp = [Writes::Bursts(pause), Writes::Bursts(pause)];
-    contend(&udp, &tcp, &["--max-age", "250ms"])
+    let crowd = Crowd {
+        udp: &udp,
+        tcp: &tcp,
+        ..Crowd::default()
+    };
+    contend(crowd, &["--max-age", "250ms"])
 }

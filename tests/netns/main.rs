@@ -11,6 +11,7 @@ mod daemon;
 mod differential;
 mod flush;
 mod links;
+mod lo;
 mod max_age;
 mod overtaking;
 mod races;

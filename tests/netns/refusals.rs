@@ -20,7 +20,8 @@ fn refused(bed: &Testbed, args: &[&str], words: &[&str]) -> Result<()> {
     let dev = &bed.links[0].server_dev;
     let said = Prestack::refusal(&bed.server, &[&["--interface", dev], args].concat())?;
     says(&said, words)?;
-    nothing_attached(&bed.server, dev)
+    nothing_attached(&bed.server, dev)?;
+    nothing_attached(&bed.server, "lo")
 }
 
 fn says(said: &str, words: &[&str]) -> Result<()> {

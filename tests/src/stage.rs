@@ -35,14 +35,24 @@ impl Stage {
         Self::with(MemcachedOptions::default(), &LASTING)
     }
 
-    /// memcached with `options`, and prestack with `args`.
+    /// memcached with `options`, and prestack with `args`, which does not watch the loopback interface:
+    /// tests look [`behind`] it there.
     ///
     /// # Errors
     /// When one of them does not start.
     pub fn with(options: MemcachedOptions, args: &[&str]) -> Result<Self> {
+        Self::watching(options, &[args, &["--no-watch-lo"]].concat())
+    }
+
+    /// memcached with `options`, and prestack with `args`, which watches the loopback interface as well
+    /// unless they say something else.
+    ///
+    /// # Errors
+    /// When one of them does not start.
+    pub fn watching(options: MemcachedOptions, args: &[&str]) -> Result<Self> {
         let bed = Testbed::new()?;
         let memcached = Memcached::start(&bed.server, options)?;
-        let prestack = start_prestack(&bed, 0, args)?;
+        let prestack = start_watching_prestack(&bed, 0, args)?;
         Ok(Self {
             prestack,
             memcached,
@@ -78,8 +88,8 @@ impl Stage {
         TcpClient::connect(&self.bed.client, self.server4())
     }
 
-    /// A connection to memcached over the server's own loopback interface, which prestack does
-    /// not see: it tells and changes what memcached holds behind prestack's back.
+    /// A connection to memcached over the server's own loopback interface, which prestack is told not
+    /// to watch: it tells and changes what memcached holds behind prestack's back.
     ///
     /// # Errors
     /// When nobody accepts.
@@ -96,11 +106,21 @@ impl Stage {
     }
 }
 
-/// Starts prestack on the `link`-th pair of `bed`.
+/// Starts prestack on the `link`-th pair of `bed`. It does not watch the loopback interface, over which
+/// tests look [`behind`] it.
 ///
 /// # Errors
 /// When it does not come to serve.
 pub fn start_prestack(bed: &Testbed, link: usize, args: &[&str]) -> Result<Prestack> {
+    start_watching_prestack(bed, link, &[args, &["--no-watch-lo"]].concat())
+}
+
+/// Starts prestack on the `link`-th pair of `bed`, with the loopback interface watched unless `args` say
+/// something else.
+///
+/// # Errors
+/// When it does not come to serve.
+pub fn start_watching_prestack(bed: &Testbed, link: usize, args: &[&str]) -> Result<Prestack> {
     let interface = ["--interface", &bed.links[link].server_dev];
     Prestack::start(&bed.server, &[&interface[..], args].concat())
 }

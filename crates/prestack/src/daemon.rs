@@ -20,9 +20,10 @@ use prestack_abi::{LAYOUT, config::Config};
 use tracing::{debug, info, warn};
 
 use crate::{
-    attach::{AttachError, Attachment, Datapath, sockets, watch_sockets},
+    attach::{AttachError, Attachment, Datapath, Loopback, Unwatched, sockets, watch_sockets},
     bpffs, clock,
     discovery::procnet::connections,
+    host::LOOPBACK,
     leftovers,
     maps::{self, Controls, covering_ns},
     netlink::{self, Interface, Notices},
@@ -75,6 +76,8 @@ pub struct Daemon {
     state: State,
     // Detached before the programs go.
     attachments: Vec<Attachment>,
+    /// Watches what this host sends to itself, if that is wanted, or says why it does not.
+    lo: Option<Result<Loopback, Unwatched>>,
     /// Notices that memcached ends, or the reason why it does not.
     sockets: Result<sockets::Attached, sockets::Unwatched>,
     datapath: Datapath,
@@ -118,6 +121,7 @@ impl Daemon {
             state: first_state(options, &datapath, &interfaces)?,
             instance,
             attachments: Vec::new(),
+            lo: None,
             datapath,
             controls,
             watch,
@@ -146,6 +150,9 @@ impl Daemon {
                 Attachment::watch_replies(&mut self.datapath, interface, options.egress)?;
             self.attachments.push(attachment);
         }
+        if options.watch_lo {
+            self.watch_lo(options);
+        }
         self.write_state()?;
         for attachment in &mut self.attachments {
             let reason = attachment.take_requests(&mut self.datapath, options.mode)?;
@@ -167,6 +174,9 @@ impl Daemon {
                         source: Box::new(source),
                     })?;
             }
+            if let Some(Ok(lo)) = &mut self.lo {
+                lo.pin(&folder)?;
+            }
             for attachment in &mut self.attachments {
                 attachment.pin(&folder)?;
             }
@@ -183,6 +193,18 @@ impl Daemon {
             );
         }
         Ok(())
+    }
+
+    /// Watches what this host sends to itself. If that cannot be, it is one more way that is not seen.
+    fn watch_lo(&mut self, options: &Options) {
+        let watched = Loopback::watch(&mut self.datapath, options.egress);
+        if let Err(error) = &watched {
+            warn!("{error}");
+            if let Err(error) = self.watch.give_up_lo(&self.controls) {
+                warn!("{error}");
+            }
+        }
+        self.lo = Some(watched);
     }
 
     /// Has the datapath notice when a socket of a backend is released.
@@ -327,6 +349,14 @@ impl Daemon {
         self.state.backends = self.watch.backends();
         self.state.allow = self.watch.allowed().to_vec();
         self.state.problems = self.watch.problems().to_vec();
+        self.state.lo = match &self.lo {
+            Some(Ok(lo)) => Some(lo.state()),
+            Some(Err(error)) => {
+                self.state.problems.push(error.to_string());
+                None
+            }
+            None => None,
+        };
         if let Err(error) = &self.sockets {
             self.state.problems.push(error.to_string());
         }
@@ -342,6 +372,7 @@ impl Daemon {
     pub fn stop(self, pinned: bool) -> anyhow::Result<()> {
         self.controls.stop_serving();
         drop(self.attachments);
+        drop(self.lo);
         drop(self.sockets);
         if pinned {
             return Ok(());
@@ -394,20 +425,26 @@ fn first_state(
     datapath: &Datapath,
     interfaces: &[Interface],
 ) -> anyhow::Result<State> {
-    let interfaces = interfaces.iter().map(|interface| AttachedState {
+    let unattached = |interface: &Interface| AttachedState {
         name: interface.name.clone(),
         index: interface.index,
         mode: String::new(),
         egress: String::new(),
         added_clsact: false,
-    });
+    };
+    let lo = if options.watch_lo {
+        netlink::interface(LOOPBACK)?
+    } else {
+        None
+    };
     Ok(State {
         layout: LAYOUT,
         version: env!("CARGO_PKG_VERSION").into(),
         pid: std::process::id(),
         started: unix_time().as_secs(),
         netns: current_netns()?,
-        interfaces: interfaces.collect(),
+        interfaces: interfaces.iter().map(unattached).collect(),
+        lo: lo.as_ref().map(unattached),
         programs: datapath.programs.clone(),
         maps: datapath.maps,
         memory: options.memory.as_u64(),

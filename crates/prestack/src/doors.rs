@@ -91,7 +91,7 @@ pub struct TooManyDoors {
 }
 
 /// The doors of `backends`, exact addresses before wildcards, in an order that does not depend on
-/// which of them are alive.
+/// which of them are alive. Loopback addresses are among them if packets to them are seen.
 ///
 /// # Errors
 /// There are too many.
@@ -99,13 +99,14 @@ pub fn doors(
     backends: &[Tenant<'_>],
     local: &[LocalAddress],
     selection: &Selection,
+    watches_lo: bool,
 ) -> Result<Vec<DoorSpec>, TooManyDoors> {
     let mut wanted: Vec<Wanted> = Vec::new();
     // Where a dead backend was, a live one may be by now.
     let (alive, dead): (Vec<_>, Vec<_>) = backends.iter().partition(|tenant| tenant.alive);
     let mut taken = HashSet::new();
     for tenant in alive.into_iter().chain(dead) {
-        for door in tenant_doors(tenant, local, selection) {
+        for door in tenant_doors(tenant, local, selection, watches_lo) {
             if taken.insert((door.spec.address, door.spec.port)) {
                 wanted.push(door);
             }
@@ -141,7 +142,12 @@ struct Wanted {
     optional: bool,
 }
 
-fn tenant_doors(tenant: &Tenant<'_>, local: &[LocalAddress], selection: &Selection) -> Vec<Wanted> {
+fn tenant_doors(
+    tenant: &Tenant<'_>,
+    local: &[LocalAddress],
+    selection: &Selection,
+    watches_lo: bool,
+) -> Vec<Wanted> {
     let Tenant {
         number,
         memcached,
@@ -166,13 +172,10 @@ fn tenant_doors(tenant: &Tenant<'_>, local: &[LocalAddress], selection: &Selecti
         let chosen = |address| selection.serves(address, port);
         if !socket.address.is_unspecified() {
             let address = socket.address;
-            if !address.is_loopback() || on_wire(address) {
-                add(
-                    Some(address),
-                    port,
-                    takes_udp(address) && chosen(address),
-                    false,
-                );
+            let reachable = !address.is_loopback() || on_wire(address);
+            if reachable || watches_lo {
+                let served = reachable && takes_udp(address) && chosen(address);
+                add(Some(address), port, served, false);
             }
             continue;
         }
@@ -254,7 +257,7 @@ mod tests {
             memcached: &memcached,
             alive: true,
         };
-        show(&doors(&[tenant], &host(), selection).expect("few"))
+        show(&doors(&[tenant], &host(), selection, false).expect("few"))
     }
 
     const ANY4: [&str; 2] = ["tcp 0.0.0.0:11211", "udp 0.0.0.0:11211"];
@@ -319,7 +322,7 @@ mod tests {
             alive: true,
         };
         let local = local(&[("vs", "10.0.0.1/24"), ("eth0", "169.254.0.9/16")]);
-        let doors = doors(&[tenant], &local, &select(&[11211], &[])).expect("few");
+        let doors = doors(&[tenant], &local, &select(&[11211], &[]), false).expect("few");
         assert_eq!(
             show(&doors),
             [
@@ -376,8 +379,28 @@ mod tests {
             attached: true,
             ..host().swap_remove(0)
         }];
-        let doors = doors(&[tenant], &attached, &select(&[11211], &[])).expect("few");
+        let doors = doors(&[tenant], &attached, &select(&[11211], &[]), false).expect("few");
         assert_eq!(show(&doors), ["0 127.0.0.1 11211 serve"]);
+    }
+
+    /// They are not served: nobody reaches them over the interface that is.
+    #[test]
+    fn loopback_counts_when_it_is_watched() {
+        let memcached = memcached(&[
+            "udp 127.0.0.1:11211",
+            "tcp [::1]:11211",
+            "udp 10.0.0.1:11211",
+        ]);
+        let tenant = Tenant {
+            number: 0,
+            memcached: &memcached,
+            alive: true,
+        };
+        let doors = doors(&[tenant], &host(), &select(&[11211], &[]), true).expect("few");
+        assert_eq!(
+            show(&doors),
+            ["0 10.0.0.1 11211 serve", "0 127.0.0.1 11211", "0 ::1 11211"]
+        );
     }
 
     #[test]
@@ -401,8 +424,8 @@ mod tests {
                 },
             ]
         };
-        let before = doors(&tenants(true), &host(), &selection).expect("few");
-        let after = doors(&tenants(false), &host(), &selection).expect("few");
+        let before = doors(&tenants(true), &host(), &selection, false).expect("few");
+        let after = doors(&tenants(false), &host(), &selection, false).expect("few");
         assert_eq!(show(&after), ["0 10.0.0.1 11211", "1 10.0.0.1 11212 serve"]);
         assert!(
             before
@@ -428,7 +451,7 @@ mod tests {
                 alive: true,
             },
         ];
-        let doors = doors(&tenants, &host(), &select(&[11211], &[])).expect("few");
+        let doors = doors(&tenants, &host(), &select(&[11211], &[]), false).expect("few");
         assert_eq!(show(&doors), ["0 10.0.0.1 11300", "1 10.0.0.1 11211 serve"]);
     }
 
@@ -447,7 +470,7 @@ mod tests {
             memcached: &memcached,
             alive: true,
         };
-        let list = doors(&[tenant], &addresses, &select(&[11211], &[])).expect("enough");
+        let list = doors(&[tenant], &addresses, &select(&[11211], &[]), false).expect("enough");
         assert_eq!(list.len(), MAX_DOORS);
         assert_eq!(list.last().expect("some").address, None);
         let attached: Vec<_> = addresses
@@ -459,7 +482,7 @@ mod tests {
             })
             .collect();
         assert_eq!(
-            doors(&[tenant], &attached, &select(&[11211], &[])),
+            doors(&[tenant], &attached, &select(&[11211], &[]), false),
             Err(TooManyDoors { needed: 101 })
         );
     }

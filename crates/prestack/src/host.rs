@@ -14,6 +14,9 @@ use crate::{
     netlink,
 };
 
+/// Name of the loopback interface.
+pub const LOOPBACK: &str = "lo";
+
 /// An address of this host.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct LocalAddress {

@@ -55,7 +55,7 @@ pub fn remove(instance: &Instance) -> Result<Vec<String>, LeftoverError> {
         return Ok(removed);
     };
     let here = state::current_netns()?;
-    for interface in state.interfaces.iter().filter(|i| i.egress != "tcx") {
+    for interface in state.egresses().filter(|i| i.egress != "tcx") {
         let failed = |source| LeftoverError::Filter {
             interface: interface.name.clone(),
             source,

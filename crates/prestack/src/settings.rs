@@ -12,9 +12,10 @@ use bytesize::ByteSize;
 use clap::{Args, ValueEnum};
 use ipnet::IpNet;
 use prestack_abi::cache::BUCKET_BYTES;
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 
 use crate::{
+    host::LOOPBACK,
     one_or_many::one_or_many,
     units::{InstanceName, Network, Size, Span},
 };
@@ -145,6 +146,12 @@ pub struct Settings {
     #[arg(long)]
     pub serve_reserved_ports: bool,
 
+    /// Do not watch the loopback interface: what clients on this host change then shows after max-age at
+    /// most
+    #[arg(long)]
+    #[serde(rename = "watch-lo", deserialize_with = "negated")]
+    pub no_watch_lo: bool,
+
     /// Name of this instance: several on one host need different ones [default: default]
     #[arg(long, value_name = "NAME")]
     pub instance: Option<InstanceName>,
@@ -195,6 +202,7 @@ impl Settings {
             allow: first(self.allow, file.allow),
             rate_limit: self.rate_limit.or(file.rate_limit),
             serve_reserved_ports: self.serve_reserved_ports || file.serve_reserved_ports,
+            no_watch_lo: self.no_watch_lo || file.no_watch_lo,
             instance: self.instance.or(file.instance),
             pin: self.pin || file.pin,
             settle: self.settle.or(file.settle),
@@ -236,6 +244,7 @@ impl Settings {
         }
         Ok(Options {
             instance: self.instance.unwrap_or_default(),
+            watch_lo: !self.no_watch_lo && !self.interface.iter().any(|name| name == LOOPBACK),
             interfaces: self.interface,
             ports,
             addresses: self.address,
@@ -251,6 +260,11 @@ impl Settings {
             egress: self.egress.unwrap_or_default(),
         })
     }
+}
+
+/// Reads a flag that says the opposite of the setting in the file.
+fn negated<'de, D: Deserializer<'de>>(setting: D) -> Result<bool, D::Error> {
+    bool::deserialize(setting).map(|is| !is)
 }
 
 fn in_range(name: &'static str, given: Duration, least: Duration) -> Result<(), SettingsError> {
@@ -309,6 +323,8 @@ pub struct Options {
     pub rate_limit: Option<NonZeroU32>,
     /// Whether ports below 1024 are served.
     pub serve_reserved_ports: bool,
+    /// Whether the loopback interface is watched; not if it is served.
+    pub watch_lo: bool,
     /// Whether the programs outlive the process.
     pub pin: bool,
     /// How to attach at egress.
@@ -340,6 +356,7 @@ mod tests {
             allow = ["10.0.0.0/8", "fd00::1"]
             instance = "two"
             pin = true
+            watch-lo = false
             settle = "2s"
             egress = "clsact"
             "#,
@@ -355,7 +372,7 @@ mod tests {
         assert_eq!(options.settle, Duration::from_secs(2));
         assert_eq!(options.allow[1], "fd00::1/128".parse().unwrap());
         assert_eq!(options.instance.as_str(), "two");
-        assert!(options.pin);
+        assert!(options.pin && !options.watch_lo);
         assert_eq!(options.egress, EgressSetting::Clsact);
     }
 
@@ -367,10 +384,24 @@ mod tests {
         assert_eq!(options.settle, options.max_age);
         assert_eq!(options.memory, ByteSize::mib(256));
         assert_eq!(options.instance.as_str(), "default");
+        assert!(options.watch_lo);
         assert_eq!(
             u64::from(options.buckets),
             (256 << 20) / BUCKET_BYTES as u64
         );
+    }
+
+    #[test]
+    fn loopback_is_watched_unless_it_is_served_or_that_is_switched_off() {
+        let watches = |text| resolve(text).expect("in range").watch_lo;
+        assert!(watches("interface = 'vs'\nwatch-lo = true"));
+        assert!(!watches("interface = 'vs'\nwatch-lo = false"));
+        assert!(!watches("interface = ['vs', 'lo']"));
+        let flag = Settings {
+            no_watch_lo: true,
+            ..Settings::default()
+        };
+        assert!(flag.over(file("watch-lo = true").unwrap()).no_watch_lo);
     }
 
     #[test]

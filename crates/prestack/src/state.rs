@@ -2,7 +2,6 @@
 
 use std::{
     fs, io,
-    net::IpAddr,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -33,6 +32,9 @@ pub struct State {
     pub netns: u64,
     /// Where it is attached.
     pub interfaces: Vec<AttachedState>,
+    /// Where it watches the host's own packets: the loopback interface.
+    #[serde(default)]
+    pub lo: Option<AttachedState>,
     /// Kernel's numbers of its programs.
     pub programs: Vec<u32>,
     /// Its maps.
@@ -53,8 +55,9 @@ pub struct State {
     pub backends: Vec<BackendState>,
     /// Why something on a chosen port is not served.
     pub problems: Vec<String>,
-    /// Addresses of interfaces that are not attached, through which memcached can be reached.
-    pub unseen: Vec<IpAddr>,
+    /// The loopback interface if it is not seen, and addresses of others that are not attached, through
+    /// which memcached can be reached.
+    pub unseen: Vec<String>,
 }
 
 /// An interface of an instance.
@@ -64,7 +67,7 @@ pub struct AttachedState {
     pub name: String,
     /// Its index.
     pub index: u32,
-    /// `native` or `generic`, once attached.
+    /// `native` or `generic`, once attached; neither where packets are only watched.
     pub mode: String,
     /// `tcx` or `clsact`, once attached.
     pub egress: String,
@@ -247,6 +250,11 @@ impl Instance {
 }
 
 impl State {
+    /// Every interface with a program at its egress.
+    pub fn egresses(&self) -> impl Iterator<Item = &AttachedState> {
+        self.interfaces.iter().chain(&self.lo)
+    }
+
     /// How long the daemon has been running.
     #[must_use]
     pub fn uptime(&self) -> Duration {
@@ -331,6 +339,7 @@ mod tests {
                     added_clsact: false,
                 })
                 .to_vec(),
+            lo: None,
             programs: vec![17],
             maps: MapIds::default(),
             memory: 1,

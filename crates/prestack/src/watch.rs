@@ -1,9 +1,8 @@
 //! Watches the backends while the datapath runs: what it may serve, and what has to be forgotten.
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     io,
-    net::IpAddr,
     os::fd::{AsFd as _, BorrowedFd, OwnedFd},
     time::Duration,
 };
@@ -18,7 +17,7 @@ use crate::{
     attach::sockets,
     discovery::{Found, Problem, Scanner, Selection},
     doors::{DoorSpec, Tenant, TooManyDoors, doors},
-    host::{self, Host, LocalAddress},
+    host::{self, Host, LOOPBACK, LocalAddress},
     maps::Controls,
     settings::Options,
     slots::{Changes, Slots},
@@ -83,6 +82,7 @@ pub struct Watch {
     interfaces: Vec<String>,
     allow: Vec<IpNet>,
     settle: Duration,
+    lo: Lo,
     scanner: Scanner,
     slots: Slots,
     layout: Layout,
@@ -92,7 +92,15 @@ pub struct Watch {
     ends: BTreeMap<u8, OwnedFd>,
     /// Said already.
     problems: Vec<String>,
-    unseen: Vec<IpAddr>,
+    unseen: Vec<String>,
+}
+
+/// What becomes of packets on the loopback interface.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Lo {
+    Served,
+    Watched,
+    Unseen,
 }
 
 impl Watch {
@@ -109,6 +117,11 @@ impl Watch {
             interfaces: options.interfaces.clone(),
             allow: options.allow.clone(),
             settle: options.settle,
+            lo: match options.watch_lo {
+                true => Lo::Watched,
+                false if options.interfaces.iter().any(|name| name == LOOPBACK) => Lo::Served,
+                false => Lo::Unseen,
+            },
             scanner: Scanner::default(),
             slots: Slots::default(),
             layout: Layout::default(),
@@ -128,11 +141,20 @@ impl Watch {
         watch.watch_ends(changes)?;
         watch.layout = watch.lay_out(host)?;
         watch.indices = host.indices();
-        watch.unseen = watch.unseen_addresses(&host.local);
+        watch.unseen = watch.unseen_ways(&host.local);
         if let Some(error) = watch.unreachable().into_iter().next() {
             return Err(error);
         }
         Ok(watch)
+    }
+
+    /// The loopback interface cannot be watched.
+    ///
+    /// # Errors
+    /// As for [`rescan`](Self::rescan).
+    pub fn give_up_lo(&mut self, controls: &Controls) -> Result<(), WatchError> {
+        self.lo = Lo::Unseen;
+        self.rescan(controls).map(drop)
     }
 
     /// Writes doors and allow list into a configuration.
@@ -236,7 +258,7 @@ impl Watch {
             }
         }
         let changed = self.apply(layout, &changes, controls);
-        let unseen = self.unseen_addresses(&host.local);
+        let unseen = self.unseen_ways(&host.local);
         let said = self.say_problems(&problems, &changes);
         Ok(changed | said | (std::mem::replace(&mut self.unseen, unseen) != self.unseen))
     }
@@ -290,7 +312,12 @@ impl Watch {
             .iter()
             .map(|link| link.to_abi(allow.on_link(&link.interface, &host.local)));
         Ok(Layout {
-            doors: doors(&tenants, &host.local, &self.selection)?,
+            doors: doors(
+                &tenants,
+                &host.local,
+                &self.selection,
+                self.lo == Lo::Watched,
+            )?,
             links: links.collect(),
             allow,
         })
@@ -363,21 +390,24 @@ impl Watch {
             .collect()
     }
 
-    /// Addresses of the host through which memcached is written to unseen.
-    fn unseen_addresses(&self, local: &[LocalAddress]) -> Vec<IpAddr> {
+    /// Ways over which memcached is written to unseen: the loopback interface, and addresses of the host
+    /// that others reach over interfaces that are not attached.
+    fn unseen_ways(&self, local: &[LocalAddress]) -> Vec<String> {
         let live: Vec<_> = self.slots.iter().filter(|(_, slot)| slot.alive).collect();
         let takes = |address| {
             let mut sockets = live.iter().flat_map(|(_, slot)| &slot.memcached.sockets);
             sockets.any(|socket| socket.takes(address))
         };
-        let mut unseen: Vec<_> = local
+        let addresses: BTreeSet<_> = local
             .iter()
-            .filter(|here| !here.attached && takes(here.address()))
+            .filter(|here| !here.attached && !here.address().is_loopback())
             .map(LocalAddress::address)
+            .filter(|address| takes(*address))
             .collect();
-        unseen.sort_unstable();
-        unseen.dedup();
-        unseen
+        let lo = (self.lo == Lo::Unseen && !live.is_empty()).then(|| LOOPBACK.to_owned());
+        lo.into_iter()
+            .chain(addresses.iter().map(ToString::to_string))
+            .collect()
     }
 
     /// Logs what is new among the problems. Returns whether they changed.
@@ -414,9 +444,10 @@ impl Watch {
         &self.layout.allow.networks
     }
 
-    /// Addresses of interfaces that are not attached, through which memcached can be reached.
+    /// The loopback interface if it is not seen, and addresses of others that are not attached, through
+    /// which memcached can be reached.
     #[must_use]
-    pub fn unseen(&self) -> &[IpAddr] {
+    pub fn unseen(&self) -> &[String] {
         &self.unseen
     }
 

@@ -1,7 +1,9 @@
 //! A connection, both of whose ends are played.
 
+use std::net::IpAddr;
+
 use crate::harness::Datapath;
-use crate::packet::{ACK, PSH, PacketBuilder, SYN};
+use crate::packet::{ACK, PORT, PSH, PacketBuilder, SYN};
 
 /// Options of a SYN-ACK: a window scale of 7, and other things before it.
 const OPTIONS: [u8; 20] = [
@@ -21,6 +23,8 @@ pub struct Connection {
     pub v6: bool,
     /// VLAN tags, EtherType and number.
     pub tags: Vec<(u16, u16)>,
+    /// The address of both ends, if the host talks to itself.
+    pub local: Option<IpAddr>,
 }
 
 impl Connection {
@@ -33,6 +37,7 @@ impl Connection {
             port,
             v6: false,
             tags: Vec::new(),
+            local: None,
         }
     }
 
@@ -43,11 +48,45 @@ impl Connection {
         connection
     }
 
+    /// A connection from this port, of a host that talks to itself.
+    pub fn open_locally(path: &Datapath, port: u16, address: impl Into<IpAddr>) -> Self {
+        let mut connection = Self {
+            local: Some(address.into()),
+            ..Self::new(port)
+        };
+        connection.shake_hands(path);
+        connection
+    }
+
+    /// A packet from the client is seen.
+    pub fn arrives(&self, path: &Datapath, packet: &PacketBuilder) {
+        match self.local {
+            Some(_) => path.lo(packet),
+            None => path.pass(packet),
+        }
+    }
+
+    /// A packet from memcached's host is seen.
+    fn leaves(&self, path: &Datapath, packet: &PacketBuilder) {
+        match self.local {
+            Some(_) => path.lo(packet),
+            None => path.tx(packet),
+        }
+    }
+
+    fn between_ends(&self, segment: PacketBuilder) -> PacketBuilder {
+        match self.local {
+            Some(address) => segment.from((address, self.port)).to((address, PORT)),
+            None if self.v6 => segment.v6(),
+            None => segment,
+        }
+    }
+
     pub fn shake_hands(&mut self, path: &Datapath) {
-        path.pass(&self.segment(SYN, ""));
+        self.arrives(path, &self.segment(SYN, ""));
         self.client = self.client.wrapping_add(1);
         self.acked = self.client;
-        path.tx(&self.answer(SYN | ACK, "").tcp_options(&OPTIONS));
+        self.leaves(path, &self.answer(SYN | ACK, "").tcp_options(&OPTIONS));
         self.server = self.server.wrapping_add(1);
     }
 
@@ -56,7 +95,7 @@ impl Connection {
         let segment = PacketBuilder::tcp(self.client, flags, data)
             .client_port(self.port)
             .acknowledging(self.server);
-        let segment = if self.v6 { segment.v6() } else { segment };
+        let segment = self.between_ends(segment);
         self.tags
             .iter()
             .fold(segment, |segment, tag| segment.tag(tag.0, tag.1))
@@ -67,14 +106,13 @@ impl Connection {
         let segment = PacketBuilder::tcp(self.server, flags, data)
             .client_port(self.port)
             .acknowledging(self.acked);
-        let segment = if self.v6 { segment.v6() } else { segment };
-        segment.reversed()
+        self.between_ends(segment).reversed()
     }
 
     /// The client sends data in order. Returns the segment.
     pub fn send(&mut self, path: &Datapath, data: impl AsRef<[u8]>) -> PacketBuilder {
         let segment = self.segment(ACK | PSH, &data);
-        path.pass(&segment);
+        self.arrives(path, &segment);
         self.client = self.client.wrapping_add(data.as_ref().len() as u32);
         segment
     }
@@ -96,7 +134,7 @@ impl Connection {
     /// memcached's host acknowledges what has come.
     pub fn acknowledge(&mut self, path: &Datapath) {
         self.acked = self.client;
-        path.tx(&self.answer(ACK, ""));
+        self.leaves(path, &self.answer(ACK, ""));
     }
 
     /// memcached answers, having got what has come.
@@ -107,7 +145,7 @@ impl Connection {
 
     /// memcached sends data without acknowledging anything new.
     pub fn send_back(&mut self, path: &Datapath, data: impl AsRef<[u8]>) {
-        path.tx(&self.answer(ACK | PSH, &data));
+        self.leaves(path, &self.answer(ACK | PSH, &data));
         self.server = self.server.wrapping_add(data.as_ref().len() as u32);
     }
 

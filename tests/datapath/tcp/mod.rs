@@ -5,19 +5,19 @@ mod doubt;
 mod fills;
 mod order;
 mod outstanding;
-mod requests;
+pub mod requests;
 mod strays;
 mod table;
 
 use crate::harness::{Datapath, volume};
 
 /// The step between the cases of a long series: in a virtual machine, which is slow, some are left out.
-fn step(in_vm: usize) -> usize {
+pub fn step(in_vm: usize) -> usize {
     if volume(20) < 20 { in_vm } else { 1 }
 }
 
 /// A cache with two keys.
-fn filled() -> Datapath {
+pub fn filled() -> Datapath {
     let mut path = Datapath::new();
     path.fill("key", "value");
     path.fill("other", "value");
@@ -25,7 +25,7 @@ fn filled() -> Datapath {
 }
 
 /// Everything may have changed: the cache is empty and is not filled.
-fn assert_forgotten(path: &mut Datapath) {
+pub fn assert_forgotten(path: &mut Datapath) {
     assert!(path.epoch() > 0);
     path.assert_miss("key");
     path.assert_miss("other");
@@ -33,14 +33,14 @@ fn assert_forgotten(path: &mut Datapath) {
 }
 
 /// Nothing has happened to the cache.
-fn assert_untouched(path: &mut Datapath) {
+pub fn assert_untouched(path: &mut Datapath) {
     assert_eq!(path.epoch(), 0, "{:?}", path.stats());
     path.assert_hit("key", "value");
     path.assert_hit("other", "value");
 }
 
 /// `key` alone was written.
-fn assert_key_written(path: &mut Datapath) {
+pub fn assert_key_written(path: &mut Datapath) {
     assert_eq!(path.epoch(), 0, "{:?}", path.stats());
     path.assert_miss("key");
     path.assert_hit("other", "value");

@@ -20,7 +20,7 @@ fn reads_change_nothing() {
 }
 
 /// Every command that changes one item, in text, meta and binary.
-fn writes() -> Vec<Vec<u8>> {
+pub fn writes() -> Vec<Vec<u8>> {
     let text = [
         "set key 0 0 3\r\nnew\r\n",
         "set key 0 0 3 noreply\r\nnew\r\n",

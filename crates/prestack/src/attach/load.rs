@@ -101,11 +101,12 @@ impl Datapath {
         let rx: &mut Xdp = program(&mut ebpf, names::RX)?;
         rx.load().map_err(|error| refused(names::RX, error))?;
         let rx = rx.info().map_err(info)?.id();
-        let tx: &mut SchedClassifier = program(&mut ebpf, names::TX)?;
-        tx.load().map_err(|error| refused(names::TX, error))?;
-        let tx = tx.info().map_err(info)?.id();
-        let sweep: &mut SchedClassifier = program(&mut ebpf, names::SWEEP)?;
-        sweep.load().map_err(|error| refused(names::SWEEP, error))?;
+        let mut programs = vec![rx];
+        for name in [names::TX, names::LO, names::SWEEP] {
+            let classifier: &mut SchedClassifier = program(&mut ebpf, name)?;
+            classifier.load().map_err(|error| refused(name, error))?;
+            programs.push(classifier.info().map_err(info)?.id());
+        }
         load_steps(&mut ebpf).map_err(|error| match error {
             StepsError::Missing(name) => LoadError::Missing(name),
             StepsError::Refused { name, source } => refused(name, *source),
@@ -114,7 +115,7 @@ impl Datapath {
         Ok(Self {
             ebpf,
             maps,
-            programs: vec![rx, tx],
+            programs,
         })
     }
 
@@ -137,9 +138,12 @@ impl Datapath {
         program(&mut self.ebpf, names::RELEASED)
     }
 
-    /// The TC program.
-    pub(super) fn tx(&mut self) -> Result<&mut SchedClassifier, LoadError> {
-        program(&mut self.ebpf, names::TX)
+    /// A TC program.
+    pub(super) fn classifier(
+        &mut self,
+        name: &'static str,
+    ) -> Result<&mut SchedClassifier, LoadError> {
+        program(&mut self.ebpf, name)
     }
 }
 

@@ -5,13 +5,18 @@ pub mod sockets;
 pub mod tc;
 pub mod xdp;
 
-use std::{io, path::PathBuf};
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
 
 use aya::programs::ProgramError;
+use prestack_abi::names;
 
 use crate::{
     bpffs::BpffsError,
-    netlink::Interface,
+    host::LOOPBACK,
+    netlink::{self, Interface},
     settings::{EgressSetting, ModeSetting},
     state::AttachedState,
 };
@@ -55,6 +60,63 @@ pub fn watch_sockets(datapath: &mut Datapath) -> Result<sockets::Attached, socke
     sockets::attach(datapath)
 }
 
+/// The program that watches what this host sends to itself, on the loopback interface: it is detached when
+/// this is dropped, unless pinned.
+#[derive(Debug)]
+pub struct Loopback {
+    interface: Interface,
+    lo: tc::Attached,
+}
+
+impl Loopback {
+    /// Attaches `lo`: requests are looked at, and replies watched, from then on.
+    ///
+    /// # Errors
+    /// There is no loopback interface, or the kernel refused.
+    pub fn watch(datapath: &mut Datapath, egress: EgressSetting) -> Result<Self, Unwatched> {
+        let interface = netlink::interface(LOOPBACK)?.ok_or(Unwatched::Missing)?;
+        let lo = tc::attach(datapath, names::LO, &interface, egress)?;
+        Ok(Self { interface, lo })
+    }
+
+    /// Pins the link in `folder`, so that it outlives the process.
+    ///
+    /// # Errors
+    /// The BPF file system refused.
+    pub fn pin(&mut self, folder: &Path) -> Result<(), AttachError> {
+        let path = folder.join("lo");
+        self.lo.pin(&path).map_err(|source| AttachError::Pin {
+            interface: self.interface.name.clone(),
+            path,
+            source: Box::new(source),
+        })
+    }
+
+    /// What other commands need to know.
+    #[must_use]
+    pub fn state(&self) -> AttachedState {
+        AttachedState {
+            name: self.interface.name.clone(),
+            index: self.interface.index,
+            mode: String::new(),
+            egress: self.lo.hook().into(),
+            added_clsact: self.lo.added_clsact(),
+        }
+    }
+}
+
+/// What this host sends to itself cannot be watched: what its clients change shows after max-age at most.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs, reason = "the messages say it")]
+pub enum Unwatched {
+    #[error("writes of clients on this host are not seen: there is no interface named {LOOPBACK}")]
+    Missing,
+    #[error("writes of clients on this host are not seen: cannot ask about {LOOPBACK}: {0}")]
+    Io(#[from] io::Error),
+    #[error("writes of clients on this host are not seen: {0}")]
+    Attach(#[from] AttachError),
+}
+
 /// The programs' place on one interface: they are detached when this is dropped, unless pinned.
 #[derive(Debug)]
 pub struct Attachment {
@@ -74,7 +136,7 @@ impl Attachment {
         interface: Interface,
         egress: EgressSetting,
     ) -> Result<Self, AttachError> {
-        let tx = tc::attach(datapath, &interface, egress)?;
+        let tx = tc::attach(datapath, names::TX, &interface, egress)?;
         Ok(Self {
             interface,
             rx: None,
@@ -107,7 +169,7 @@ impl Attachment {
     ///
     /// # Errors
     /// The BPF file system refused.
-    pub fn pin(&mut self, folder: &std::path::Path) -> Result<(), AttachError> {
+    pub fn pin(&mut self, folder: &Path) -> Result<(), AttachError> {
         let failed = |path: PathBuf, source| AttachError::Pin {
             interface: self.interface.name.clone(),
             path,

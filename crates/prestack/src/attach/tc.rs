@@ -20,7 +20,7 @@ use crate::{
     settings::EgressSetting,
 };
 
-/// `tx` on an interface.
+/// A program on an interface.
 #[derive(Debug)]
 pub enum Attached {
     /// By a link.
@@ -119,18 +119,19 @@ pub fn remove_filters(index: u32, programs: &[u32], added_clsact: bool) -> std::
     Ok(removed)
 }
 
-/// Attaches `tx`.
+/// Attaches the program of this name.
 pub(super) fn attach(
     datapath: &mut Datapath,
+    name: &'static str,
     interface: &Interface,
     egress: EgressSetting,
 ) -> Result<Attached, AttachError> {
     let attached = match egress {
-        EgressSetting::Tcx => attach_tcx(datapath, interface).map_err(|(reason, _)| reason),
-        EgressSetting::Clsact => attach_clsact(datapath, interface),
-        EgressSetting::Auto => match attach_tcx(datapath, interface) {
+        EgressSetting::Tcx => attach_tcx(datapath, name, interface).map_err(|(reason, _)| reason),
+        EgressSetting::Clsact => attach_clsact(datapath, name, interface),
+        EgressSetting::Auto => match attach_tcx(datapath, name, interface) {
             // A kernel without TCX does not know the attach type.
-            Err((_, Some(libc::EINVAL))) => attach_clsact(datapath, interface),
+            Err((_, Some(libc::EINVAL))) => attach_clsact(datapath, name, interface),
             attached => attached.map_err(|(reason, _)| reason),
         },
     };
@@ -143,10 +144,12 @@ pub(super) fn attach(
 /// The error number, if there is one, comes with the reason.
 fn attach_tcx(
     datapath: &mut Datapath,
+    name: &'static str,
     interface: &Interface,
 ) -> Result<Attached, (String, Option<i32>)> {
     let failed = |error| (reason(&error), error_number(&error));
-    let program = datapath.tx().map_err(|error| (error.to_string(), None))?;
+    let program = datapath.classifier(name);
+    let program = program.map_err(|error| (error.to_string(), None))?;
     // Last, to see what goes onto the wire: what other programs drop has not been answered.
     let options = TcAttachOptions::TcxOrder(LinkOrder::last());
     let id = program
@@ -160,7 +163,11 @@ fn attach_tcx(
     })
 }
 
-fn attach_clsact(datapath: &mut Datapath, interface: &Interface) -> Result<Attached, String> {
+fn attach_clsact(
+    datapath: &mut Datapath,
+    name: &'static str,
+    interface: &Interface,
+) -> Result<Attached, String> {
     let added_clsact = match qdisc_add_clsact(&interface.name) {
         Ok(()) => true,
         Err(TcError::NetlinkError(error)) if error.raw_os_error() == Some(libc::EEXIST) => false,
@@ -173,7 +180,8 @@ fn attach_clsact(datapath: &mut Datapath, interface: &Interface) -> Result<Attac
         added_clsact,
         stays: false,
     };
-    let program = datapath.tx().map_err(|error| error.to_string())?;
+    let program = datapath.classifier(name);
+    let program = program.map_err(|error| error.to_string())?;
     let options = TcAttachOptions::Netlink(NlOptions::default());
     let id = program
         .attach_with_options(&interface.name, TcAttachType::Egress, options)

@@ -54,11 +54,17 @@ pub fn status(args: &InstanceArgs) -> anyhow::Result<String> {
 }
 
 fn interfaces(running: &Running) -> String {
-    let list: Vec<_> = running
-        .state
+    let state = &running.state;
+    let list: Vec<_> = state
         .interfaces
         .iter()
         .map(|i| format!("{} ({}, {})", i.name, i.mode, i.egress))
+        .chain(
+            state
+                .lo
+                .iter()
+                .map(|lo| format!("{} (watched, {})", lo.name, lo.egress)),
+        )
         .collect();
     list.join(", ")
 }
@@ -86,7 +92,7 @@ fn unseen(running: &Running) -> Vec<String> {
     let sockets = live.flat_map(|backend| &backend.unix_sockets);
     sockets
         .map(|path| format!("unix socket {path}"))
-        .chain(running.state.unseen.iter().map(ToString::to_string))
+        .chain(running.state.unseen.iter().cloned())
         .collect()
 }
 

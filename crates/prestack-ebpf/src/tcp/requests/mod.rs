@@ -26,8 +26,8 @@ use crate::packet::{Headers, Packet};
 use crate::rx::again;
 use crate::scratch::scratch;
 
-/// Most chunks of a segment, and of what was kept behind it: 64 KiB, which offloads put together, have 64.
-const MAX_CHUNKS: usize = 96;
+/// Most chunks of a segment ([`Segment::MAX_LEN`]), and of what was kept behind it.
+const MAX_CHUNKS: usize = 544;
 
 /// Hands a segment over to the program that follows flows, if it has data or ends its flow.
 #[inline(always)]
