@@ -276,6 +276,13 @@ impl Datapath {
         goes_on(&packet, self.kernel().programs.lo(&packet));
     }
 
+    /// Runs `lo` on a packet that is to be taken apart into segments of this size.
+    pub fn lo_segments(&self, packet: &PacketBuilder, size: u32) {
+        let packet = packet.build();
+        let ran = self.kernel().programs.lo_segments(&packet, size);
+        goes_on(&packet, ran);
+    }
+
     /// Runs `tx` on a packet.
     pub fn tx(&self, packet: &PacketBuilder) {
         self.tx_bytes(&packet.build());

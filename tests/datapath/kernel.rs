@@ -114,6 +114,12 @@ impl Programs {
         run(lo, packet, None)
     }
 
+    /// Runs `lo` on a packet that is to be taken apart into segments of this size.
+    pub fn lo_segments(&self, packet: &[u8], size: u32) -> Ran {
+        let lo: &SchedClassifier = self.program(names::LO);
+        run(lo, packet, Some(&segmented(size)))
+    }
+
     /// Runs `tx` on a packet.
     pub fn tx(&self, packet: &[u8]) -> Ran {
         let tx: &SchedClassifier = self.program(names::TX);
@@ -333,6 +339,12 @@ fn map_id(ebpf: &Ebpf, name: &str) -> u32 {
 fn context(linear: usize) -> Vec<u8> {
     let end = u32::try_from(linear).expect("a packet's length");
     [0, end, 0, 0, 0, 0].map(u32::to_ne_bytes).concat()
+}
+
+/// The context of a test run (`__sk_buff` in include/uapi/linux/bpf.h) up to the size of its segments.
+fn segmented(size: u32) -> Vec<u8> {
+    const GSO_SIZE_AT: usize = 176;
+    [&[0; GSO_SIZE_AT][..], &size.to_ne_bytes()].concat()
 }
 
 fn run<P>(program: &P, packet: &[u8], context: Option<&[u8]>) -> Ran

@@ -299,6 +299,22 @@ fn what_is_not_understood_empties_the_cache() {
     assert_forgotten(&mut path);
 }
 
+/// Several datagrams that are sent as one (`UDP_SEGMENT`): what looks like data is the next command.
+#[test]
+fn a_series_of_datagrams_is_not_understood() {
+    let series = datagram(
+        SERVER4.into(),
+        7,
+        "set other 0 0 30\r\n12345678delete key\r\n0123456789\r\n",
+    );
+    let mut path = filled();
+    path.lo_segments(&series, 26);
+    assert_forgotten(&mut path);
+    let path = filled();
+    path.lo(&series);
+    assert_eq!(path.epoch(), 0);
+}
+
 /// Other local traffic, whatever it is.
 #[test]
 fn other_ports_are_left_alone() {

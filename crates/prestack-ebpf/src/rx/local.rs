@@ -37,11 +37,12 @@ pub fn datagram(
         }
         // Several datagrams of one sender, to be taken apart later.
         let is_series = (*skb).gso_size != 0;
-        match if is_series {
+        let found = if is_series {
             udp::ODD
         } else {
             prestack_lo_load_datagram(skb)
-        } {
+        };
+        match found {
             udp::LOADED => {}
             udp::ODD => {
                 udp::odd(config, door);
