@@ -31,6 +31,7 @@ mod protocols;
 mod races;
 mod refresh;
 mod security;
+mod strangers;
 mod tcp;
 mod tickets;
 mod united;

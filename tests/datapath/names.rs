@@ -11,6 +11,8 @@ use crate::bytes::{get, hit, item};
 use crate::harness::{Datapath, Setup, Verdict, wait};
 use crate::packet::{ACK, Checksum, Frame, PORT, PacketBuilder};
 
+/// For longer than this no GET keeps others of its key from a ticket.
+const CLAIMED: Duration = Duration::from_nanos((CLAIM_UNITS as u64 + 1) << CLAIM_SHIFT);
 /// Enough requests for each set of the memory to overflow twice (4,096 fit).
 const FLOOD: u32 = 12_000;
 
@@ -70,6 +72,26 @@ fn a_forgotten_get_does_not_end_a_write() {
     // That nothing was found before may have left other names without tickets, but not this key.
     path.tx(&write.reply("STORED\r\n"));
     assert!(!path.can_fill("key", "old"));
+}
+
+/// Nor for the answer to the next but one: the reply to a GET that was forgotten has freed the name of the
+/// second, whose own is still under way when the first would have been answered for certain.
+#[test]
+fn a_forgotten_get_leaves_its_successor_in_doubt() {
+    let mut path = Datapath::new();
+    path.pass(&ask());
+    flood(&path, 50_000, FLOOD);
+    path.pass(&ask());
+    path.tx(&ask().reply(hit("key", "old")));
+    assert_eq!(path.stats().fills, 0);
+    path.kernel_mut().alter_requests(|set| set.lost.fill(0));
+    assert_in_doubt(&mut path, "the second has not been answered");
+    // That the third was in doubt puts nobody in doubt after it.
+    path.kernel_mut().alter_requests(|set| set.unsure.fill(0));
+    wait(CLAIMED);
+    path.pass(&ask());
+    path.tx(&ask().reply(hit("key", "new")));
+    assert_eq!(path.stats().fills, 1);
 }
 
 /// A GET that is remembered by a CPU whose clock is ahead is remembered by the others as well.
@@ -279,9 +301,7 @@ fn part(sequence: u16) -> PacketBuilder {
 fn assert_in_doubt(path: &mut Datapath, case: &str) {
     path.exchange("set key 0 0 3\r\nnew\r\n", "STORED\r\n");
     // Another GET for the key does not keep this one from a ticket any more.
-    wait(Duration::from_nanos(
-        u64::from(CLAIM_UNITS + 1) << CLAIM_SHIFT,
-    ));
+    wait(CLAIMED);
     path.pass(&ask());
     path.tx(&ask().reply(hit("key", "old")));
     let last = path.get_of("key");

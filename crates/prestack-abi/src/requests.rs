@@ -96,6 +96,12 @@ pub struct RequestSet {
     /// the stamp. A stamp that seems young because the time has wrapped around costs a ticket and no
     /// more.
     pub lost: [u8; LOST_STAMPS],
+    /// The same of the last request that was remembered under a young stamp of `lost`: the reply that has
+    /// ended it may have been its predecessor's, and its own still be under way.
+    pub unsure: [u8; LOST_STAMPS],
+    /// The same of the last request to be let through without being remembered, because its source may not
+    /// be served. It concerns the writes of such sources alone.
+    pub strange: [u8; LOST_STAMPS],
 }
 
 /// A ticket for one key of a multi-key GET.
@@ -155,5 +161,5 @@ pub struct RequestKey {
 pub const REQUEST_KEY_WORDS: usize = 32;
 
 const _: () = assert!(size_of::<Request>() == 32);
-const _: () = assert!(size_of::<RequestSet>() == 232);
+const _: () = assert!(size_of::<RequestSet>() == 360);
 const _: () = assert!(REQUEST_SETS.is_power_of_two() && LOST_STAMPS.is_power_of_two());

@@ -89,6 +89,17 @@ fn stamp_of(seen: u32) -> u8 {
     }
 }
 
+/// The later of two stamps, which stands for both. One may be ahead of this CPU's clock, which says `now`.
+#[inline(always)]
+fn later_stamp(old: u8, new: u8, now: u8) -> u8 {
+    let next = now.wrapping_add(1);
+    if old == 0 || next.wrapping_sub(old) > next.wrapping_sub(new) {
+        new
+    } else {
+        old
+    }
+}
+
 /// How dear a request is when one has to be forgotten, as two bits for each [`Kind`]. Of an endless one
 /// only its name is of use, which the stamp keeps as well; an odd one has to be heeded when it ends.
 const DEAR: u64 = {
@@ -117,10 +128,25 @@ fn rank(request: &Request) -> u64 {
 /// Place of a request in `REQUESTS`, also its index in `KEY_TICKETS`.
 pub type Slot = u32;
 
+/// Whose request it is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Asker {
+    /// Of a source that may be served.
+    Client,
+    /// Of one that may not, and shall not fill the memory of requests: of its requests only writes, and
+    /// what was not understood, are remembered.
+    Stranger,
+}
+
 /// Remembers a request that is let through. Returns its place, and the serial number of its tickets,
 /// if its name is free of doubt: only then may tickets stand.
 #[inline(always)]
-pub fn remember(config: &Config, name: u64, request: &Request) -> Option<(Slot, u32)> {
+pub fn remember(
+    config: &Config,
+    name: u64,
+    request: &Request,
+    asker: Asker,
+) -> Option<(Slot, u32)> {
     let set = set_of(name);
     let requests = REQUESTS.get_ptr_mut(set)?;
     let now = request.time;
@@ -134,6 +160,9 @@ pub fn remember(config: &Config, name: u64, request: &Request) -> Option<(Slot, 
     let mut is_known = false;
     let mut has_lost = false;
     let mut doubted = [0; 2];
+    let is_strange = asker == Asker::Stranger;
+    let is_kept =
+        !is_strange || request.kind == Kind::Write as u8 || request.kind == Kind::Odd as u8;
     let is_certain;
     let serial;
     // SAFETY: `requests` is a map element; nothing is called under its lock.
@@ -169,6 +198,9 @@ pub fn remember(config: &Config, name: u64, request: &Request) -> Option<(Slot, 
                 continue;
             }
             let held = &raw mut (*requests).requests[i];
+            if !is_known && !is_kept {
+                continue;
+            }
             if is_known {
                 // Replies under this name can no longer be told apart. The first GET's ticket
                 // stands: nothing has been written since, or its version tells. What ends the
@@ -189,11 +221,7 @@ pub fn remember(config: &Config, name: u64, request: &Request) -> Option<(Slot, 
                 if has_lost {
                     let lost = ((*requests).names[i] >> 1) as usize & (LOST_STAMPS - 1);
                     let (old, new) = ((*requests).lost[lost], stamp_of((*held).seen));
-                    // The later one stands for both. One may be ahead of this CPU's clock.
-                    let next = stamp.wrapping_add(1);
-                    if old == 0 || next.wrapping_sub(old) > next.wrapping_sub(new) {
-                        (*requests).lost[lost] = new;
-                    }
+                    (*requests).lost[lost] = later_stamp(old, new, stamp);
                 }
                 (*requests).names[i] = name;
                 *held = *request;
@@ -205,9 +233,23 @@ pub fn remember(config: &Config, name: u64, request: &Request) -> Option<(Slot, 
                 (*held).seen = own_seen;
             }
         }
-        let lost = (*requests).lost[own_stamp];
-        is_certain = !is_known && (lost == 0 || is_old(lost, stamp, horizon));
-        if !is_certain && !is_known {
+        let is_free = |stamps: *const [u8; LOST_STAMPS]| {
+            let stamped = (*stamps)[own_stamp];
+            stamped == 0 || is_old(stamped, stamp, horizon)
+        };
+        let may_follow_lost = !is_free(&raw const (*requests).lost);
+        is_certain = is_kept
+            && !is_known
+            && !may_follow_lost
+            && is_free(&raw const (*requests).unsure)
+            && (!is_strange || is_free(&raw const (*requests).strange));
+        if !is_kept {
+            (*requests).strange[own_stamp] = stamp;
+        } else if may_follow_lost && !is_known {
+            let (old, new) = ((*requests).unsure[own_stamp], stamp_of(own_seen));
+            (*requests).unsure[own_stamp] = later_stamp(old, new, stamp);
+        }
+        if !is_certain && !is_known && is_kept {
             for i in 0..SET_WAYS {
                 if i == way {
                     (*requests).requests[i].tickets = 0;
@@ -220,7 +262,7 @@ pub fn remember(config: &Config, name: u64, request: &Request) -> Option<(Slot, 
         }
         bpf_spin_unlock((&raw mut (*requests).lock).cast());
     }
-    if has_lost {
+    if has_lost && is_kept {
         count!(requests_lost);
     }
     if !is_certain && request.kind == Kind::Write as u8 && doubted[0] == 0 {

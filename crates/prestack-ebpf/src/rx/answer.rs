@@ -101,9 +101,6 @@ fn serve(
 pub fn pass(datagram: &Datagram<'_>) {
     count!(udp_misses);
     let Some(scratch) = scratch() else { return };
-    if !datagram.network().is_some() {
-        return;
-    }
     // SAFETY: this CPU's scratch.
     let request = unsafe {
         let walk = &raw const (*scratch).walk;
@@ -144,7 +141,8 @@ pub fn pass(datagram: &Datagram<'_>) {
             backend: datagram.door.backend,
         }
     };
-    if let Some((slot, serial)) = requests::remember(datagram.config, datagram.name(), &request) {
+    let (name, asker) = (datagram.name(), datagram.asker());
+    if let Some((slot, serial)) = requests::remember(datagram.config, name, &request, asker) {
         if request.kind == Kind::MultiGet as u8 {
             keep_tickets(slot, serial, scratch);
         } else if request.kind != Kind::Get as u8 && request.tickets != 0 {

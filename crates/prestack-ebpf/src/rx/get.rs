@@ -16,7 +16,8 @@ use crate::cache::find::{Found, Query, find};
 use crate::clock;
 use crate::inbound::Inbound as _;
 use crate::ledger::backend;
-use crate::ledger::{requests, tickets};
+use crate::ledger::requests::{self, Asker};
+use crate::ledger::tickets;
 use crate::maps::count;
 use crate::packet::Packet;
 use crate::scratch::scratch;
@@ -62,17 +63,19 @@ pub fn get(
         }
     }
     count!(udp_misses);
-    if !datagram.network().is_some() {
-        return XDP_PASS;
-    }
     note(datagram, hash, now, epoch);
-    MISS
+    match datagram.asker() {
+        Asker::Client => MISS,
+        Asker::Stranger => STRANGE,
+    }
 }
 
 /// The GET is to be let through by [`missed`].
 pub const MISS: u32 = 0x100;
 /// The entry should be fetched anew: [`refresh`] says whether this GET is to do that.
 pub const AGEING: u32 = 0x101;
+/// The GET is to be let through by [`strange`].
+pub const STRANGE: u32 = 0x102;
 
 /// Leaves the request, and its name, in the scratch for the step that follows. The steps are functions
 /// side by side, not one in the other: together their stacks would be too large.
@@ -100,19 +103,26 @@ fn note(datagram: &Datagram<'_>, hash: u64, now: u64, epoch: u32) {
 /// Lets the GET in the scratch through, with a ticket if one may be given.
 #[inline(always)]
 pub fn missed() {
-    prestack_missed(0);
+    prestack_missed(MISS.into());
+}
+
+/// Lets the GET in the scratch through, whose source may not be served.
+#[inline(always)]
+pub fn strange() {
+    prestack_missed(STRANGE.into());
 }
 
 /// Lets the GET in the scratch through to fetch its entry anew, if it gets a ticket for that.
 #[inline(always)]
 pub fn refresh() -> bool {
-    prestack_missed(1) != 0
+    prestack_missed(AGEING.into()) != 0
 }
 
-/// A global function (by its unmangled name): the verifier checks it once, for all arguments.
+/// Lets the GET in the scratch through, for the reason given. A global function (by its unmangled name):
+/// the verifier checks it once, for all arguments.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn prestack_missed(is_refresh: u64) -> u64 {
+extern "C" fn prestack_missed(why: u64) -> u64 {
     let (Some(scratch), Some(config)) = (scratch(), backend::config()) else {
         return 0;
     };
@@ -128,7 +138,7 @@ extern "C" fn prestack_missed(is_refresh: u64) -> u64 {
     } else {
         None
     };
-    if is_refresh != 0 {
+    if why == u64::from(AGEING) {
         if version.is_none() {
             return 0;
         }
@@ -137,7 +147,12 @@ extern "C" fn prestack_missed(is_refresh: u64) -> u64 {
     }
     request.version = version.unwrap_or(0);
     request.tickets = u8::from(version.is_some());
-    requests::remember(config, name, &request);
+    let asker = if why == u64::from(STRANGE) {
+        Asker::Stranger
+    } else {
+        Asker::Client
+    };
+    requests::remember(config, name, &request, asker);
     1
 }
 

@@ -98,10 +98,13 @@ impl SingleGet {
         }
         if action == get::MISS {
             get::missed();
-            requests::settle_doubted();
-            return XDP_PASS;
+        } else if action == get::STRANGE {
+            get::strange();
+        } else {
+            return action;
         }
-        action
+        requests::settle_doubted();
+        XDP_PASS
     }
 }
 

@@ -20,8 +20,9 @@ use super::{again, allow, answer, command, commands, item, keys};
 use crate::clock;
 use crate::inbound::Inbound;
 use crate::ledger::backend::{self, Arrival};
+use crate::ledger::flushes;
+use crate::ledger::requests::{self, Asker};
 use crate::ledger::writes::{self, End};
-use crate::ledger::{flushes, requests};
 use crate::maps::count;
 use crate::packet::{Headers, Packet};
 use crate::scratch::{Located, Scratch, Walk, scratch};
@@ -128,19 +129,24 @@ impl<'a> Datagram<'a> {
             && self.network().is_some()
     }
 
-    /// Remembers the request, for its answer could be taken for that to another of its name. Not that
-    /// of somebody who may not be served, who shall not fill the memory of requests, but for a write's.
-    /// One that was not understood is heeded at once, and again when it is answered.
+    /// Who asks. A process of this host is no stranger.
+    #[inline(always)]
+    pub fn asker(&self) -> Asker {
+        if self.network().is_some() || self.door.is_local() {
+            Asker::Client
+        } else {
+            Asker::Stranger
+        }
+    }
+
+    /// Remembers the request, for its answer could be taken for that to another of its name. One that was
+    /// not understood is heeded at once, and again when it is answered.
     #[inline(always)]
     pub fn remember(&self, request: &Request) {
-        let is_odd = request.kind == Kind::Odd as u8;
-        if is_odd {
+        if request.kind == Kind::Odd as u8 {
             backend::forget(self.config, self.door.backend);
         }
-        let may_be_served = self.network().is_some() || self.door.is_local();
-        if is_odd || request.kind == Kind::Write as u8 || may_be_served {
-            requests::remember(self.config, self.name(), request);
-        }
+        requests::remember(self.config, self.name(), request, self.asker());
     }
 }
 
@@ -209,7 +215,7 @@ pub fn remember_odd<C: Inbound>(ctx: &C) -> u64 {
         kind: Kind::Odd as u8,
         ..request_to(door)
     };
-    requests::remember(config, name, &request);
+    requests::remember(config, name, &request, Asker::Client);
     0
 }
 
