@@ -12,6 +12,7 @@ use aya::{Ebpf, EbpfLoader, Pod};
 use prestack::mapping::Mapping;
 use prestack::maps::{CacheMaps, Controls, MapIds};
 use prestack::programs::{StepsError, close_flow, load_steps};
+use prestack::socket_fields;
 use prestack_abi::backend::{Backend, Flush, Flushes, MAX_BACKENDS};
 use prestack_abi::cache::Index;
 use prestack_abi::control::Control;
@@ -126,6 +127,11 @@ impl Programs {
         run(tx, packet, None)
     }
 
+    /// Closes a flow that has no socket; false if it is another by now.
+    pub fn close_flow(&self, dead: &Dead) -> bool {
+        close_flow(self.program(names::SWEEP), dead).expect("a test run")
+    }
+
     fn program<'a, P>(&'a self, name: &str) -> &'a P
     where
         &'a P: TryFrom<&'a aya::programs::Program>,
@@ -211,9 +217,8 @@ impl Kernel {
     }
 
     /// Closes a flow that has no socket; false if it is another by now.
-    pub fn close_flow(&mut self, dead: &Dead) -> bool {
-        let sweep: &mut SchedClassifier = program(&mut self.programs.ebpf, names::SWEEP);
-        close_flow(sweep, dead).expect("a test run")
+    pub fn close_flow(&self, dead: &Dead) -> bool {
+        self.programs.close_flow(dead)
     }
 
     /// What is counted of the first backend.
@@ -298,6 +303,7 @@ pub fn open() -> Ebpf {
         .map_max_entries(names::INDEX, BUCKETS)
         .map_max_entries(names::BLOCKS, BUCKETS)
         .map_max_entries(names::CONTROL, BUCKETS)
+        .override_global(names::SOCKET_FIELDS, socket_fields::of_this_kernel(), true)
         .load(prestack::object::OBJECT)
         .expect("the maps can be made")
 }

@@ -6,7 +6,9 @@ use crate::packet::PacketBuilder;
 
 /// A datagram from outside the allow list, under a name that all tests use.
 fn strange(text: impl AsRef<[u8]>) -> PacketBuilder {
-    PacketBuilder::udp(text).id(1).from(([192, 0, 2, 1], 40_000))
+    PacketBuilder::udp(text)
+        .id(1)
+        .from(([192, 0, 2, 1], 40_000))
 }
 
 /// What strangers may ask that changes nothing.

@@ -48,6 +48,9 @@ pub struct FlowSet {
     pub names: [u64; FLOW_WAYS],
     /// Coarse monotonic time in ns at which the place of a closed flow is free; 0 while it is open.
     pub over_at: [u64; FLOW_WAYS],
+    /// Coarse monotonic time in ns at which the host has agreed to a connection of which nothing has shown
+    /// yet that its client exists: it gives way to others. 0 once something has.
+    pub half_open_since: [u64; FLOW_WAYS],
 }
 
 /// Segments that wait for one before them, at most: elements of the `HOLES` map.
@@ -255,7 +258,7 @@ impl Flow {
 
     /// The flow is not open.
     pub const CLOSED: u32 = 0;
-    /// memcached's host has agreed to the connection.
+    /// memcached's host has agreed to the connection, and nothing has come of it.
     pub const OPENING: u32 = 1;
     /// The connection is established.
     pub const OPEN: u32 = 2;

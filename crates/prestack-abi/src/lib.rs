@@ -11,6 +11,7 @@ pub mod config;
 pub mod control;
 pub mod flow;
 pub mod requests;
+pub mod socket;
 pub mod stats;
 pub mod time;
 
@@ -36,6 +37,9 @@ pub mod names {
 
     /// The program that closes a flow that has no socket any more, run by user space.
     pub const SWEEP: &str = "sweep";
+
+    /// The [`SocketFields`](crate::socket::SocketFields), a constant that user space sets.
+    pub const SOCKET_FIELDS: &str = "SOCKET_FIELDS";
 
     /// The programs that `rx` goes on with.
     pub const RX_STEPS: &str = "RX_STEPS";

@@ -70,8 +70,12 @@ counters! {
     doubted_replies,
     /// TCP flows in doubt that are certain again.
     regained,
-    /// TCP flows for which there was no room.
+    /// TCP flows for which there was no room: all flows of their set are established.
     flows_refused,
+    /// Half-open TCP flows that made room for another one.
+    flows_displaced,
+    /// TCP flows taken up from their first byte on without their handshake.
+    flows_adopted,
     /// TCP segments that came out of order and were parsed when what was missing had come.
     holes_closed,
     /// Unacknowledged TCP segments that were sent again and parsed again.

@@ -23,6 +23,7 @@ pub mod preflight;
 pub mod programs;
 pub mod settings;
 pub mod slots;
+pub mod socket_fields;
 pub mod state;
 pub mod sweep;
 pub mod units;

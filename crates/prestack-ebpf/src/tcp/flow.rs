@@ -1,40 +1,15 @@
-//! The table of flows.
+//! How flows begin and end.
 
-use aya_ebpf::helpers::{bpf_spin_lock, bpf_spin_unlock};
 use prestack_abi::config::Config;
-use prestack_abi::flow::{FLOW_SETS as SETS, FLOW_WAYS, Flow, Mode};
+use prestack_abi::flow::{Flow, Mode};
 
-use super::doubt;
 use super::segment::Segment;
+use super::table::{self, Reservation};
+use super::{GREATEST_SCALE, doubt};
 use crate::atomic;
 use crate::clock;
 use crate::ledger::backend;
-use crate::maps::{FLOW_SETS, FLOWS, count};
-
-#[inline(always)]
-fn set_of(name: u64) -> u32 {
-    (name >> 32) as u32 & (SETS as u32 - 1)
-}
-
-/// The place in `FLOWS` of the flow with this name.
-#[inline(always)]
-pub fn find(name: u64, now: u64) -> Option<u32> {
-    let set = FLOW_SETS.get_ptr_mut(set_of(name))?;
-    for i in 0..FLOW_WAYS {
-        // SAFETY: a map element. What is being changed is another flow's, or this one's that opens or
-        // closes just now.
-        unsafe {
-            if (&raw const (*set).names[i]).read_volatile() == name {
-                let over_at = (&raw const (*set).over_at[i]).read_volatile();
-                if over_at != 0 && over_at <= now {
-                    return None;
-                }
-                return Some(set_of(name) * FLOW_WAYS as u32 + i as u32);
-            }
-        }
-    }
-    None
-}
+use crate::maps::{FLOWS, count};
 
 /// The flow at this place.
 #[inline(always)]
@@ -42,45 +17,101 @@ pub fn at(place: u32) -> Option<*mut Flow> {
     FLOWS.get_ptr_mut(place)
 }
 
-/// A place for the flow of a segment that opens, or that is taken up midway; its state is as of a flow
-/// that has sent nothing. `None` if there is none.
+/// How a flow begins.
+#[derive(Clone, Copy)]
+pub enum Beginning {
+    /// The host has agreed to the connection: it expects the byte `next`, has sent all before `sent`, and
+    /// takes what comes before `edge`.
+    Agreed {
+        next: u32,
+        sent: u32,
+        edge: u32,
+        window_scale: u32,
+    },
+    /// It is taken up before its first byte, which is `next`, with what is sent to it at `sent`.
+    Fresh { next: u32, sent: u32 },
+    /// It is taken up midway: nothing of it is certain.
+    Midway,
+}
+
+/// Sets up the flow of a segment, and returns its place. If it is to be taken up and is known already, because
+/// another CPU was quicker, then that is it. `None` if there is no place.
 #[inline(always)]
-pub fn open(config: &Config, segment: &Segment) -> Option<u32> {
+pub fn begin(config: &Config, segment: &Segment, beginning: Beginning) -> Option<u32> {
     let name = segment.name(config);
-    let set = FLOW_SETS.get_ptr_mut(set_of(name))?;
-    let now = clock::now();
-    let mut way = FLOW_WAYS;
-    // SAFETY: a map element; nothing is called under its lock.
-    unsafe {
-        bpf_spin_lock((&raw mut (*set).lock).cast());
-        for i in 0..FLOW_WAYS {
-            let over_at = (*set).over_at[i];
-            if (*set).names[i] == name {
-                way = i;
-                break;
-            }
-            if way == FLOW_WAYS && ((*set).names[i] == 0 || (over_at != 0 && over_at <= now)) {
-                way = i;
-            }
+    let is_agreed = matches!(beginning, Beginning::Agreed { .. });
+    let place = match table::reserve(name, clock::now(), !is_agreed) {
+        Reservation::Place(place) => place,
+        Reservation::Known(place) => return Some(place),
+        Reservation::Full => {
+            count!(flows_refused);
+            return None;
         }
-        for i in 0..FLOW_WAYS {
-            if i == way {
-                (*set).names[i] = name;
-                (*set).over_at[i] = 0;
-            }
-        }
-        bpf_spin_unlock((&raw mut (*set).lock).cast());
-    }
-    if way == FLOW_WAYS {
-        count!(flows_refused);
-        return None;
-    }
-    let place = set_of(name) * FLOW_WAYS as u32 + way as u32;
+    };
     let flow = at(place)?;
-    // SAFETY: a map element. Another program run may be at work on a flow of this name only if packets of
-    // an old and a new connection meet.
+    // SAFETY: a map element, at a place that nobody finds. Another program run may be at work there only if
+    // packets of an old and a new connection of one name meet.
+    let published = unsafe {
+        set_up(config, flow, segment);
+        match beginning {
+            Beginning::Agreed {
+                next,
+                sent,
+                edge,
+                window_scale,
+            } => {
+                see(flow, next, sent, edge, window_scale);
+                (*flow).state = Flow::OPENING;
+            }
+            Beginning::Fresh { next, sent } => {
+                // The scale is not known: the window may be as wide as any.
+                let edge = next.wrapping_add(GREATEST_WINDOW);
+                see(flow, next, sent, edge, GREATEST_SCALE as u32);
+                (*flow).state = Flow::OPEN;
+                count!(flows_adopted);
+            }
+            Beginning::Midway => {
+                (*flow).state = Flow::OPEN;
+                doubt::requests(config, flow);
+            }
+        }
+        table::publish(name, place, is_agreed)
+    };
+    if published != place {
+        // SAFETY: as above.
+        unsafe {
+            (*flow).state = Flow::CLOSED;
+            stop_waiting(flow);
+        }
+    }
+    Some(published)
+}
+
+/// The widest window there is (RFC 7323).
+pub const GREATEST_WINDOW: u32 = (u16::MAX as u32) << GREATEST_SCALE;
+
+/// A flow's numbers are known.
+#[inline(always)]
+unsafe fn see(flow: *mut Flow, next: u32, sent: u32, edge: u32, window_scale: u32) {
+    // SAFETY: the caller's: an element of `FLOWS`.
     unsafe {
-        if (*flow).over_at == 0 && (*flow).state != Flow::CLOSED {
+        (*flow).next = next;
+        (*flow).acked = next;
+        (*flow).edge = edge;
+        (*flow).sent = sent;
+        (*flow).window_scale = window_scale;
+        (&raw mut (*flow).is_seen).write_volatile(1);
+    }
+}
+
+/// Makes an element the flow of a segment, which has sent nothing.
+#[inline(always)]
+unsafe fn set_up(config: &Config, flow: *mut Flow, segment: &Segment) {
+    let now = clock::now();
+    // SAFETY: the caller's: an element of `FLOWS`.
+    unsafe {
+        let state = (*flow).state;
+        if (*flow).over_at == 0 && state != Flow::CLOSED && state != Flow::OPENING {
             // The end of the old connection was not seen, and its writes may be under way.
             backend::be_quiet(config, (*flow).backend as u8);
         }
@@ -122,9 +153,22 @@ pub fn open(config: &Config, segment: &Segment) -> Option<u32> {
         for ticket in &mut (*flow).tickets {
             (&raw mut ticket.key).write_volatile(0);
         }
-        (*flow).state = Flow::OPENING;
     }
-    Some(place)
+}
+
+/// Something has shown that a half-open flow's client exists: it stays. False if it has lost its place.
+#[inline(always)]
+pub fn establish(name: u64, place: u32) -> bool {
+    let is_there = table::establish(name, place);
+    if is_there && let Some(flow) = at(place) {
+        // SAFETY: a map element, which is the flow's own from now on.
+        unsafe {
+            if (*flow).state == Flow::OPENING {
+                (*flow).state = Flow::OPEN;
+            }
+        }
+    }
+    is_there
 }
 
 /// A flow has ended: its writes that have not been answered settle.
@@ -144,7 +188,7 @@ pub unsafe fn close(config: &Config, flow: *mut Flow, place: u32, state: u32) {
             stop_waiting(flow);
         }
     }
-    mark_over(place, over_at);
+    table::mark_over(place, over_at);
 }
 
 /// A flow goes on that was taken for closed.
@@ -159,17 +203,7 @@ pub unsafe fn reopen(flow: *mut Flow, place: u32) {
         (*flow).state = Flow::OPEN;
         (&raw mut (*flow).over_at).write_volatile(0);
     }
-    mark_over(place, 0);
-}
-
-#[inline(always)]
-fn mark_over(place: u32, over_at: u64) {
-    let Some(set) = FLOW_SETS.get_ptr_mut(place / FLOW_WAYS as u32) else {
-        return;
-    };
-    let way = place as usize % FLOW_WAYS;
-    // SAFETY: a map element. The place is the flow's own until it is over.
-    unsafe { (&raw mut (*set).over_at[way]).write_volatile(over_at) };
+    table::mark_over(place, 0);
 }
 
 /// The backend does not wait for this flow any more.

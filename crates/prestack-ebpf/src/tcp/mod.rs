@@ -12,8 +12,12 @@ pub mod requests;
 pub mod segment;
 mod socket;
 pub mod sweep;
+pub mod table;
 mod take_back;
 mod tickets;
+
+/// Greatest shift of the window (RFC 7323).
+pub const GREATEST_SCALE: u64 = 14;
 
 /// Whether sequence number `a` comes before `b` (RFC 9293 3.4).
 #[inline(always)]

@@ -1,46 +1,201 @@
-//! Whether the host has a connection for a segment of a flow that is not known.
+//! What the host's sockets say of a segment of a flow that is not known.
 
 use aya_ebpf::EbpfContext;
-use aya_ebpf::bindings::bpf_sock_tuple;
-use aya_ebpf::helpers::generated::{bpf_sk_release, bpf_skc_lookup_tcp};
+use aya_ebpf::bindings::{bpf_sock, bpf_sock_tuple};
+use aya_ebpf::helpers::generated::{
+    bpf_sk_release, bpf_skc_lookup_tcp, bpf_skc_to_tcp_request_sock, bpf_skc_to_tcp_sock,
+    bpf_tcp_check_syncookie,
+};
+use core::ffi::c_void;
 use prestack_abi::config::MAPPED_V4;
 use prestack_abi::flow::FlowKey;
+use prestack_abi::socket::SocketFields;
+use prestack_proto::net::{IPV6_LEN, TCP_ACK, TCP_LEN};
 
-/// States of a socket (`enum` in include/net/tcp_states.h) to which data is of no avail.
+use super::is_before;
+use super::segment::Segment;
+use crate::packet::{Headers, Packet};
+
+/// States of a socket (`enum` in include/net/tcp_states.h).
+const ESTABLISHED: u32 = 1;
 const TIME_WAIT: u32 = 6;
 const LISTEN: u32 = 10;
+const NEW_SYN_RECV: u32 = 12;
 /// The network namespace of the device (`BPF_F_CURRENT_NETNS`).
 const CURRENT_NETNS: u64 = u64::MAX;
 
-/// Whether a socket of this host, other than a listener, may take data of this flow: one that is
-/// established, or that is being so by this segment.
+/// Set by user space.
+#[unsafe(no_mangle)]
+static SOCKET_FIELDS: SocketFields = SocketFields::UNKNOWN;
+
+/// What becomes of a segment of a flow that is not known.
+#[derive(Clone, Copy)]
+pub enum Taker {
+    /// Nothing: no connection takes it.
+    Nobody,
+    /// A connection takes it on which nothing has been received or sent: the next byte from the client is
+    /// `next`, that to it `sent`.
+    Fresh { next: u32, sent: u32 },
+    /// A connection may take it of which no more is known.
+    Midway,
+}
+
+/// Which socket of this host takes the segment, which has these headers.
+///
+/// A listener does if the segment ends a handshake that the kernel has kept no memory of (a SYN cookie).
 #[inline(always)]
-pub fn takes_data<C: EbpfContext>(ctx: &C, key: &FlowKey) -> bool {
-    // SAFETY: a union of integers, set in full.
-    let mut tuple: bpf_sock_tuple = unsafe { core::mem::zeroed() };
-    let [a, b, c, d] = key.client;
-    let is_v4 = a == 0 && b == 0 && c == MAPPED_V4;
-    let size = if is_v4 {
-        tuple.__bindgen_anon_1.ipv4.saddr = d;
-        tuple.__bindgen_anon_1.ipv4.daddr = key.server[3];
-        tuple.__bindgen_anon_1.ipv4.sport = key.client_port;
-        tuple.__bindgen_anon_1.ipv4.dport = key.server_port;
-        12
-    } else {
-        tuple.__bindgen_anon_1.ipv6.saddr = key.client;
-        tuple.__bindgen_anon_1.ipv6.daddr = key.server;
-        tuple.__bindgen_anon_1.ipv6.sport = key.client_port;
-        tuple.__bindgen_anon_1.ipv6.dport = key.server_port;
-        36
+pub fn taker<C: EbpfContext>(
+    ctx: &C,
+    packet: Packet,
+    headers: &Headers,
+    segment: &Segment,
+) -> Taker {
+    // As many bytes as the longer of both IP headers has are there in any case, with those of TCP.
+    let (Some(ip), Some(tcp)) = (
+        packet.at::<[u8; IPV6_LEN]>(headers.l3),
+        packet.at::<[u8; TCP_LEN]>(headers.l4),
+    ) else {
+        return Taker::Nobody;
     };
-    // SAFETY: the program's context; the tuple is of the size given, and the socket is released.
+    let mut tuple = Tuple::of(&segment.key);
+    // SAFETY: the program's context; the tuple is of the size given, and the socket is released. What
+    // is checked of the packet was checked to be there.
     unsafe {
-        let socket = bpf_skc_lookup_tcp(ctx.as_ptr(), &raw mut tuple, size, CURRENT_NETNS, 0);
+        let socket = bpf_skc_lookup_tcp(
+            ctx.as_ptr(),
+            &raw mut tuple.tuple,
+            tuple.size,
+            CURRENT_NETNS,
+            0,
+        );
         if socket.is_null() {
-            return false;
+            return Taker::Nobody;
         }
         let state = (&raw const (*socket).state).read_volatile();
+        let taker = if state == LISTEN {
+            let (ip_len, tcp_len) = (IPV6_LEN as u32, TCP_LEN as u32);
+            if bpf_tcp_check_syncookie(socket.cast(), ip.cast(), ip_len, tcp.cast(), tcp_len) == 0 {
+                Taker::Fresh {
+                    next: segment.sequence,
+                    sent: segment.acknowledgement,
+                }
+            } else {
+                Taker::Nobody
+            }
+        } else if state == NEW_SYN_RECV {
+            of_request(socket, segment)
+        } else if state == ESTABLISHED {
+            of_connection(socket, segment)
+        } else if state == TIME_WAIT {
+            Taker::Nobody
+        } else {
+            Taker::Midway
+        };
         bpf_sk_release(socket.cast());
-        state != LISTEN && state != TIME_WAIT
+        taker
+    }
+}
+
+/// What a connection says that is not established yet. It is by this segment, if that acknowledges the
+/// SYN-ACK.
+#[inline(always)]
+unsafe fn of_request(socket: *mut bpf_sock, segment: &Segment) -> Taker {
+    // SAFETY: the caller's: a socket that is held. The offsets are the kernel's own.
+    unsafe {
+        let Some(fields) = fields() else {
+            return Taker::Midway;
+        };
+        let request: *const c_void = bpf_skc_to_tcp_request_sock(socket.cast()).cast();
+        if request.is_null() {
+            return Taker::Midway;
+        }
+        let next = field::<u32>(request, &raw const (*fields).request_rcv_nxt);
+        let sent = field::<u32>(request, &raw const (*fields).request_snt_isn).wrapping_add(1);
+        if segment.has(TCP_ACK) && segment.acknowledgement == sent {
+            Taker::Fresh { next, sent }
+        } else {
+            Taker::Nobody
+        }
+    }
+}
+
+/// What a connection says that is established.
+#[inline(always)]
+unsafe fn of_connection(socket: *mut bpf_sock, segment: &Segment) -> Taker {
+    // SAFETY: as in `of_request`.
+    unsafe {
+        let Some(fields) = fields() else {
+            return Taker::Midway;
+        };
+        let connection: *const c_void = bpf_skc_to_tcp_sock(socket.cast()).cast();
+        if connection.is_null() {
+            return Taker::Midway;
+        }
+        // The number first: the kernel counts the bytes before it moves on.
+        let next = field::<u32>(connection, &raw const (*fields).rcv_nxt);
+        let sent = field::<u32>(connection, &raw const (*fields).snd_nxt);
+        let received = field::<u64>(connection, &raw const (*fields).bytes_received);
+        let replied = field::<u64>(connection, &raw const (*fields).bytes_sent);
+        let waiting = field::<*const c_void>(connection, &raw const (*fields).out_of_order_queue);
+        if received | replied != 0 || !waiting.is_null() {
+            Taker::Midway
+        } else if segment.has(TCP_ACK) && !is_before(sent, segment.acknowledgement) {
+            Taker::Fresh { next, sent }
+        } else {
+            // The kernel drops what acknowledges what was never sent.
+            Taker::Nobody
+        }
+    }
+}
+
+/// The offsets of fields, if they are known.
+#[inline(always)]
+fn fields() -> Option<*const SocketFields> {
+    let fields = &raw const SOCKET_FIELDS;
+    // SAFETY: a static. Volatile, for user space has set it.
+    let is_known = unsafe { (&raw const (*fields).rcv_nxt).read_volatile() != 0 };
+    is_known.then_some(fields)
+}
+
+/// A field of a structure of the kernel's.
+///
+/// # Safety
+///
+/// There is such a field at this offset.
+#[inline(always)]
+unsafe fn field<T>(structure: *const c_void, offset: *const u32) -> T {
+    // SAFETY: the caller's. Volatile: the kernel may be changing it.
+    unsafe {
+        let offset = offset.read_volatile() as usize;
+        structure.byte_add(offset).cast::<T>().read_volatile()
+    }
+}
+
+/// A 4-tuple as the kernel looks it up.
+struct Tuple {
+    tuple: bpf_sock_tuple,
+    size: u32,
+}
+
+impl Tuple {
+    #[inline(always)]
+    fn of(key: &FlowKey) -> Self {
+        // SAFETY: a union of integers, set in full.
+        let mut tuple: bpf_sock_tuple = unsafe { core::mem::zeroed() };
+        let [a, b, c, d] = key.client;
+        let size = if a == 0 && b == 0 && c == MAPPED_V4 {
+            tuple.__bindgen_anon_1.ipv4.saddr = d;
+            tuple.__bindgen_anon_1.ipv4.daddr = key.server[3];
+            tuple.__bindgen_anon_1.ipv4.sport = key.client_port;
+            tuple.__bindgen_anon_1.ipv4.dport = key.server_port;
+            12
+        } else {
+            tuple.__bindgen_anon_1.ipv6.saddr = key.client;
+            tuple.__bindgen_anon_1.ipv6.daddr = key.server;
+            tuple.__bindgen_anon_1.ipv6.sport = key.client_port;
+            tuple.__bindgen_anon_1.ipv6.dport = key.server_port;
+            36
+        };
+        Self { tuple, size }
     }
 }

@@ -4,21 +4,20 @@
 //! looked at. The flow is left alone if a segment has come since: it may be another by now.
 //!
 //! What may happen at the same time: a segment of the flow is parsed (`busy` says so, and is held
-//! meanwhile); a new connection takes the place (the set's lock, under which name and time are compared);
+//! meanwhile); a new connection takes the place (name and time are compared under the set's lock);
 //! the kernel answers a stray with RST, which closes the flow as well (what it counts for is swapped, so
 //! that it is given back once, and closing it twice does no harm).
 
 use aya_ebpf::helpers::generated::bpf_skb_load_bytes;
-use aya_ebpf::helpers::{bpf_spin_lock, bpf_spin_unlock};
 use aya_ebpf::programs::TcContext;
-use prestack_abi::flow::{Dead, FLOW_WAYS, Flow};
+use prestack_abi::flow::{Dead, Flow};
 use prestack_proto::net::ETHERNET_LEN;
 
 use super::flow;
+use super::table::{self, Retired};
 use crate::atomic;
 use crate::clock;
 use crate::ledger::backend;
-use crate::maps::FLOW_SETS;
 
 /// Closes the flow that the packet names. 1 if that was possible.
 #[inline(always)]
@@ -40,15 +39,17 @@ pub fn close(ctx: &TcContext) -> i32 {
     let Some(config) = backend::config() else {
         return 0;
     };
-    let (Some(set), Some(flow)) = (
-        FLOW_SETS.get_ptr_mut(dead.place / FLOW_WAYS as u32),
-        flow::at(dead.place),
-    ) else {
+    let Some(flow) = flow::at(dead.place) else {
         return 0;
     };
+    match table::retire(dead.name, dead.place) {
+        Retired::Gone => return 1,
+        Retired::Unknown => return 0,
+        Retired::Established => {}
+    }
     let over_at = clock::now() + config.settle_ns;
     let mut is_ours = false;
-    // SAFETY: map elements; nothing is called under the lock.
+    // SAFETY: a map element. A flow that is established keeps its place.
     unsafe {
         if atomic::swap(&raw mut (*flow).busy, 1) != 0 {
             return 0;
@@ -57,20 +58,9 @@ pub fn close(ctx: &TcContext) -> i32 {
             && (*flow).next == dead.next
             && (*flow).acked == dead.acked
             && (*flow).sent == dead.sent;
-        bpf_spin_lock((&raw mut (*set).lock).cast());
-        for i in 0..FLOW_WAYS {
-            if i as u32 == dead.place % FLOW_WAYS as u32
-                && is_same
-                && (*set).names[i] == dead.name
-                && (*set).over_at[i] == 0
-            {
-                (&raw mut (*set).over_at[i]).write_volatile(over_at);
-                is_ours = true;
-            }
-        }
-        bpf_spin_unlock((&raw mut (*set).lock).cast());
-        if is_ours {
+        if is_same && table::end(dead.name, dead.place, over_at) {
             flow::close(config, flow, dead.place, Flow::CLOSED);
+            is_ours = true;
         }
         (&raw mut (*flow).busy).write_volatile(0);
     }

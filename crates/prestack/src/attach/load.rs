@@ -14,6 +14,7 @@ use crate::{
     object::OBJECT,
     programs::{StepsError, close_flow, load_steps},
     settings::Options,
+    socket_fields,
 };
 
 /// Lines of the verifier's log that are shown.
@@ -78,6 +79,7 @@ impl Datapath {
             .map_max_entries(names::BLOCKS, buckets)
             .map_max_entries(names::CONTROL, buckets)
             .map_max_entries(names::RATES, sources)
+            .override_global(names::SOCKET_FIELDS, socket_fields::of_this_kernel(), true)
             .load(OBJECT)
             .map_err(|error| match error {
                 EbpfError::MapError(MapError::CreateError { name, io_error }) => LoadError::Map {

@@ -4,14 +4,13 @@ use prestack_abi::config::Config;
 use prestack_abi::flow::{Flow, Mode};
 use prestack_proto::net::{TCP_FIN, TCP_RST};
 
-use super::MAX_SCALE;
 use crate::atomic;
 use crate::cache::fence;
 use crate::clock;
 use crate::ledger::{backend, flushes};
 use crate::scratch::scratch;
 use crate::tcp::segment::Segment;
-use crate::tcp::{doubt, flow, is_before};
+use crate::tcp::{GREATEST_SCALE, doubt, flow, is_before};
 
 /// An acknowledgement is late after this many ns: the kernel delays none for longer than 200 ms
 /// (`TCP_DELACK_MAX` in include/net/tcp.h).
@@ -41,9 +40,9 @@ pub extern "C" fn prestack_tcp_leave() -> u64 {
         let edge = ack.wrapping_add(segment.window << (scale & 15));
         if (*flow).is_seen == 0 {
             // The scale is not known: the window may be as wide as any.
-            (*flow).window_scale = MAX_SCALE as u32;
+            (*flow).window_scale = GREATEST_SCALE as u32;
             (*flow).acked = ack;
-            (*flow).edge = ack.wrapping_add(segment.window << MAX_SCALE);
+            (*flow).edge = ack.wrapping_add(segment.window << GREATEST_SCALE);
             (*flow).sent = segment.sequence;
             (&raw mut (*flow).is_seen).write_volatile(1);
         }
@@ -64,9 +63,6 @@ pub extern "C" fn prestack_tcp_leave() -> u64 {
         if state == Flow::RESET {
             // The reset was not heeded, or has crossed this.
             flow::reopen(flow, segment.flow);
-        }
-        if state == Flow::OPENING {
-            (*flow).state = Flow::OPEN;
         }
         let is_new = segment.len != 0 && look_at_order(flow, &mut segment);
         if segment.has(TCP_FIN) && (*flow).state != Flow::CLOSED {

@@ -7,15 +7,15 @@ mod open;
 
 use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::programs::TcContext;
-use prestack_proto::net::{TCP_ACK, TCP_LEN, TCP_SYN};
+use prestack_proto::net::{TCP_ACK, TCP_FIN, TCP_LEN, TCP_RST, TCP_SYN};
 
 use elements::prestack_tcp_go_over;
 use leave::{prestack_tcp_leave, prestack_tcp_left};
 use looks::{prestack_tcp_look, prestack_tcp_looked};
 use open::{prestack_tcp_open, prestack_tcp_options};
 
-use super::flow;
 use super::segment::Segment;
+use super::{flow, table};
 use crate::clock;
 use crate::ledger::backend;
 use crate::maps::TX_STEPS;
@@ -24,8 +24,6 @@ use crate::tx::{self, learn};
 
 /// Most looks at one packet: offloads make packets of 64 KiB of several.
 const MAX_LOOKS: usize = 192;
-/// Greatest shift of the window (RFC 7323).
-const MAX_SCALE: u64 = 14;
 
 /// Hands a segment from memcached over to the program that follows flows.
 #[inline(always)]
@@ -94,12 +92,31 @@ unsafe extern "C" fn prestack_tcp_depart(ctx: *mut __sk_buff) -> u64 {
         segment.at = headers.l4 + TCP_LEN as u64;
         what = OPEN;
     } else {
-        let Some(place) = flow::find(segment.name(config), clock::now()) else {
+        let name = segment.name(config);
+        let Some(known) = table::find(name, clock::now()) else {
             return NOTHING;
         };
-        segment.flow = place;
+        if known.is_half_open
+            && !(shows_client(known.place, &segment) && flow::establish(name, known.place))
+        {
+            return NOTHING;
+        }
+        segment.flow = known.place;
     }
     // SAFETY: this CPU's scratch.
     unsafe { (&raw mut (*scratch).segment).write_volatile(segment) };
     what
+}
+
+/// Whether a segment that leaves shows that the client of a half-open flow has got the SYN-ACK. Others may be
+/// the host's answer to somebody who has not: a reset, or the repeated acknowledgement of the SYN.
+#[inline(always)]
+fn shows_client(place: u32, segment: &Segment) -> bool {
+    let Some(flow) = flow::at(place) else {
+        return false;
+    };
+    // SAFETY: a map element. If it is another flow's by now, it will not be established.
+    let acked = unsafe { (&raw const (*flow).acked).read_volatile() };
+    !segment.has(TCP_RST)
+        && (segment.len != 0 || segment.has(TCP_FIN) || segment.acknowledgement != acked)
 }

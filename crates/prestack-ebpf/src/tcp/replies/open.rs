@@ -6,11 +6,11 @@ use prestack_abi::flow::Flow;
 use prestack_proto::verifier::opaque;
 use prestack_proto::window::{Source, Window};
 
-use super::MAX_SCALE;
 use crate::clock;
 use crate::ledger::backend;
 use crate::scratch::scratch;
-use crate::tcp::flow;
+use crate::tcp::flow::{self, Beginning};
+use crate::tcp::{GREATEST_SCALE, table};
 
 /// TCP options (IANA registry "TCP Option Kind Numbers"): end, nothing, window scale (RFC 7323).
 const OPTION_END: u8 = 0;
@@ -59,28 +59,28 @@ pub extern "C" fn prestack_tcp_open(len: u64) -> u64 {
         )
     };
     let sent = segment.sequence.wrapping_add(1);
-    if let Some(known) = flow::find(segment.name(config), clock::now())
-        && let Some(flow) = flow::at(known)
+    let next = segment.acknowledgement;
+    if let Some(known) = table::find(segment.name(config), clock::now())
+        && let Some(flow) = flow::at(known.place)
     {
         // SAFETY: a map element.
-        let is_again = unsafe { (*flow).state == Flow::OPENING && (*flow).sent == sent };
+        let is_again = unsafe {
+            let state = (*flow).state;
+            (state == Flow::OPENING || state == Flow::OPEN)
+                && (*flow).sent == sent
+                && (*flow).acked == next
+        };
         if is_again {
             return 0;
         }
     }
-    let scale = window_scale(window, len);
-    let Some(flow) = flow::open(config, &segment).and_then(flow::at) else {
-        return 0;
+    let agreed = Beginning::Agreed {
+        next,
+        sent,
+        edge: next.wrapping_add(segment.window),
+        window_scale: window_scale(window, len),
     };
-    // SAFETY: a map element.
-    unsafe {
-        (*flow).next = segment.acknowledgement;
-        (*flow).acked = segment.acknowledgement;
-        (*flow).edge = segment.acknowledgement.wrapping_add(segment.window);
-        (*flow).sent = sent;
-        (*flow).window_scale = scale;
-        (&raw mut (*flow).is_seen).write_volatile(1);
-    }
+    flow::begin(config, &segment, agreed);
     0
 }
 
@@ -106,8 +106,8 @@ fn window_scale(window: &Window, len: u64) -> u32 {
         }
         at = window.forgotten(at + step);
     }
-    if scale > MAX_SCALE {
-        MAX_SCALE as u32
+    if scale > GREATEST_SCALE {
+        GREATEST_SCALE as u32
     } else {
         scale as u32
     }

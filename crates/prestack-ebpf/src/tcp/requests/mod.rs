@@ -6,8 +6,7 @@ mod plan;
 mod steps;
 
 use prestack_abi::config::{Config, Door};
-use prestack_abi::flow::Flow;
-use prestack_proto::net::{TCP_FIN, TCP_RST, TCP_SYN};
+use prestack_proto::net::{TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN};
 
 pub use chunks::CHUNK;
 use chunks::prestack_tcp_carry;
@@ -15,8 +14,10 @@ use commands::prestack_tcp_walk;
 use plan::{KEEP, PARSE, prestack_tcp_begin};
 use steps::Steps;
 
+use super::flow::{self, Beginning};
 use super::segment::Segment;
-use super::{doubt, flow, hole, is_before, socket, take_back};
+use super::socket::{self, Taker};
+use super::{doubt, hole, is_before, table, take_back};
 use crate::cache::fence;
 use crate::clock;
 use crate::inbound::Inbound;
@@ -58,8 +59,10 @@ pub fn hand_over<C: Inbound>(
 #[inline(always)]
 pub fn segment<C: Steps>(ctx: &C) {
     // The steps are side by side, not one in the other: together their stacks would be too large.
-    if ctx.arrive() == 0 {
-        return;
+    match ctx.arrive() {
+        KNOWN => {}
+        UNKNOWN if ctx.adopt() != 0 => {}
+        _ => return,
     }
     match prestack_tcp_begin() {
         PARSE => {}
@@ -83,8 +86,8 @@ pub fn segment<C: Steps>(ctx: &C) {
     prestack_tcp_finish();
 }
 
-/// Finds the flow of the segment in the packet, which is then in the scratch's `segment`. 0 if there is
-/// nothing more to do.
+/// Finds the flow of the segment in the packet, which is then in the scratch's `segment`. Returns [`KNOWN`]
+/// or [`UNKNOWN`]; 0 if there is nothing more to do.
 #[inline(always)]
 fn arrive<C: Inbound>(ctx: &C) -> u64 {
     let Some(scratch) = scratch() else { return 0 };
@@ -104,41 +107,101 @@ fn arrive<C: Inbound>(ctx: &C) -> u64 {
     if segment.len != 0 {
         count!(tcp_passed);
     }
-    let found = flow::find(segment.name(config), clock::now());
-    let place = match found {
-        Some(place) => place,
-        None => {
-            // A reset or the end of what is not known is no loss.
-            if segment.len == 0 {
-                return 0;
-            }
-            if !socket::takes_data(ctx, &segment.key) {
-                count!(strays);
-                return 0;
-            }
-            let taken = if door.flags & Door::ANY_ADDRESS == 0 {
-                flow::open(config, &segment)
-            } else {
-                None
-            };
-            let Some(place) = taken else {
-                backend::forget(config, door.backend);
-                return 0;
-            };
-            if let Some(flow) = flow::at(place) {
-                // SAFETY: a map element.
-                unsafe {
-                    (*flow).state = Flow::OPEN;
-                    doubt::requests(config, flow);
-                }
-            }
-            place
-        }
-    };
-    segment.flow = place;
+    let name = segment.name(config);
+    let mut is_known = false;
+    if let Some(known) = table::find(name, clock::now()) {
+        is_known = !known.is_half_open
+            || (has_got_syn_ack(known.place, &segment) && flow::establish(name, known.place));
+        segment.flow = known.place;
+    }
     // SAFETY: this CPU's scratch.
     unsafe { (&raw mut (*scratch).segment).write_volatile(segment) };
+    if is_known {
+        KNOWN
+    } else if segment.len == 0 || segment.has(TCP_RST) {
+        // A reset or the end of what is not known is no loss.
+        0
+    } else {
+        UNKNOWN
+    }
+}
+
+/// What [`arrive`] returns: the segment's flow is in the table, or it may be a connection's that is not.
+const KNOWN: u64 = 1;
+const UNKNOWN: u64 = 2;
+
+/// Whether a segment of a half-open flow shows that its client has got the SYN-ACK: it acknowledges exactly
+/// that, and lies in the window.
+#[inline(always)]
+fn has_got_syn_ack(place: u32, segment: &Segment) -> bool {
+    let Some(flow) = flow::at(place) else {
+        return false;
+    };
+    // SAFETY: a map element. If it is another flow's by now, it will not be established.
+    let (sent, edge) = unsafe {
+        (
+            (&raw const (*flow).sent).read_volatile(),
+            (&raw const (*flow).edge).read_volatile(),
+        )
+    };
+    segment.has(TCP_ACK)
+        && !segment.has(TCP_RST)
+        && segment.acknowledgement == sent
+        && !is_before(edge, segment.sequence)
+}
+
+/// Takes up the flow of the segment in the packet and in the scratch, if the host has a connection for it. 0
+/// if there is nothing more to do.
+#[inline(always)]
+fn adopt<C: Inbound>(ctx: &C) -> u64 {
+    let Some(scratch) = scratch() else { return 0 };
+    let Some((config, packet, headers, door)) = again(ctx) else {
+        return 0;
+    };
+    // SAFETY: this CPU's scratch.
+    let segment = unsafe { &mut (*scratch).segment };
+    let beginning = match socket::taker(ctx, packet, &headers, segment) {
+        Taker::Nobody => {
+            count!(strays);
+            return 0;
+        }
+        Taker::Fresh { next, sent } => Beginning::Fresh { next, sent },
+        Taker::Midway => Beginning::Midway,
+    };
+    let place = if door.flags & Door::ANY_ADDRESS == 0 {
+        take_up(config, segment, beginning)
+    } else {
+        None
+    };
+    let Some(place) = place else {
+        backend::forget(config, door.backend);
+        return 0;
+    };
+    segment.flow = place;
     1
+}
+
+/// The place of a flow that is taken up.
+#[inline(always)]
+fn take_up(config: &Config, segment: &Segment, beginning: Beginning) -> Option<u32> {
+    let place = flow::begin(config, segment, beginning)?;
+    let name = segment.name(config);
+    // It may have been there as half-open, with a window that has become wider since.
+    if let Some(known) = table::find(name, clock::now())
+        && known.is_half_open
+        && flow::establish(name, place)
+        && let Some(flow) = flow::at(place)
+    {
+        // SAFETY: a map element.
+        unsafe {
+            let edge = (*flow).next.wrapping_add(flow::GREATEST_WINDOW);
+            (&raw mut (*flow).edge).write_volatile(edge);
+            if matches!(beginning, Beginning::Midway) {
+                doubt::requests(config, flow);
+            }
+        }
+    }
+    Some(place)
 }
 
 /// The segment has been gone over.

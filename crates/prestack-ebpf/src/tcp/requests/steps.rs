@@ -3,7 +3,7 @@
 use aya_ebpf::bindings::{__sk_buff, xdp_md};
 use aya_ebpf::programs::{TcContext, XdpContext};
 
-use super::{arrive, chunks};
+use super::{adopt, arrive, chunks};
 use crate::inbound::Inbound;
 use crate::tcp::hole;
 
@@ -12,6 +12,8 @@ use crate::tcp::hole;
 pub trait Steps: Inbound {
     /// Finds the segment's flow: see [`arrive`].
     fn arrive(&self) -> u64;
+    /// Takes up its flow, if the host has a connection for it: see [`adopt`].
+    fn adopt(&self) -> u64;
     /// Loads its next chunk: see [`chunks::load`].
     fn load_chunk(&self, is_kept: u64) -> u64;
     /// Keeps its data: see [`hole::keep`].
@@ -23,6 +25,12 @@ impl Steps for XdpContext {
     fn arrive(&self) -> u64 {
         // SAFETY: the program's context.
         unsafe { prestack_tcp_arrive(self.ctx) }
+    }
+
+    #[inline(always)]
+    fn adopt(&self) -> u64 {
+        // SAFETY: the program's context.
+        unsafe { prestack_tcp_adopt(self.ctx) }
     }
 
     #[inline(always)]
@@ -43,6 +51,12 @@ impl Steps for TcContext {
     fn arrive(&self) -> u64 {
         // SAFETY: the program's context.
         unsafe { prestack_lo_arrive(self.skb.skb) }
+    }
+
+    #[inline(always)]
+    fn adopt(&self) -> u64 {
+        // SAFETY: the program's context.
+        unsafe { prestack_lo_adopt(self.skb.skb) }
     }
 
     #[inline(always)]
@@ -69,8 +83,20 @@ unsafe extern "C" fn prestack_tcp_arrive(ctx: *mut xdp_md) -> u64 {
 
 #[unsafe(no_mangle)]
 #[inline(never)]
+unsafe extern "C" fn prestack_tcp_adopt(ctx: *mut xdp_md) -> u64 {
+    adopt(&XdpContext::new(ctx))
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
 unsafe extern "C" fn prestack_lo_arrive(ctx: *mut __sk_buff) -> u64 {
     arrive(&TcContext::new(ctx))
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+unsafe extern "C" fn prestack_lo_adopt(ctx: *mut __sk_buff) -> u64 {
+    adopt(&TcContext::new(ctx))
 }
 
 #[unsafe(no_mangle)]

@@ -1,0 +1,213 @@
+//! Where this kernel keeps what the datapath asks about TCP sockets, from its type information (BTF, see
+//! Documentation/bpf/btf.rst of the kernel).
+
+use std::{fs, sync::OnceLock};
+
+use aya::Pod;
+use prestack_abi::socket::SocketFields;
+
+/// The kernel's types.
+const KERNEL_TYPES: &str = "/sys/kernel/btf/vmlinux";
+
+/// BTF: magic number, and kinds of types.
+const MAGIC: u16 = 0xeb9f;
+const KIND_INT: u32 = 1;
+const KIND_ARRAY: u32 = 3;
+const KIND_STRUCT: u32 = 4;
+const KIND_UNION: u32 = 5;
+const KIND_ENUM: u32 = 6;
+const KIND_FUNC_PROTO: u32 = 13;
+const KIND_VAR: u32 = 14;
+const KIND_DATASEC: u32 = 15;
+const KIND_DECL_TAG: u32 = 17;
+const KIND_ENUM64: u32 = 19;
+
+/// The value of the constant of that name in the BPF object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(transparent)]
+pub struct Fields(SocketFields);
+
+// SAFETY: made of integers.
+unsafe impl Pod for Fields {}
+
+/// The offsets on this kernel; zeros if it does not say.
+#[must_use]
+pub fn of_this_kernel() -> &'static Fields {
+    static FIELDS: OnceLock<Fields> = OnceLock::new();
+    FIELDS.get_or_init(|| {
+        let types = fs::read(KERNEL_TYPES).unwrap_or_default();
+        Fields(read(&types).unwrap_or_default())
+    })
+}
+
+/// The offsets by the types in `btf`.
+fn read(btf: &[u8]) -> Option<SocketFields> {
+    let types = Types::parse(btf)?;
+    let connection = types.structure("tcp_sock")?;
+    let request = types.structure("tcp_request_sock")?;
+    Some(SocketFields {
+        rcv_nxt: types.offset(connection, "rcv_nxt")?,
+        snd_nxt: types.offset(connection, "snd_nxt")?,
+        bytes_received: types.offset(connection, "bytes_received")?,
+        bytes_sent: types.offset(connection, "bytes_sent")?,
+        out_of_order_queue: types.offset(connection, "out_of_order_queue")?,
+        request_rcv_nxt: types.offset(request, "rcv_nxt")?,
+        request_snt_isn: types.offset(request, "snt_isn")?,
+    })
+}
+
+/// Type information: types, and the strings that name them.
+struct Types<'a> {
+    types: &'a [u8],
+    strings: &'a [u8],
+}
+
+/// A structure's members.
+#[derive(Clone, Copy)]
+struct Structure<'a> {
+    /// Of 12 bytes each.
+    members: &'a [u8],
+    /// Whether the upper byte of an offset is the size of a bit field.
+    has_bit_fields: bool,
+}
+
+impl<'a> Types<'a> {
+    fn parse(btf: &'a [u8]) -> Option<Self> {
+        let magic = btf.get(..2)?;
+        if magic != MAGIC.to_ne_bytes() {
+            return None;
+        }
+        let header_len = word(btf, 4)? as usize;
+        let body = btf.get(header_len..)?;
+        let section = |at: usize| {
+            let (from, len) = (word(btf, at)? as usize, word(btf, at + 4)? as usize);
+            body.get(from..from.checked_add(len)?)
+        };
+        Some(Self {
+            types: section(8)?,
+            strings: section(16)?,
+        })
+    }
+
+    fn is_named(&self, name_at: u32, name: &str) -> bool {
+        let rest = self.strings.get(name_at as usize..).unwrap_or_default();
+        rest.strip_prefix(name.as_bytes())
+            .is_some_and(|behind| behind.first() == Some(&0))
+    }
+
+    fn structure(&self, name: &str) -> Option<Structure<'a>> {
+        let mut at = 0;
+        loop {
+            let (name_at, info) = (word(self.types, at)?, word(self.types, at + 4)?);
+            let (kind, count) = (info >> 24 & 0x1f, (info & 0xffff) as usize);
+            let len = match kind {
+                KIND_INT | KIND_VAR | KIND_DECL_TAG => 4,
+                KIND_ARRAY => 12,
+                KIND_STRUCT | KIND_UNION | KIND_DATASEC | KIND_ENUM64 => 12 * count,
+                KIND_ENUM | KIND_FUNC_PROTO => 8 * count,
+                _ => 0,
+            };
+            let rest = self.types.get(at + 12..at + 12 + len)?;
+            if kind == KIND_STRUCT && count != 0 && self.is_named(name_at, name) {
+                return Some(Structure {
+                    members: rest,
+                    has_bit_fields: info >> 31 != 0,
+                });
+            }
+            at += 12 + len;
+        }
+    }
+
+    /// The offset in bytes of a member.
+    fn offset(&self, structure: Structure<'_>, name: &str) -> Option<u32> {
+        let member = structure
+            .members
+            .chunks_exact(12)
+            .find(|member| word(member, 0).is_some_and(|at| self.is_named(at, name)))?;
+        let bits = word(member, 8)?;
+        let (bits, size) = if structure.has_bit_fields {
+            (bits & 0xff_ffff, bits >> 24)
+        } else {
+            (bits, 0)
+        };
+        (size == 0 && bits % 8 == 0).then_some(bits / 8)
+    }
+}
+
+fn word(bytes: &[u8], at: usize) -> Option<u32> {
+    let word = bytes.get(at..at.checked_add(4)?)?;
+    Some(u32::from_ne_bytes(word.try_into().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Types of a kernel: an integer, a union to be passed over, and the two structures.
+    fn types() -> Vec<u8> {
+        let mut strings = vec![0];
+        let mut name = |name: &str| {
+            let at = strings.len() as u32;
+            strings.extend(name.as_bytes());
+            strings.push(0);
+            at
+        };
+        let plain = |kind: u32, count: u32| kind << 24 | count;
+        let mut words = vec![name("u32"), plain(KIND_INT, 0), 4, 32];
+        words.extend([name("tcp_sock"), plain(KIND_UNION, 1), 4, name("x"), 1, 0]);
+        let bit_fields = 1 << 31;
+        words.extend([name("tcp_sock"), plain(KIND_STRUCT, 6) | bit_fields, 64]);
+        words.extend([name("flag"), 1, 3 << 24 | 800]);
+        for (number, field) in (0..).zip([
+            "rcv_nxt",
+            "snd_nxt",
+            "bytes_received",
+            "bytes_sent",
+            "out_of_order_queue",
+        ]) {
+            words.extend([name(field), 1, 64 * (number + 1)]);
+        }
+        words.extend([name("tcp_request_sock"), plain(KIND_STRUCT, 2), 64]);
+        words.extend([name("snt_isn"), 1, 32, name("rcv_nxt"), 1, 96]);
+        let len = 4 * words.len() as u32;
+        let mut btf = u32::from(MAGIC).to_ne_bytes().to_vec();
+        for word in [24, 0, len, len, strings.len() as u32] {
+            btf.extend(word.to_ne_bytes());
+        }
+        btf.extend(words.iter().flat_map(|word| word.to_ne_bytes()));
+        btf.extend(strings);
+        btf
+    }
+
+    #[test]
+    fn offsets_are_read() {
+        let expected = SocketFields {
+            rcv_nxt: 8,
+            snd_nxt: 16,
+            bytes_received: 24,
+            bytes_sent: 32,
+            out_of_order_queue: 40,
+            request_rcv_nxt: 12,
+            request_snt_isn: 4,
+        };
+        assert_eq!(read(&types()), Some(expected));
+    }
+
+    #[test]
+    fn what_is_cut_off_says_nothing() {
+        let types = types();
+        for len in 0..types.len() {
+            let cut = read(&types[..len]);
+            assert!(cut.is_none(), "{len} bytes: {cut:?}");
+        }
+    }
+
+    /// Wherever there is type information, it knows TCP.
+    #[test]
+    fn this_kernel_says_it() {
+        if let Ok(types) = fs::read(KERNEL_TYPES) {
+            let fields = read(&types).expect("the fields");
+            assert!(fields.rcv_nxt != 0 && fields.bytes_sent != fields.bytes_received);
+        }
+    }
+}
