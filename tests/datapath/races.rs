@@ -6,6 +6,7 @@
 
 use std::hint::spin_loop;
 use std::mem::offset_of;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -94,27 +95,53 @@ fn race_through(
     packets: [&PacketBuilder; 2],
     mut after: impl FnMut(),
 ) {
+    let packets = packets.map(PacketBuilder::build);
+    let mut is_first = true;
+    at_once(
+        path,
+        || {
+            if !std::mem::take(&mut is_first) {
+                after();
+            }
+            packets.each_ref()
+        },
+        |programs, packet| {
+            run(programs, packet);
+        },
+    );
+    after();
+}
+
+/// Does two things at once, each of which `prepare` says anew, again and again.
+pub fn at_once<T: Send>(
+    path: &Datapath,
+    mut prepare: impl FnMut() -> [T; 2],
+    run: impl Fn(&Programs, T) + Sync,
+) {
     let course = Course::default();
     let [mut here, mut there] = course.runners();
-    let [one, two] = packets.map(PacketBuilder::build);
     let programs = &path.kernel().programs;
+    let (run, second) = (&run, &Mutex::new(None));
+    let take = move || second.lock().expect("the other thread is well").take();
     let mut rounds = 0;
     thread::scope(|scope| {
         scope.spawn(move || {
             while !there.is_alone() {
                 there.meet();
+                let Some(two) = take() else { break };
                 there.hesitate();
-                run(programs, &two);
+                run(programs, two);
                 there.meet();
             }
         });
         let start = Instant::now();
         while start.elapsed() < SPAN {
+            let [one, two] = prepare();
+            *second.lock().expect("the other thread is well") = Some(two);
             here.meet();
             here.hesitate();
-            run(programs, &one);
+            run(programs, one);
             here.meet();
-            after();
             rounds += 1;
         }
         drop(here);

@@ -8,6 +8,7 @@ mod outstanding;
 pub mod requests;
 mod strays;
 mod table;
+mod together;
 
 use crate::harness::{Datapath, volume};
 

@@ -1,5 +1,7 @@
 //! What is to be done with a segment of requests: the order of a flow's bytes.
 
+use aya_ebpf::helpers::generated::bpf_loop;
+use core::ffi::c_void;
 use prestack_abi::config::Config;
 use prestack_abi::flow::{Flow, Mode};
 use prestack_proto::hash::backend_seed;
@@ -15,6 +17,11 @@ use crate::tcp::{doubt, flow, hole, is_before, take_back};
 /// How far beyond what was seen leaving an acknowledgement may be, in bytes, for the connection to be
 /// taken for one whose replies leave elsewhere.
 const MAX_UNSEEN: u32 = 1 << 16;
+
+/// Looks at what another CPU has under way before it is given up: some milliseconds. A run takes a few
+/// microseconds, a hundred if a segment is full of short commands, and longer only if the CPU is taken away
+/// from a virtual machine meanwhile.
+const PATIENCE: u32 = 1 << 20;
 
 /// What is to be done with a segment.
 enum Plan {
@@ -42,13 +49,17 @@ pub extern "C" fn prestack_tcp_begin() -> u64 {
     let Some(flow) = flow::at(segment.flow) else {
         return 0;
     };
-    // SAFETY: a map element. Two runs on segments of one flow at a time: the second does not touch the
-    // requests, but makes them doubtful.
+    // SAFETY: a map element. Two runs on segments of one flow at a time: the second waits, and if that is of
+    // no avail it does not touch the requests, but makes them doubtful.
     unsafe {
+        let is_mine = seize(flow);
         if !is_acceptable(config, flow, &segment) {
+            if is_mine != 0 {
+                (&raw mut (*flow).busy).write_volatile(0);
+            }
             return 0;
         }
-        if atomic::swap(&raw mut (*flow).busy, 1) != 0 {
+        if is_mine == 0 {
             doubt::requests(config, flow);
             return 0;
         }
@@ -69,6 +80,48 @@ pub extern "C" fn prestack_tcp_begin() -> u64 {
                 PARSE
             }
         }
+    }
+}
+
+/// Takes the requests of the flow of the segment in the scratch, on which no other run works any more then. 0 if
+/// that could not be brought about.
+#[inline(always)]
+unsafe fn seize(flow: *mut Flow) -> u64 {
+    // SAFETY: the caller's: a map element.
+    unsafe {
+        if atomic::swap(&raw mut (*flow).busy, 1) == 0 {
+            return 1;
+        }
+    }
+    prestack_tcp_wait()
+}
+
+/// Waits for another run's work on the flow of the segment in the scratch, and takes over from it; 0 if it does
+/// not end. A global function, so that the verifier does not go through what follows twice.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn prestack_tcp_wait() -> u64 {
+    // SAFETY: a function of ours.
+    let looks = unsafe { bpf_loop(PATIENCE, take_over as *mut c_void, core::ptr::null_mut(), 0) };
+    u64::from((looks as u32) < PATIENCE)
+}
+
+/// Looks at another run's work on the flow of the segment in the scratch, and takes over if that is done, but
+/// not at the last look. Returns 1 at the end.
+#[inline(never)]
+extern "C" fn take_over(look: u32, _: *mut c_void) -> i64 {
+    let Some(scratch) = scratch() else { return 0 };
+    // SAFETY: this CPU's scratch.
+    let place = unsafe { (&raw const (*scratch).segment.flow).read_volatile() };
+    let Some(flow) = flow::at(place) else {
+        return 0;
+    };
+    // SAFETY: a map element.
+    unsafe {
+        let is_done = look + 1 < PATIENCE
+            && (&raw const (*flow).busy).read_volatile() == 0
+            && atomic::swap(&raw mut (*flow).busy, 1) == 0;
+        i64::from(is_done)
     }
 }
 
