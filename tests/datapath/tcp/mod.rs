@@ -6,6 +6,7 @@ mod fills;
 mod order;
 mod outstanding;
 pub mod requests;
+mod sockets;
 mod strays;
 mod table;
 mod together;

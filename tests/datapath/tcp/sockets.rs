@@ -1,0 +1,328 @@
+//! Segments of flows that are not known: what the host's sockets say. The sockets are real, the segments are
+//! shown to the programs alone.
+
+use std::io::{Read, Write};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::{fs, io};
+
+use nix::libc;
+use prestack::doors::DoorSpec;
+use prestack_testbed::Namespace;
+
+use super::connection::Connection;
+use super::{assert_forgotten, assert_key_written, assert_untouched};
+use crate::harness::{Datapath, Setup};
+use crate::packet::{ACK, FIN, PSH, PacketBuilder, RST, SYN};
+
+/// A cache with two keys, of a memcached at this address.
+fn filled(server: SocketAddr) -> Datapath {
+    let usual = Setup::default();
+    let own = DoorSpec {
+        address: Some(server.ip()),
+        port: server.port(),
+        backend: 0,
+        serve_udp: false,
+    };
+    let mut path = Datapath::with(&Setup {
+        doors: [vec![own], usual.doors.clone()].concat(),
+        ..usual
+    });
+    path.fill("key", "value");
+    path.fill("other", "value");
+    path
+}
+
+fn option<T: Copy>(socket: &impl AsRawFd, name: i32, value: T) {
+    let len = size_of::<T>() as u32;
+    // SAFETY: the value is as long as is said.
+    let set = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            name,
+            (&raw const value).cast(),
+            len,
+        )
+    };
+    assert_eq!(set, 0, "option {name}: {}", io::Error::last_os_error());
+}
+
+/// The next sequence number of a queue of a socket in repair mode (include/uapi/linux/tcp.h).
+fn number(socket: &TcpStream, queue: i32) -> u32 {
+    option(socket, libc::TCP_REPAIR_QUEUE, queue);
+    let (mut number, mut len) = (0_u32, 4);
+    // SAFETY: there is room for as much as is said.
+    let got = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_QUEUE_SEQ,
+            (&raw mut number).cast(),
+            &raw mut len,
+        )
+    };
+    assert_eq!(got, 0, "{}", io::Error::last_os_error());
+    number
+}
+
+/// A client that is connected, and its next sequence numbers.
+struct Client {
+    stream: TcpStream,
+    next: u32,
+    acknowledges: u32,
+}
+
+impl Client {
+    fn connect(server: SocketAddr) -> Self {
+        const RECEIVE: i32 = 1;
+        const SEND: i32 = 2;
+        /// Leave repair mode without a probe of the window.
+        const OFF: i32 = -1;
+        let stream = TcpStream::connect(server).expect("a connection");
+        option(&stream, libc::TCP_REPAIR, 1);
+        let (next, acknowledges) = (number(&stream, SEND), number(&stream, RECEIVE));
+        option(&stream, libc::TCP_REPAIR, OFF);
+        Self {
+            stream,
+            next,
+            acknowledges,
+        }
+    }
+
+    /// A segment that it might send next.
+    fn segment(&self, flags: u8, data: &str) -> PacketBuilder {
+        PacketBuilder::tcp(self.next, flags, data)
+            .from(self.stream.local_addr().expect("an address"))
+            .to(self.stream.peer_addr().expect("an address"))
+            .acknowledging(self.acknowledges)
+    }
+
+    fn at(&self, offset: usize, data: &str) -> PacketBuilder {
+        self.segment(ACK | PSH, data)
+            .sequence(self.next.wrapping_add(offset as u32))
+    }
+}
+
+fn listen(address: impl Into<IpAddr>) -> (TcpListener, SocketAddr) {
+    let listener = TcpListener::bind((address.into(), 0)).expect("a port");
+    let server = listener.local_addr().expect("an address");
+    (listener, server)
+}
+
+/// The first data of an established connection whose handshake was not seen, or was forgotten.
+#[test]
+fn a_connection_that_has_sent_nothing() {
+    for address in [
+        IpAddr::from(Ipv4Addr::LOCALHOST),
+        Ipv6Addr::LOCALHOST.into(),
+    ] {
+        let (_listener, server) = listen(address);
+        let client = Client::connect(server);
+        let mut path = filled(server);
+        path.pass(&client.at(0, "delete key\r\n"));
+        assert_key_written(&mut path);
+        assert_eq!(path.stats().flows_adopted, 1);
+        assert!(!path.can_fill("key", "old"), "the write is outstanding");
+        let reply = client.segment(0, "").reversed();
+        let reply = reply.sequence(client.acknowledges);
+        let reply = reply.acknowledging(client.next.wrapping_add(12));
+        path.tx(&reply.flags(ACK | PSH).payload("DELETED\r\n"));
+        assert!(path.can_fill("key", "new"));
+        path.pass(&client.at(12, "delete other\r\n"));
+        path.assert_miss("other");
+        assert_eq!(path.epoch(), 0);
+    }
+}
+
+#[test]
+fn segments_that_have_changed_places() {
+    let (_listener, server) = listen(Ipv4Addr::LOCALHOST);
+    let client = Client::connect(server);
+    let mut path = filled(server);
+    path.pass(&client.at(5, "e key\r\nget x\r\n"));
+    assert_untouched(&mut path);
+    path.pass(&client.at(0, "delet"));
+    assert_key_written(&mut path);
+    assert_eq!(path.stats().holes_closed, 1);
+}
+
+/// What the kernel drops.
+#[test]
+fn segments_that_no_connection_takes() {
+    let (_listener, server) = listen(Ipv4Addr::LOCALHOST);
+    let client = Client::connect(server);
+    let mut path = filled(server);
+    let flush = |flags| client.segment(flags, "flush_all\r\n");
+    path.pass(&flush(ACK).acknowledging(client.acknowledges.wrapping_add(1)));
+    path.pass(&flush(PSH));
+    path.pass(&flush(ACK | RST));
+    path.pass(&flush(ACK).client_port(1));
+    path.pass(&flush(ACK).sequence(client.next.wrapping_sub(1 << 20)));
+    path.pass(&client.segment(ACK | FIN, ""));
+    assert_untouched(&mut path);
+}
+
+#[test]
+fn a_connection_that_was_used() {
+    let (listener, server) = listen(Ipv4Addr::LOCALHOST);
+    for has_server_sent in [false, true] {
+        let mut client = Client::connect(server);
+        let (mut accepted, _) = listener.accept().expect("a client");
+        if has_server_sent {
+            accepted.write_all(b"x").expect("a connection");
+            client.stream.read_exact(&mut [0]).expect("a byte");
+            client.acknowledges = client.acknowledges.wrapping_add(1);
+        } else {
+            client.stream.write_all(b"x").expect("a connection");
+            accepted.read_exact(&mut [0]).expect("a byte");
+            client.next = client.next.wrapping_add(1);
+        }
+        let mut path = filled(server);
+        path.pass(&client.segment(ACK | PSH, "get key\r\n"));
+        assert_forgotten(&mut path);
+        assert_eq!(path.stats().doubted_requests, 1);
+    }
+}
+
+/// One that the host will establish when it has this segment.
+#[test]
+fn a_connection_that_is_being_established() {
+    let (listener, server) = listen(Ipv4Addr::LOCALHOST);
+    // The host waits for data, as long as this many seconds.
+    option(&listener, libc::TCP_DEFER_ACCEPT, 60);
+    let client = Client::connect(server);
+    let mut path = filled(server);
+    let flush = client.segment(ACK, "flush_all\r\n");
+    path.pass(&flush.acknowledging(client.acknowledges.wrapping_sub(1)));
+    assert_eq!(path.stats().strays, 1);
+    assert_untouched(&mut path);
+    path.pass(&client.at(5, "e key\r\n"));
+    path.pass(&client.at(0, "delet"));
+    assert_key_written(&mut path);
+    assert_eq!(path.stats().flows_adopted, 1);
+}
+
+/// A half-open flow of which something comes that it does not expect: whether the connection takes it, the
+/// host's sockets tell.
+#[test]
+fn a_half_open_flow_that_is_established() {
+    let (_listener, server) = listen(Ipv4Addr::LOCALHOST);
+    let client = Client::connect(server);
+    let mut path = filled(server);
+    let agreed = client.segment(0, "").reversed().flags(SYN | ACK);
+    path.tx(&agreed
+        .sequence(client.acknowledges.wrapping_sub(1))
+        .acknowledging(client.next));
+    // The window was made wider by a segment that nothing showed to be to a client that exists.
+    path.pass(&client.at(70_000, "x"));
+    path.pass(&client.at(0, "delete key\r\n"));
+    assert_key_written(&mut path);
+    assert_eq!(path.stats().strays, 0);
+}
+
+/// A raw socket that sends and sees TCP segments over IPv4.
+struct Raw(OwnedFd);
+
+impl Raw {
+    fn open() -> Self {
+        // SAFETY: nothing is handed over, and the descriptor is nobody else's.
+        unsafe {
+            let fd = libc::socket(libc::AF_INET, libc::SOCK_RAW, libc::IPPROTO_TCP);
+            assert!(fd >= 0, "{}", io::Error::last_os_error());
+            let on = 1_i32;
+            let set = libc::setsockopt(
+                fd,
+                libc::IPPROTO_IP,
+                libc::IP_HDRINCL,
+                (&raw const on).cast(),
+                4,
+            );
+            assert_eq!(set, 0);
+            Self(OwnedFd::from_raw_fd(fd))
+        }
+    }
+
+    /// Sends an IPv4 packet to the host itself.
+    fn send(&self, packet: &[u8]) {
+        let to = libc::sockaddr_in {
+            sin_family: libc::AF_INET as u16,
+            sin_port: 0,
+            sin_addr: libc::in_addr {
+                s_addr: u32::from_ne_bytes(Ipv4Addr::LOCALHOST.octets()),
+            },
+            sin_zero: [0; 8],
+        };
+        // SAFETY: both are as long as is said.
+        let sent = unsafe {
+            libc::sendto(
+                self.0.as_raw_fd(),
+                packet.as_ptr().cast(),
+                packet.len(),
+                0,
+                (&raw const to).cast(),
+                size_of_val(&to) as u32,
+            )
+        };
+        assert_eq!(
+            sent,
+            packet.len() as isize,
+            "{}",
+            io::Error::last_os_error()
+        );
+    }
+
+    /// The next segment that has these flags, from its TCP header on.
+    fn receive(&self, flags: u8) -> Vec<u8> {
+        loop {
+            let mut packet = [0_u8; 2048];
+            // SAFETY: there is room for as much as is said.
+            let len = unsafe {
+                libc::recv(
+                    self.0.as_raw_fd(),
+                    packet.as_mut_ptr().cast(),
+                    packet.len(),
+                    0,
+                )
+            };
+            let len = usize::try_from(len).expect("a segment");
+            if packet[20 + 13] == flags {
+                return packet[20..len].to_vec();
+            }
+        }
+    }
+}
+
+/// The host keeps no memory of handshakes: what ends one shows by its cookie that it was agreed to.
+#[test]
+fn a_connection_by_a_syn_cookie() {
+    let host = Namespace::new().expect("a namespace");
+    let (listener, raw) = host.run(|| {
+        fs::write("/proc/sys/net/ipv4/tcp_syncookies", "2").expect("a setting");
+        (listen(Ipv4Addr::LOCALHOST), Raw::open())
+    });
+    let (_listener, server) = listener;
+    let mut path = filled(server);
+    let mut connection = Connection::new(40_000);
+    let client = SocketAddr::from((Ipv4Addr::LOCALHOST, 40_000));
+    let at = |packet: PacketBuilder| packet.from(client).to(server);
+    let programs = &path.kernel().programs;
+    host.run(|| {
+        raw.send(&at(connection.segment(SYN, "")).build()[14..]);
+        let answer = raw.receive(SYN | ACK);
+        let isn = u32::from_be_bytes(answer[4..8].try_into().expect("four bytes"));
+        connection.server = isn.wrapping_add(1);
+        connection.client = connection.client.wrapping_add(1);
+        let mut forged = connection.clone();
+        // The lowest bits of a cookie stand for the greatest segment.
+        forged.server = forged.server.wrapping_add(1 << 20);
+        programs.rx(&at(forged.segment(ACK, "flush_all\r\n")).build());
+        programs.rx(&at(connection.segment(ACK | PSH, "delete key\r\n")).build());
+        connection.client = connection.client.wrapping_add(12);
+        // From now on the flow is known.
+        programs.rx(&at(connection.segment(ACK | PSH, "get other\r\n")).build());
+    });
+    assert_key_written(&mut path);
+    let stats = path.stats();
+    assert_eq!((stats.strays, stats.flows_adopted), (1, 1), "{stats:?}");
+}
