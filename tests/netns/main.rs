@@ -9,6 +9,7 @@ mod clients;
 mod coherence;
 mod daemon;
 mod differential;
+mod flood;
 mod flush;
 mod links;
 mod lo;
