@@ -12,7 +12,7 @@ use aya::{Ebpf, EbpfLoader, Pod};
 use prestack::mapping::Mapping;
 use prestack::maps::{CacheMaps, Controls, MapIds};
 use prestack::programs::{StepsError, close_flow, load_steps};
-use prestack::socket_fields;
+use prestack::socket_fields::{self, Fields};
 use prestack_abi::backend::{Backend, Flush, Flushes, MAX_BACKENDS};
 use prestack_abi::cache::Index;
 use prestack_abi::control::Control;
@@ -299,11 +299,16 @@ impl Kernel {
 
 /// The object, read but not yet in the kernel.
 pub fn open() -> Ebpf {
+    open_knowing(socket_fields::of_this_kernel())
+}
+
+/// The same with other offsets of what is asked about sockets.
+pub fn open_knowing(fields: &Fields) -> Ebpf {
     EbpfLoader::new()
         .map_max_entries(names::INDEX, BUCKETS)
         .map_max_entries(names::BLOCKS, BUCKETS)
         .map_max_entries(names::CONTROL, BUCKETS)
-        .override_global(names::SOCKET_FIELDS, socket_fields::of_this_kernel(), true)
+        .override_global(names::SOCKET_FIELDS, fields, true)
         .load(prestack::object::OBJECT)
         .expect("the maps can be made")
 }

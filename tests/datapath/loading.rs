@@ -1,9 +1,10 @@
 //! The programs and the kernel's verifier.
 
 use aya::programs::{CgroupSock, ProgramError, ProgramInfo, SchedClassifier, Xdp};
+use prestack::socket_fields::Fields;
 use prestack_abi::names;
 
-use crate::kernel::{open, program, refused};
+use crate::kernel::{open, open_knowing, program, refused};
 
 /// What the verifier gives up after (`BPF_COMPLEXITY_LIMIT_INSNS`).
 const LIMIT: u32 = 1_000_000;
@@ -36,6 +37,16 @@ fn every_program_loads() {
         .load()
         .unwrap_or_else(|error| refused(names::RELEASED, error));
     report(names::RELEASED, released.info());
+}
+
+/// Some kernels do not say where they keep what is asked about sockets. It is not asked there.
+#[test]
+fn no_type_information_is_needed() {
+    let mut ebpf = open_knowing(&Fields::UNKNOWN);
+    let rx_tcp: &mut Xdp = program(&mut ebpf, names::RX_TCP);
+    rx_tcp
+        .load()
+        .unwrap_or_else(|error| refused(names::RX_TCP, error));
 }
 
 fn report(name: &str, info: Result<ProgramInfo, ProgramError>) {

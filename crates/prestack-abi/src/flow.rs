@@ -44,7 +44,8 @@ pub struct FlowSet {
     pub lock: bpf_spin_lock,
     /// Explicit padding.
     pub reserved: u32,
-    /// Names of the flows: hashes of their keys, 0 where there is none.
+    /// Names of the flows: hashes of their keys, which are odd. 0 where there is none, another even number
+    /// where one is being set up.
     pub names: [u64; FLOW_WAYS],
     /// Coarse monotonic time in ns at which the place of a closed flow is free; 0 while it is open.
     pub over_at: [u64; FLOW_WAYS],

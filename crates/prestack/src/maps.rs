@@ -312,7 +312,7 @@ pub fn open_flows(ids: &MapIds) -> Result<Vec<(FlowKey, Dead)>, MapsError> {
     for at in 0..FLOW_SETS as u32 {
         let Set(set) = sets.get(&at, 0).map_err(failed())?;
         for (way, (&name, &over_at)) in (0..).zip(set.names.iter().zip(&set.over_at)) {
-            if name == 0 || over_at != 0 {
+            if name & 1 == 0 || over_at != 0 {
                 continue;
             }
             let place = at * FLOW_WAYS as u32 + way;

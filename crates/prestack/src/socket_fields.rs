@@ -30,6 +30,11 @@ pub struct Fields(SocketFields);
 // SAFETY: made of integers.
 unsafe impl Pod for Fields {}
 
+impl Fields {
+    /// Those of a kernel that does not say.
+    pub const UNKNOWN: Self = Self(SocketFields::UNKNOWN);
+}
+
 /// The offsets on this kernel; zeros if it does not say.
 #[must_use]
 pub fn of_this_kernel() -> &'static Fields {
