@@ -1,11 +1,14 @@
 //! Segments of one flow on two CPUs at once: a client's thread has moved to another CPU, or the network card
 //! has several receive queues.
 
+use std::time::Instant;
+
 use prestack_abi::flow::Dead;
 
 use super::connection::Connection;
 use crate::harness::{Datapath, Setup};
 use crate::kernel::{BUCKETS, Programs};
+use crate::packet::ACK;
 use crate::races::at_once;
 
 fn datapath() -> Datapath {
@@ -116,4 +119,17 @@ fn a_segment_and_the_sweep() {
     connection.reply(&path, "DELETED\r\n");
     assert_eq!(path.stats().invalidations, rounds);
     assert_exact(&mut path);
+}
+
+/// Work that does not end is not waited for without end: what was not looked at empties the cache.
+#[test]
+fn waiting_in_vain() {
+    let mut path = datapath();
+    let connection = Connection::open(&path, 1);
+    path.kernel_mut().used_flows(|flow| flow.busy = 1);
+    let start = Instant::now();
+    path.pass(&connection.segment(ACK, "get x\r\n"));
+    println!("given up after {:?}", start.elapsed());
+    assert_eq!(path.stats().doubted_requests, 1);
+    assert_eq!(path.stats().forgets, 1);
 }
