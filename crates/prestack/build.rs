@@ -1,25 +1,40 @@
-//! Tells the crate where the BPF object is that it embeds.
+//! Tells the crate where the files are that it embeds.
 
-use std::{env, path::PathBuf, process::exit};
+use std::{
+    env,
+    path::{Path, PathBuf},
+    process::exit,
+};
 
-const VARIABLE: &str = "PRESTACK_BPF_OBJECT";
+/// What is embedded: the variable that says where it is, for the crate and for those who have it
+/// elsewhere, what it is, and where `cargo xtask build` puts it.
+const EMBEDDED: [(&str, &str, &str); 2] = [
+    (
+        "PRESTACK_BPF_OBJECT",
+        "BPF object",
+        "target/bpf/prestack.bpf.o",
+    ),
+    (
+        "PRESTACK_REUSEPORT_LIBRARY",
+        "library to preload",
+        "target/reuseport/libprestack_reuseport.so",
+    ),
+];
 
 fn main() {
-    println!("cargo::rerun-if-env-changed={VARIABLE}");
-    let object = env::var_os(VARIABLE).map_or_else(default_object, PathBuf::from);
-    println!("cargo::rerun-if-changed={}", object.display());
-    if !object.is_file() {
-        println!(
-            "cargo::error=there is no BPF object at {}: run `cargo xtask build`",
-            object.display()
-        );
-        exit(1);
+    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    for (variable, what, built) in EMBEDDED {
+        println!("cargo::rerun-if-env-changed={variable}");
+        let file = env::var_os(variable).map_or_else(|| workspace.join(built), PathBuf::from);
+        println!("cargo::rerun-if-changed={}", file.display());
+        if !file.is_file() {
+            println!(
+                "cargo::error=there is no {what} at {}: run `cargo xtask build`",
+                file.display()
+            );
+            exit(1);
+        }
+        let file = file.canonicalize().unwrap_or(file);
+        println!("cargo::rustc-env={variable}={}", file.display());
     }
-    let object = object.canonicalize().unwrap_or(object);
-    println!("cargo::rustc-env={VARIABLE}={}", object.display());
-}
-
-/// Where `cargo xtask build` puts it.
-fn default_object() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../target/bpf/prestack.bpf.o")
 }

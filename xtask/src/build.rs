@@ -1,4 +1,4 @@
-//! Building the BPF objects, and the programs that carry or test it.
+//! Building what the prestack binary carries, and the programs that carry or test it.
 
 use std::{
     collections::BTreeMap,
@@ -22,6 +22,9 @@ pub const BPF_PACKAGES: [(&str, &str); 2] = [
 ];
 const BPF_TARGET: &str = "bpfel-unknown-none";
 
+/// The package of the library that is preloaded into memcached, and the library's name.
+const LIBRARY: (&str, &str) = ("prestack-reuseport", "libprestack_reuseport.so");
+
 /// Debug information becomes BTF, which the loader needs for the maps.
 const BPF_RUSTFLAGS: &str = "-C debuginfo=2 -C link-arg=--btf";
 
@@ -44,8 +47,14 @@ pub enum Profile {
     Release,
 }
 
-/// Builds the BPF objects, which crates for the host embed.
-pub fn bpf_objects() -> Result<()> {
+/// Builds what crates for the host embed, always optimised: the BPF objects, and the library that is
+/// preloaded into memcached.
+pub fn embedded() -> Result<()> {
+    bpf_objects()?;
+    library()
+}
+
+fn bpf_objects() -> Result<()> {
     // A target directory of its own: sharing it would mean waiting for the lock of a cargo that
     // builds for the host.
     let directory = process::workspace().join("target/bpf");
@@ -69,6 +78,23 @@ pub fn bpf_objects() -> Result<()> {
     Ok(())
 }
 
+fn library() -> Result<()> {
+    // Its own target directory, as what it depends on is built with other options here.
+    let directory = process::workspace().join("target/reuseport");
+    let (package, library) = LIBRARY;
+    process::run(
+        process::cargo()
+            .args(["build", "--quiet", "--release", "--package", package])
+            .args(["--config", "profile.release.strip='symbols'"])
+            .arg("--target-dir")
+            .arg(&directory),
+    )?;
+    let built = directory.join("release").join(library);
+    let library = directory.join(library);
+    publish(&built, &library)
+        .with_context(|| format!("cannot copy {} to {}", built.display(), library.display()))
+}
+
 /// Copies a file, unless the copy is there already: its age decides whether cargo rebuilds what
 /// embeds it.
 fn publish(from: &Path, to: &Path) -> Result<()> {
@@ -83,9 +109,9 @@ fn publish(from: &Path, to: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Builds the BPF objects and the prestack binary, and returns the binary's path.
+/// Builds the prestack binary with what it carries, and returns the binary's path.
 pub fn prestack(profile: Profile) -> Result<PathBuf> {
-    bpf_objects()?;
+    embedded()?;
     let mut args = vec!["--package", PRESTACK, "--bin", PRESTACK];
     if let Profile::Release = profile {
         args.push("--release");
@@ -93,12 +119,12 @@ pub fn prestack(profile: Profile) -> Result<PathBuf> {
     Ok(host(&args)?.program(PRESTACK)?.to_owned())
 }
 
-/// Builds the BPF objects, the prestack binary and a selection of other programs and tests, all
+/// Builds the prestack binary with what it carries, and a selection of other programs and tests, all
 /// with the dev profile: it is quick to build, and checks for overflows.
 ///
 /// One command, because what cargo builds together shares the dependencies and their features.
 pub fn for_tests(selection: &[&str]) -> Result<Built> {
-    bpf_objects()?;
+    embedded()?;
     host(&[&HOST_PACKAGES[..], &["--bin", PRESTACK], selection].concat())
 }
 

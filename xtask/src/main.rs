@@ -32,9 +32,9 @@ struct Cli {
 enum Task {
     /// Install what is missing on this machine to build, test and demonstrate prestack
     Setup,
-    /// Build the BPF objects and the prestack binary that carries them, and print its path
+    /// Build the prestack binary and what it carries, and print its path
     Build {
-        /// Build the binary with the dev profile (the BPF objects are always optimised)
+        /// Build the binary with the dev profile (what it carries is always optimised)
         #[arg(long)]
         debug: bool,
     },

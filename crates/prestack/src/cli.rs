@@ -43,6 +43,12 @@ pub enum Command {
     Flush(InstanceArgs),
     /// Stop the running instance and remove everything that is attached or pinned
     Detach(InstanceArgs),
+    /// Start stock memcached with a UDP socket for every worker thread
+    ///
+    /// Without, its threads take turns at one socket. memcached takes the place of this command: process
+    /// id, signals and exit status are its own. One that does not listen on UDP, or that prestack does
+    /// not understand, is started as it is, and standard error says so.
+    Memcached(MemcachedArgs),
     /// Compare stock memcached without and with prestack, in a testbed of network namespaces
     ///
     /// Needs root and memcached, takes about half a minute and leaves nothing behind.
@@ -95,6 +101,18 @@ pub struct InspectArgs {
     /// Which instance.
     #[command(flatten)]
     pub instance: InstanceArgs,
+}
+
+/// Arguments of `memcached`.
+#[derive(Args, Debug)]
+pub struct MemcachedArgs {
+    /// memcached: a path, or a name to look for in PATH
+    #[arg(long, value_name = "PATH", default_value = "memcached")]
+    pub binary: PathBuf,
+
+    /// memcached's own arguments, such as `-U 11211 -t 4`
+    #[arg(last = true, value_name = "ARGS")]
+    pub arguments: Vec<OsString>,
 }
 
 #[cfg(test)]

@@ -40,6 +40,9 @@ fn main() -> ExitCode {
         Command::Detach(args) => {
             commands::detach::detach(args).and_then(|text| commands::print(&text))
         }
+        Command::Memcached(args) => {
+            commands::memcached::memcached(args).map(|never| match never {})
+        }
         Command::Demo(options) => with_causes(prestack_bench::demo::run(options)),
         Command::Bench(options) => with_causes(prestack_bench::bench::run(options, OBJECT)),
     };

@@ -3,6 +3,7 @@
 pub mod detach;
 pub mod flush;
 pub mod inspect;
+pub mod memcached;
 pub mod run;
 pub mod stats;
 pub mod status;

@@ -1,7 +1,6 @@
 //! What memcached's command line tells about it.
 
-/// memcached's short options that take a value (`shortopts` in memcached.c, 1.6).
-const WITH_VALUE: &str = "apsUmcluPfntDRbBIYeoN";
+use crate::command_line::options;
 
 /// Features of a memcached whose traffic cannot be cached.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -15,61 +14,26 @@ pub struct Features {
 }
 
 impl Features {
-    /// Reads the command line, the program's name first, as `getopt_long` does.
-    pub fn read<S: AsRef<str>>(arguments: &[S]) -> Self {
+    /// Reads the command line, the program's name first.
+    pub fn read<S: AsRef<[u8]>>(arguments: &[S]) -> Self {
         let mut features = Self::default();
-        let mut words = arguments.iter().map(AsRef::as_ref).skip(1);
-        while let Some(word) = words.next() {
-            if word == "--" {
-                break;
-            } else if let Some(long) = word.strip_prefix("--") {
-                let (name, value) = match long.split_once('=') {
-                    Some((name, value)) => (name, Some(value)),
-                    None => (long, None),
-                };
-                // getopt_long takes every unambiguous beginning of a name.
-                if name.len() >= 2 && "extended".starts_with(name) {
-                    features.extended(value.or_else(|| words.next()).unwrap_or_default());
-                } else if name.len() > "enable-s".len() && "enable-ssl".starts_with(name) {
-                    features.tls = true;
-                } else if name.len() >= 2 && "protocol".starts_with(name) {
-                    features.protocol(value.or_else(|| words.next()).unwrap_or_default());
-                }
-            } else if let Some(cluster) = word.strip_prefix('-') {
-                for (at, letter) in cluster.char_indices() {
-                    let rest = &cluster[at + letter.len_utf8()..];
-                    if letter == 'Z' {
-                        features.tls = true;
-                    } else if WITH_VALUE.contains(letter) {
-                        let value = if rest.is_empty() {
-                            words.next()
-                        } else {
-                            Some(rest)
-                        };
-                        match letter {
-                            'o' => features.extended(value.unwrap_or_default()),
-                            'B' => features.protocol(value.unwrap_or_default()),
-                            _ => {}
-                        }
-                        break;
-                    }
-                }
+        for given in options(arguments.get(1..).unwrap_or_default()) {
+            match given.letter {
+                b'Z' => features.tls = true,
+                b'B' => features.text_alone = given.value == b"ascii",
+                b'o' => features.proxy |= names_proxy(given.value),
+                _ => {}
             }
         }
         features
     }
+}
 
-    /// Reads the value of `-B`.
-    fn protocol(&mut self, value: &str) {
-        self.text_alone = value == "ascii";
-    }
-
-    /// Reads the value of `-o`.
-    fn extended(&mut self, value: &str) {
-        self.proxy |= value
-            .split(',')
-            .any(|option| option.split('=').next() == Some("proxy_config"));
-    }
+/// Whether a value of `-o` makes memcached a proxy.
+fn names_proxy(extended: &[u8]) -> bool {
+    extended
+        .split(|&byte| byte == b',')
+        .any(|option| option.split(|&byte| byte == b'=').next() == Some(b"proxy_config"))
 }
 
 #[cfg(test)]
