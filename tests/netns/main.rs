@@ -18,6 +18,7 @@ mod overtaking;
 mod races;
 mod refusals;
 mod restart;
+mod reuseport;
 mod testbed;
 mod values;
 mod vanished;

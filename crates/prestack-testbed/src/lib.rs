@@ -24,7 +24,7 @@ mod client;
 pub mod cpu;
 mod ethtool;
 mod link;
-mod memcached;
+pub mod memcached;
 mod namespace;
 pub mod napi;
 pub mod pace;

@@ -1,9 +1,11 @@
 //! Stock memcached.
 
-use std::fs;
+use std::ffi::OsString;
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
+use std::path::PathBuf;
 use std::time::Duration;
+use std::{env, fs};
 
 use anyhow::{Context, Result, bail};
 
@@ -26,6 +28,8 @@ pub struct MemcachedOptions {
     pub memory_mib: u32,
     /// Anything else.
     pub args: Vec<String>,
+    /// prestack's binary, if its `memcached` command is to start it.
+    pub launcher: Option<PathBuf>,
 }
 
 impl Default for MemcachedOptions {
@@ -37,6 +41,7 @@ impl Default for MemcachedOptions {
             threads: 4,
             memory_mib: 64,
             args: Vec::new(),
+            launcher: None,
         }
     }
 }
@@ -75,7 +80,17 @@ impl Memcached {
     /// # Errors
     /// When memcached is not installed.
     pub fn spawn(namespace: &Namespace, options: &MemcachedOptions) -> Result<Self> {
-        let mut command = namespace.command("memcached");
+        let mut command = match &options.launcher {
+            None => namespace.command(program()),
+            Some(prestack) => {
+                let mut command = namespace.command(prestack);
+                command
+                    .args(["memcached", "--binary"])
+                    .arg(program())
+                    .arg("--");
+                command
+            }
+        };
         // It refuses to run as root unless told so; the namespace is out of everybody's reach.
         command.args(["-u", "root"]);
         command.args([
@@ -198,6 +213,13 @@ impl Memcached {
         self.process.kill()?;
         Ok(())
     }
+}
+
+/// The memcached that is started: the one that the environment names as `PRESTACK_MEMCACHED`, or else the
+/// system's.
+#[must_use]
+pub fn program() -> OsString {
+    env::var_os("PRESTACK_MEMCACHED").unwrap_or_else(|| "memcached".into())
 }
 
 fn listen_argument(address: &IpAddr) -> String {
