@@ -1,8 +1,10 @@
 //! The project's set-up, build and test commands: `cargo xtask --help`.
 
+mod archive;
 mod bpf_linker;
 mod build;
 mod lint;
+mod memcached;
 mod packages;
 mod process;
 mod setup;
@@ -58,6 +60,14 @@ enum Task {
     },
     /// Check formatting, lints and documentation; any warning is an error
     Lint,
+    /// Fetch the memcached of another Debian release, to test with, and print its path
+    ///
+    /// `PRESTACK_MEMCACHED=PATH cargo xtask test -- FILTER` runs tests with it.
+    Memcached {
+        /// The release's code name
+        #[arg(long, value_name = "NAME", default_value = "trixie")]
+        suite: String,
+    },
     /// Run the datapath and namespace tests on another kernel, in a virtual machine
     Vmtest(vm::Options),
 }
@@ -88,6 +98,10 @@ fn run(task: Task) -> Result<()> {
         Task::Demo { args } => prestack("demo", &args),
         Task::Bench { args } => prestack("bench", &args),
         Task::Lint => lint::run(),
+        Task::Memcached { suite } => {
+            println!("{}", memcached::fetch(&suite)?.display());
+            Ok(())
+        }
         Task::Vmtest(options) => vm::run(&options),
     }
 }

@@ -10,8 +10,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 
-use super::archive::Archive;
-use crate::process;
+use crate::{archive::Archive, process};
 
 /// Depends on the newest kernel of its suite.
 const META_PACKAGE: &str = "linux-image-cloud-amd64";

@@ -1,6 +1,5 @@
 //! Runs the tests that need a kernel in a virtual machine, on the kernel of a Debian release.
 
-mod archive;
 mod image;
 mod kernel;
 mod qemu;
@@ -16,6 +15,7 @@ use prestack_vm_init::{PLAN, PROGRAMS, Plan, Test};
 use tempfile::NamedTempFile;
 
 use crate::{
+    archive,
     build::{self, Built},
     packages::{self, Requirement},
     process, test,
