@@ -326,7 +326,15 @@ fn help_and_mistakes_are_memcacheds_own() -> Result<()> {
     Ok(())
 }
 
-/// Runs `command` until memcached accepts connections, with `check` on its process id, and returns what
+/// Waits until memcached answers: it has all its sockets then.
+fn until_it_answers(namespace: &Namespace) -> Result<()> {
+    Memcached::wait_until_accepting(namespace, PORT)?;
+    let mut client = TcpClient::connect(namespace, (LOCALHOST, PORT).into())?;
+    client.command(b"version\r\n")?;
+    Ok(())
+}
+
+/// Runs `command` until memcached answers, with `check` on its process id, and returns what
 /// it has said.
 fn said(
     namespace: &Namespace,
@@ -334,7 +342,7 @@ fn said(
     check: impl Fn(i32) -> Result<()>,
 ) -> Result<String> {
     let mut process = Process::spawn(command)?;
-    let waited = Memcached::wait_until_accepting(namespace, PORT);
+    let waited = until_it_answers(namespace);
     let checked = waited.and_then(|()| check(process.pid()));
     let (_, said) = process.kill()?;
     checked.with_context(|| said.clone())?;
@@ -410,7 +418,7 @@ fn it_may_become_a_daemon_of_another_user() -> Result<()> {
         Ok(pid.trim().parse::<i32>().ok())
     })?;
     let _daemon = Daemon(Pid::from_raw(pid));
-    Memcached::wait_until_accepting(&namespace, PORT)?;
+    until_it_answers(&namespace)?;
     assert_eq!(per_address(&sockets(pid)?), [3, 3]);
     let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
     assert!(status.contains("\nUid:\t65534\t"), "{status}");
