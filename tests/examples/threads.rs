@@ -3,7 +3,8 @@
 //! build`:
 //!
 //! ```text
-//! cargo run --release --package prestack-tests --example threads
+//! cargo build --release --package prestack-tests --example threads
+//! nice -n -20 target/release/examples/threads
 //! ```
 
 use std::sync::atomic::AtomicBool;
@@ -19,16 +20,30 @@ use prestack_testbed::{Memcached, MemcachedOptions, Testbed, binary};
 use prestack_tests::classic::median;
 use prestack_tests::stage::PORT;
 
-/// How often each memcached is measured; they take turns.
-const ROUNDS: usize = 9;
+/// How often each memcached is measured. They take short turns, so that a change of the machine's mood hits
+/// all of them.
+const ROUNDS: usize = 15;
 /// How long each time.
-const DURATION: Duration = Duration::from_secs(2);
+const DURATION: Duration = Duration::from_millis(500);
 /// How long it is asked before.
-const WARM_UP: Duration = Duration::from_millis(300);
-/// Clients, of which each has a socket, and so a thread that it meets. Together they have half of what a
-/// veth ring holds under way.
-const CLIENTS: usize = 16;
-const WINDOW: u16 = 8;
+const WARM_UP: Duration = Duration::from_millis(100);
+/// What is asked of memcached: how many clients there are, of which each has a socket, and so a thread that
+/// it meets, and how many requests each keeps under way.
+struct Demand {
+    clients: usize,
+    window: u16,
+}
+
+/// As much as there can be: half of what a veth ring holds.
+const MUCH: Demand = Demand {
+    clients: 16,
+    window: 8,
+};
+/// One request after the other: memcached's threads sleep in between.
+const LITTLE: Demand = Demand {
+    clients: 1,
+    window: 1,
+};
 
 /// A memcached in a testbed of its own.
 struct Contender {
@@ -40,7 +55,7 @@ struct Contender {
 }
 
 impl Contender {
-    fn new(threads: u32, is_stock: bool, split: &CpuSplit) -> Result<Self> {
+    fn new(threads: u32, is_stock: bool, demand: &Demand, split: &CpuSplit) -> Result<Self> {
         let bed = Testbed::new()?;
         let launcher = if is_stock { None } else { Some(binary()?) };
         let options = MemcachedOptions {
@@ -60,8 +75,8 @@ impl Contender {
             "prestack memcached"
         };
         let load = Load {
-            clients: CLIENTS,
-            window: WINDOW,
+            clients: demand.clients,
+            window: demand.window,
             ..Load::new(dataset, Popularity::Uniform, server, &split.client)
         };
         Ok(Self {
@@ -112,11 +127,11 @@ fn main() -> Result<()> {
         server: all.clone(),
         client: all,
     };
-    for split in [halves, shared] {
+    for (demand, split) in [(MUCH, &halves), (MUCH, &shared), (LITTLE, &halves)] {
         let mut contenders = Vec::new();
         for threads in [1, 2, 4] {
             for is_stock in [true, false] {
-                contenders.push(Contender::new(threads, is_stock, &split)?);
+                contenders.push(Contender::new(threads, is_stock, &demand, split)?);
             }
         }
         for _ in 0..ROUNDS {
@@ -125,8 +140,9 @@ fn main() -> Result<()> {
             }
         }
         println!(
-            "Server on CPUs {:?}, clients on CPUs {:?}; medians of {ROUNDS} rounds of {DURATION:?}:\n",
-            split.server, split.client
+            "{} clients on CPUs {:?}, each with {} requests under way; server on CPUs {:?}; medians of \
+             {ROUNDS} rounds of {DURATION:?}:\n",
+            demand.clients, split.client, demand.window, split.server
         );
         println!(
             "memcached                  requests/s  p50 (µs)  p99 (µs)  server CPU/request (µs)  unanswered"

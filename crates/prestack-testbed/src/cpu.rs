@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use nix::errno::Errno;
+use nix::libc;
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::time::{clock_getcpuclockid, clock_gettime};
 use nix::unistd::Pid;
@@ -80,4 +81,19 @@ pub fn time_of(pid: i32) -> Result<Duration> {
     let clock = clock_getcpuclockid(Pid::from_raw(pid))
         .with_context(|| format!("reading the CPU time of process {pid}"))?;
     Ok(clock_gettime(clock)?.into())
+}
+
+/// Gives a thread or process the niceness of the calling thread.
+///
+/// # Errors
+/// When the process has ended, or the kernel refuses.
+pub fn make_as_nice(pid: i32) -> Result<()> {
+    let id = pid.cast_unsigned();
+    // SAFETY: integers alone.
+    let set = unsafe {
+        let nice = libc::getpriority(libc::PRIO_PROCESS, 0);
+        libc::setpriority(libc::PRIO_PROCESS, id, nice)
+    };
+    Errno::result(set).with_context(|| format!("setting the niceness of {pid}"))?;
+    Ok(())
 }
