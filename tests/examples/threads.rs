@@ -4,7 +4,7 @@
 //!
 //! ```text
 //! cargo build --release --package prestack-tests --example threads
-//! nice -n -20 target/release/examples/threads
+//! chrt --fifo 50 target/release/examples/threads
 //! ```
 
 use std::sync::atomic::AtomicBool;
@@ -22,7 +22,7 @@ use prestack_tests::stage::PORT;
 
 /// How often each memcached is measured. They take short turns, so that a change of the machine's mood hits
 /// all of them.
-const ROUNDS: usize = 15;
+const ROUNDS: usize = 11;
 /// How long each time.
 const DURATION: Duration = Duration::from_millis(500);
 /// How long it is asked before.

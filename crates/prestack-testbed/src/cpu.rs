@@ -83,17 +83,18 @@ pub fn time_of(pid: i32) -> Result<Duration> {
     Ok(clock_gettime(clock)?.into())
 }
 
-/// Gives a thread or process the niceness of the calling thread.
+/// Gives a thread the scheduling policy and priority of the calling thread.
 ///
 /// # Errors
-/// When the process has ended, or the kernel refuses.
-pub fn make_as_nice(pid: i32) -> Result<()> {
-    let id = pid.cast_unsigned();
-    // SAFETY: integers alone.
+/// When the thread has ended, or the kernel refuses.
+pub fn schedule_alike(thread: i32) -> Result<()> {
+    let mut priority = libc::sched_param { sched_priority: 0 };
+    // SAFETY: `priority` is written, and then read.
     let set = unsafe {
-        let nice = libc::getpriority(libc::PRIO_PROCESS, 0);
-        libc::setpriority(libc::PRIO_PROCESS, id, nice)
+        let policy = libc::sched_getscheduler(0);
+        libc::sched_getparam(0, &raw mut priority);
+        libc::sched_setscheduler(thread, policy, &raw const priority)
     };
-    Errno::result(set).with_context(|| format!("setting the niceness of {pid}"))?;
+    Errno::result(set).with_context(|| format!("scheduling thread {thread}"))?;
     Ok(())
 }

@@ -24,7 +24,7 @@ pub fn set_threaded(namespace: &Namespace, dev: &str) -> Result<()> {
     })
 }
 
-/// Keeps the NAPI threads of `dev` on `cpus`, and makes them as nice as the caller, so that `nice` before a
+/// Keeps the NAPI threads of `dev` on `cpus`, and has them scheduled like the caller, so that `chrt` before a
 /// measurement holds for all of it; waits until there is one.
 ///
 /// # Errors
@@ -37,7 +37,7 @@ pub fn pin(dev: &str, cpus: &[usize]) -> Result<()> {
     )?;
     for thread in threads {
         cpu::pin_process(thread, cpus)?;
-        cpu::make_as_nice(thread)?;
+        cpu::schedule_alike(thread)?;
     }
     Ok(())
 }
