@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use crate::binary;
 use crate::bytes::{get, hit};
-use crate::harness::{Datapath, Setup, doors_of_wildcard, wait_to_settle};
-use crate::packet::{ACK, FIN, PORT, PSH, PacketBuilder, SERVER4, SERVER6};
+use crate::harness::{Datapath, Setup, doors_of_wildcard, wait, wait_to_settle};
+use crate::kernel::BUCKETS;
+use crate::packet::{ACK, FIN, PORT, PSH, PacketBuilder, SERVER4, SERVER6, SYN};
 use crate::tcp::connection::Connection;
 use crate::tcp::requests::writes;
 use crate::tcp::{assert_forgotten, assert_key_written, assert_untouched, filled, step};
@@ -141,6 +142,40 @@ fn strays_cost_nothing() {
     connection.arrives(&path, &connection.segment(ACK | FIN, ""));
     assert_untouched(&mut path);
     assert_eq!(path.stats().strays, 1);
+}
+
+/// Attempts that come to nothing do not take the places of connections, over `lo` either.
+#[test]
+fn half_open_flows_give_way() {
+    let mut path = Datapath::with(&Setup {
+        buckets: BUCKETS,
+        ..Setup::default()
+    });
+    path.fill("key", "value");
+    let mut connection = Connection::open_locally(&path, 1, Ipv4Addr::LOCALHOST);
+    connection.send(&path, "get x\r\n");
+    for port in 20_000..50_000 {
+        let attempt = Connection {
+            local: connection.local,
+            ..Connection::new(port)
+        };
+        path.lo(&attempt.answer(SYN | ACK, ""));
+    }
+    let stats = path.stats();
+    assert_eq!(stats.flows_refused, 0);
+    assert!(stats.flows_displaced > 10_000, "{stats:?}");
+    connection.reply(&path, "END\r\n");
+    let mut late = Connection::open_locally(&path, 2, Ipv4Addr::LOCALHOST);
+    for connection in [&mut connection, &mut late] {
+        let key = format!("key-{}", connection.port);
+        connection.send(&path, format!("delete {key}\r\n"));
+        assert!(!path.can_fill(&key, "old"));
+        connection.reply(&path, "DELETED\r\n");
+    }
+    wait(Duration::from_millis(30));
+    assert!(path.can_fill("key-1", "new"));
+    assert!(path.can_fill("key-2", "new"));
+    path.assert_hit("key", "value");
 }
 
 #[test]

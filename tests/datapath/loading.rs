@@ -47,6 +47,10 @@ fn no_type_information_is_needed() {
     rx_tcp
         .load()
         .unwrap_or_else(|error| refused(names::RX_TCP, error));
+    let lo_tcp: &mut SchedClassifier = program(&mut ebpf, names::LO_TCP);
+    lo_tcp
+        .load()
+        .unwrap_or_else(|error| refused(names::LO_TCP, error));
 }
 
 fn report(name: &str, info: Result<ProgramInfo, ProgramError>) {

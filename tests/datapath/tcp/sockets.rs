@@ -135,6 +135,27 @@ fn a_connection_that_has_sent_nothing() {
     }
 }
 
+/// The same of a client on the host itself.
+#[test]
+fn a_local_connection_that_has_sent_nothing() {
+    for address in [
+        IpAddr::from(Ipv4Addr::LOCALHOST),
+        Ipv6Addr::LOCALHOST.into(),
+    ] {
+        let (_listener, server) = listen(address);
+        let client = Client::connect(server);
+        let mut path = filled(server);
+        path.lo(&client.at(0, "delete key\r\n"));
+        assert_key_written(&mut path);
+        let stats = path.stats();
+        assert_eq!((stats.flows_adopted, stats.doubted_requests), (1, 0));
+        assert!(!path.can_fill("key", "old"), "the write is outstanding");
+        path.lo(&client.at(12, "delete other\r\n"));
+        path.assert_miss("other");
+        assert_eq!(path.epoch(), 0);
+    }
+}
+
 #[test]
 fn segments_that_have_changed_places() {
     let (_listener, server) = listen(Ipv4Addr::LOCALHOST);
