@@ -45,6 +45,34 @@ impl Packet {
         self.end - self.start
     }
 
+    /// Whether `len` bytes, a number that the compiler knows, can be read.
+    #[inline(always)]
+    pub fn reaches(self, len: u64) -> bool {
+        self.start + len <= self.end
+    }
+
+    /// The `T` at a position that the compiler knows.
+    ///
+    /// # Safety
+    ///
+    /// The packet [reaches](Self::reaches) behind it, which was checked on every way here.
+    #[inline(always)]
+    pub unsafe fn fixed<T: Copy>(self, at: u64) -> T {
+        // SAFETY: the caller's. BPF reads words at any address.
+        unsafe { *((self.start + at) as *const T) }
+    }
+
+    /// Writes a `T` at a position that the compiler knows.
+    ///
+    /// # Safety
+    ///
+    /// As for [`fixed`](Self::fixed).
+    #[inline(always)]
+    pub unsafe fn set_fixed<T>(self, at: u64, value: T) {
+        // SAFETY: the caller's.
+        unsafe { *((self.start + at) as *mut T) = value };
+    }
+
     /// A pointer to a `T` at `at` bytes (below [`MAX_POSITION`]) from the start, if all of it is
     /// there.
     #[inline(always)]

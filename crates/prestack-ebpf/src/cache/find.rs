@@ -79,6 +79,12 @@ pub struct Query {
 /// Finds the entry for the key of `key_len` bytes at `key` of `source`.
 #[inline(always)]
 pub fn find<S: Source>(query: Query, source: &S, key: u64, key_len: u64) -> Option<Found> {
+    find_with(query, key_len, |entry| entry.has_key(source, key, key_len))
+}
+
+/// Finds the entry for a key of `key_len` bytes of which `has_key` says whether it is an entry's.
+#[inline(always)]
+pub fn find_with(query: Query, key_len: u64, has_key: impl FnOnce(Entry) -> bool) -> Option<Found> {
     let Query {
         config,
         backend,
@@ -118,7 +124,7 @@ pub fn find<S: Source>(query: Query, source: &S, key: u64, key_len: u64) -> Opti
         || header.backend != backend
         || u64::from(header.key_len) != key_len
         || age > config.max_age_ns
-        || !entry.has_key(source, key, key_len)
+        || !has_key(entry)
     {
         return None;
     }

@@ -34,8 +34,14 @@ pub fn name_of_request(
     ports: u32,
     id: u16,
 ) -> u64 {
+    name_of(config, &addresses.source, backend, ports, id)
+}
+
+/// The name of a request of this client to a backend.
+#[inline(always)]
+pub fn name_of(config: &Config, client: &[u32; 4], backend: u8, ports: u32, id: u16) -> u64 {
     let ports = [ports as u16, (ports >> 16) as u16];
-    name(config, &addresses.source, backend, ports, id)
+    name(config, client, backend, ports, id)
 }
 
 /// The name of the request to which a packet of a backend replies.

@@ -20,7 +20,7 @@ use crate::ledger::requests::{self, Asker};
 use crate::ledger::tickets;
 use crate::maps::count;
 use crate::packet::Packet;
-use crate::scratch::scratch;
+use crate::scratch::{Scratch, scratch};
 
 /// Answers the GET of the key of `key_len` bytes with this `hash`: the action for the kernel, [`MISS`] or
 /// [`AGEING`]. `sum` is the one's-complement sum of the payload. With `is_second` the GET has been here
@@ -93,10 +93,16 @@ fn note(datagram: &Datagram<'_>, hash: u64, now: u64, epoch: u32) {
         tickets: u8::from(datagram.may_fill()),
         backend: datagram.door.backend,
     };
+    note_request(scratch, &request, datagram.name());
+}
+
+/// [`note`]s this request.
+#[inline(always)]
+pub fn note_request(scratch: *mut Scratch, request: &Request, name: u64) {
     // SAFETY: this CPU's scratch.
     unsafe {
-        (&raw mut (*scratch).request).write_volatile(request);
-        (&raw mut (*scratch).slot).write_volatile(datagram.name());
+        (&raw mut (*scratch).request).write_volatile(*request);
+        (&raw mut (*scratch).slot).write_volatile(name);
     }
 }
 
@@ -234,7 +240,7 @@ fn serve(
 /// Copies a reply of `len` bytes (16 to `MAX_REPLY`) to `at` of the packet, in chunks of which the
 /// last overlaps the one before.
 #[inline(always)]
-fn copy(packet: Packet, at: u64, entry: Entry, len: u64) -> Option<()> {
+pub fn copy(packet: Packet, at: u64, entry: Entry, len: u64) -> Option<()> {
     const CHUNK: u64 = 64;
     let len = packet.forgotten(len);
     if len > MAX_REPLY as u64 {
