@@ -45,8 +45,8 @@ pub struct Config {
     pub serve_reserved_ports: u32,
     /// Non-zero if the host takes data with a SYN on every listener (TCP Fast Open).
     pub has_fast_open: u32,
-    /// Explicit padding.
-    pub reserved: u32,
+    /// Non-zero while nobody reads over UDP: what replies over TCP show is then not worth storing.
+    pub skips_tcp_fills: u32,
     /// Nanoseconds between two hits that one source is entitled to; 0 for no limit.
     pub rate_interval_ns: u64,
     /// How far in nanoseconds a source may be ahead of that: a burst's hits times the interval.
@@ -198,7 +198,7 @@ impl Config {
             allow6_len: 0,
             serve_reserved_ports: 0,
             has_fast_open: 0,
-            reserved: 0,
+            skips_tcp_fills: 0,
             rate_interval_ns: 0,
             rate_burst_ns: 0,
             zero: 0,

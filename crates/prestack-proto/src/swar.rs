@@ -58,6 +58,13 @@ pub const fn first(mask: u64) -> u64 {
     (before & ONES).wrapping_mul(ONES) >> 56
 }
 
+/// How many bytes have their top bit set in `mask`, which has no other bits.
+#[inline(always)]
+#[must_use]
+pub const fn count(mask: u64) -> u64 {
+    (mask >> 7).wrapping_mul(ONES) >> 56
+}
+
 /// All bits of every byte whose top bit is set in `mask`, which has no other bits.
 #[inline(always)]
 #[must_use]
@@ -116,6 +123,7 @@ mod tests {
             bytes[len as usize..].fill(0);
             prop_assert_eq!(keep(word, len), u64::from_le_bytes(bytes));
             let mask = word & 0x8080_8080_8080_8080;
+            prop_assert_eq!(count(mask), u64::from(mask.count_ones()));
             prop_assert_eq!(widen(mask).to_le_bytes(), mask.to_le_bytes().map(|b| if b != 0 { 0xff } else { 0 }));
         }
     }

@@ -28,6 +28,7 @@ use crate::{
     maps::{self, Controls, covering_ns},
     netlink::{self, Interface, Notices},
     preflight,
+    readers::Readers,
     settings::Options,
     state::{AttachedState, Instance, State, current_netns, unix_time},
     sweep::Sweep,
@@ -86,6 +87,7 @@ pub struct Daemon {
     notices: Notices,
     sweep: Sweep,
     swept: Instant,
+    readers: Readers,
     mtu: u32,
     /// Said already.
     trouble: Option<String>,
@@ -128,6 +130,7 @@ impl Daemon {
             notices,
             sweep: Sweep::default(),
             swept: Instant::now(),
+            readers: Readers::new(options.max_age),
             mtu,
             trouble: None,
         };
@@ -238,6 +241,7 @@ impl Daemon {
         loop {
             self.controls.set_wall_clock();
             self.controls.serve_for(SERVE_AHEAD);
+            self.look_for_readers();
             self.wait(signals)?;
             if signals.received() {
                 return Ok(());
@@ -262,6 +266,17 @@ impl Daemon {
                     debug!("cannot look for TCP connections that are gone: {error:#}");
                 }
             }
+        }
+    }
+
+    /// Spares the datapath the storing of what nobody reads.
+    fn look_for_readers(&mut self) {
+        match maps::counters(&self.datapath.maps) {
+            Ok(stats) => {
+                let are_gone = self.readers.are_gone(&stats, Instant::now());
+                self.controls.skip_tcp_fills(are_gone);
+            }
+            Err(error) => debug!("cannot see whether anybody reads: {error}"),
         }
     }
 

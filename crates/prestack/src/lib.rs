@@ -22,6 +22,7 @@ pub mod object;
 mod one_or_many;
 pub mod preflight;
 pub mod programs;
+pub mod readers;
 pub mod reuseport;
 pub mod settings;
 pub mod slots;

@@ -137,6 +137,13 @@ impl Controls {
             .store(clock::wall_offset_ns(), Ordering::SeqCst);
     }
 
+    /// Says whether what replies over TCP show is to be stored.
+    pub fn skip_tcp_fills(&self, skips: bool) {
+        self.config
+            .atomic_u32(0, offset_of!(Config, skips_tcp_fills))
+            .store(skips.into(), Ordering::SeqCst);
+    }
+
     /// Stops serving.
     pub fn stop_serving(&self) {
         self.config

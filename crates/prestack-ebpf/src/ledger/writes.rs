@@ -6,7 +6,7 @@ use prestack_abi::config::Config;
 use prestack_abi::control::{Control, OUTSTANDING_KEYS, Outstanding, fingerprint};
 use prestack_abi::time::{SETTLE_SHIFT, is_ahead};
 
-use crate::cache::{fence, kill::kill};
+use crate::cache::{fence, group_of, kill::kill};
 use crate::clock;
 use crate::ledger::backend;
 use crate::maps::{CONTROL, FLOWS, INDEX, count};
@@ -100,6 +100,9 @@ extern "C" fn prestack_write_arrived(hash: u64, writes: u64, flow: u64, number: 
     ) else {
         return 0;
     };
+    // On its way from memory while the marks are looked at: under the lock it would be waited for.
+    // SAFETY: a map element.
+    unsafe { (&raw const (*group_of(index, place.group)).tags).read_volatile() };
     let now = clock::now();
     // A reply over UDP may be late as long as its request is remembered.
     let is_udp_owed = writes as u16 == 1;

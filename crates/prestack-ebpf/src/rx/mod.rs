@@ -5,6 +5,7 @@ mod answer;
 mod checksum;
 pub mod command;
 mod commands;
+mod express;
 mod get;
 mod item;
 mod keys;
@@ -24,8 +25,9 @@ use prestack_proto::window::Source;
 
 use crate::inbound::Inbound;
 use crate::ledger::backend::{self, Arrival};
+use crate::ledger::requests;
 use crate::packet::{Headers, Packet, Sort};
-use crate::tcp::requests;
+use crate::tcp::requests as segments;
 
 /// Greatest position of an IP header: behind two VLAN tags.
 const MAX_L3: u64 = (ETHERNET_LEN + 2 * VLAN_LEN) as u64;
@@ -35,6 +37,18 @@ const MAX_L4: u64 = MAX_L3 + 60;
 /// Decides on a packet: the action for the kernel.
 #[inline(always)]
 pub fn packet(ctx: &XdpContext) -> u32 {
+    match express::answer(ctx) {
+        express::OTHER => {}
+        get::MISS => {
+            get::missed();
+            requests::settle_doubted();
+            return XDP_PASS;
+        }
+        action => return action,
+    }
+    if segments::express::follow(ctx) {
+        return XDP_PASS;
+    }
     let Some(config) = backend::config() else {
         return XDP_PASS;
     };
@@ -55,7 +69,7 @@ pub fn packet(ctx: &XdpContext) -> u32 {
             if headers.udp {
                 udp::datagram(ctx, packet, config, door, &headers)
             } else {
-                requests::hand_over(ctx, packet, config, door, &headers);
+                segments::hand_over(ctx, packet, config, door, &headers);
                 XDP_PASS
             }
         }

@@ -117,13 +117,19 @@ impl Segment {
     /// The name of its flow.
     #[inline(always)]
     pub fn name(&self, config: &Config) -> u64 {
-        let word = |a: u32, b: u32| u64::from(a) << 32 | u64::from(b);
-        let FlowKey { client, server, .. } = &self.key;
-        let mut name = hash::mix(config.seed, word(client[0], client[1]));
-        name = hash::mix(name, word(client[2], client[3]));
-        name = hash::mix(name, word(server[0], server[1]));
-        name = hash::mix(name, word(server[2], server[3]));
-        let ports = u64::from(self.key.client_port) << 16 | u64::from(self.key.server_port);
-        hash::finish(name, ports) | 1
+        name_of(config, &self.key)
     }
+}
+
+/// The name of a flow.
+#[inline(always)]
+pub fn name_of(config: &Config, key: &FlowKey) -> u64 {
+    let word = |a: u32, b: u32| u64::from(a) << 32 | u64::from(b);
+    let FlowKey { client, server, .. } = key;
+    let mut name = hash::mix(config.seed, word(client[0], client[1]));
+    name = hash::mix(name, word(client[2], client[3]));
+    name = hash::mix(name, word(server[0], server[1]));
+    name = hash::mix(name, word(server[2], server[3]));
+    let ports = u64::from(key.client_port) << 16 | u64::from(key.server_port);
+    hash::finish(name, ports) | 1
 }

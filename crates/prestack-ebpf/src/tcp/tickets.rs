@@ -30,7 +30,7 @@ extern "C" fn prestack_flow_ticket(flow: u64, number: u64, hash: u64, key: u64, 
     // SAFETY: a map element, and this CPU's scratch.
     unsafe {
         // The first copy of what is seen again may have been executed long ago.
-        if (*flow).doubt != 0 || (*flow).is_repeat != 0 {
+        if (*flow).doubt != 0 || (*flow).is_repeat != 0 || config.skips_tcp_fills != 0 {
             return 0;
         }
         let number_of_backend = (*flow).backend as u8;

@@ -42,6 +42,9 @@ pub fn reply(ctx: &TcContext) -> Option<(Packet, Headers, Arrival)> {
 /// Looks at a packet; it always goes on unchanged.
 #[inline(always)]
 pub fn packet(ctx: &TcContext) -> i32 {
+    if replies::express::follow(ctx) {
+        return NEXT;
+    }
     let Some((packet, headers, door)) = reply(ctx) else {
         return NEXT;
     };

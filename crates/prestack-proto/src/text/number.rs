@@ -23,6 +23,21 @@ pub fn decimal(window: &Window, at: u64, len: u64) -> Option<u64> {
     eight(word)
 }
 
+/// The number of up to seven digits at the start of a word, and how many these are; anything else may
+/// follow. `None` if there is no digit, or there are eight.
+#[inline(always)]
+#[must_use]
+pub const fn leading(word: u64) -> Option<(u64, u64)> {
+    let others = !swar::in_range(word, b'0', 10) & swar::repeat(0x80);
+    let len = if others == 0 { 0 } else { swar::first(others) };
+    if len == 0 {
+        return None;
+    }
+    // Leading zeros take the place of what follows, which is shifted out.
+    let digits = (word << (8 * (8 - len))) & swar::repeat(0x0f);
+    Some((of_digits(digits), len))
+}
+
 /// Whether the eight bytes of a word are digits.
 #[inline(always)]
 fn are_digits(word: u64) -> bool {
@@ -38,11 +53,16 @@ fn eight(word: u64) -> Option<u64> {
     if !are_digits(word) {
         return None;
     }
+    Some(of_digits(word & swar::repeat(0x0f)))
+}
+
+/// The number whose eight decimal digits are the bytes of a word.
+#[inline(always)]
+const fn of_digits(digits: u64) -> u64 {
     // Pairs of digits, then of pairs, then of fours (the least significant byte comes first).
-    let digits = word & swar::repeat(0x0f);
-    let pairs = (digits * 10 + (digits >> 8)) & 0x00ff_00ff_00ff_00ff;
-    let fours = (pairs * 100 + (pairs >> 16)) & 0x0000_ffff_0000_ffff;
-    Some((fours * E4 + (fours >> 32)) & 0xffff_ffff)
+    let pairs = (digits.wrapping_mul(10).wrapping_add(digits >> 8)) & 0x00ff_00ff_00ff_00ff;
+    let fours = (pairs.wrapping_mul(100).wrapping_add(pairs >> 16)) & 0x0000_ffff_0000_ffff;
+    fours.wrapping_mul(E4).wrapping_add(fours >> 32) & 0xffff_ffff
 }
 
 /// The number written in `len` digits at `at`; `None` unless there are 1 to 20 digits and nothing
@@ -183,6 +203,22 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn leading_digits_are_a_number(number in 0u64..10_000_000, zeros in 0usize..3, rest in "[^0-9]{8}") {
+            let digits = format!("{}{number}", "0".repeat(zeros));
+            prop_assume!(digits.len() < 8);
+            let text = [digits.as_bytes(), rest.as_bytes()].concat();
+            let word = u64::from_le_bytes(text[..8].try_into().expect("eight bytes"));
+            prop_assert_eq!(leading(word), Some((number, digits.len() as u64)));
+        }
+
+        #[test]
+        fn only_up_to_seven_digits_lead(word: u64) {
+            let bytes = word.to_le_bytes();
+            let len = bytes.iter().take_while(|byte| byte.is_ascii_digit()).count();
+            prop_assert_eq!(leading(word).map(|(_, len)| len), (1..8).contains(&len).then_some(len as u64));
+        }
+
         #[test]
         fn long_numbers_agree_with_std(text in "[0-9]{0,21}|1844674407[0-9]{10}|[0-9 /:a-]{1,20}") {
             let window = Window::showing(text.as_bytes());

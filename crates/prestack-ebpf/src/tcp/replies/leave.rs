@@ -93,7 +93,7 @@ pub extern "C" fn prestack_tcp_leave() -> u64 {
 
 /// The kernel has acknowledged everything before `ack`. What settles by time does so only from then on.
 #[inline(always)]
-unsafe fn acknowledged(config: &Config, flow: *mut Flow, ack: u32, next: u32) {
+pub(super) unsafe fn acknowledged(config: &Config, flow: *mut Flow, ack: u32, next: u32) {
     // SAFETY: the caller's: a map element.
     unsafe {
         let is_all = ack == next;

@@ -1,6 +1,7 @@
 //! The stream of a flow's replies.
 
 mod elements;
+pub mod express;
 mod leave;
 mod looks;
 mod open;

@@ -253,7 +253,13 @@ fn ends_in_noreply(window: &Window, end: u64) -> bool {
 
 /// A write has found no mark: its bucket counts as written until the flow has answered it.
 #[inline(always)]
-unsafe fn crowd(config: &Config, flow: *mut Flow, key: u64, number: u64, is_quiet: bool) {
+pub(super) unsafe fn crowd(
+    config: &Config,
+    flow: *mut Flow,
+    key: u64,
+    number: u64,
+    is_quiet: bool,
+) {
     // SAFETY: the caller's: a map element. The flow counts before its bucket says so.
     unsafe {
         // A quiet one has ended when the command after it has.

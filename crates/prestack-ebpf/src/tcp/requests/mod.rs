@@ -2,10 +2,12 @@
 
 mod chunks;
 mod commands;
+pub mod express;
 mod plan;
 mod steps;
 
 use prestack_abi::config::{Config, Door};
+use prestack_abi::flow::Flow;
 use prestack_proto::net::{TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN};
 
 pub use chunks::CHUNK;
@@ -235,19 +237,31 @@ extern "C" fn prestack_tcp_end() -> u64 {
                 doubt::requests(config, flow);
             }
         }
-        let now = clock::now();
+        let fin = u32::from(segment.has(TCP_FIN));
+        seen(flow, segment.end().wrapping_add(fin), clock::now());
+    }
+    0
+}
+
+/// What comes before `next` has come.
+///
+/// # Safety
+///
+/// `flow` is an element of `FLOWS`.
+#[inline(always)]
+unsafe fn seen(flow: *mut Flow, next: u32, now: u64) {
+    // SAFETY: the caller's.
+    unsafe {
         if (&raw const (*flow).acked).read_volatile() == (*flow).next {
             (&raw mut (*flow).unacked_since).write_volatile(now);
         }
-        let fin = u32::from(segment.has(TCP_FIN));
-        (&raw mut (*flow).next).write_volatile(segment.end().wrapping_add(fin));
+        (&raw mut (*flow).next).write_volatile(next);
         fence();
         // An acknowledgement of all that was there before may be on its way at this moment.
         if (&raw const (*flow).acked_before).read_volatile() == u64::MAX {
             (&raw mut (*flow).acked_before).write_volatile(now);
         }
     }
-    0
 }
 
 /// Nothing more is to be done to the requests of the segment's flow.
