@@ -307,7 +307,6 @@ pub fn open_knowing(fields: &Fields) -> Ebpf {
     EbpfLoader::new()
         .map_max_entries(names::INDEX, BUCKETS)
         .map_max_entries(names::BLOCKS, BUCKETS)
-        .map_max_entries(names::CONTROL, BUCKETS)
         .override_global(names::SOCKET_FIELDS, fields, true)
         .load(prestack::object::OBJECT)
         .expect("the maps can be made")

@@ -124,7 +124,8 @@ pub struct Block {
 /// Where a key's entry would be found.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Place {
-    /// Index into `INDEX`, `BLOCKS` and `CONTROL`.
+    /// Index into `INDEX` and `BLOCKS`; [`control_of`](crate::control::control_of) it is that into
+    /// `CONTROL`.
     pub bucket: u32,
     /// Group in the bucket, below [`GROUPS`].
     pub group: u32,
@@ -147,8 +148,7 @@ impl Place {
 }
 
 /// Bytes of map memory that one bucket takes, over all maps sized by it.
-pub const BUCKET_BYTES: usize =
-    size_of::<Index>() + size_of::<Block>() + size_of::<crate::control::Control>();
+pub const BUCKET_BYTES: usize = size_of::<Index>() + size_of::<Block>();
 
 const _: () = assert!(size_of::<Line>() == 64);
 const _: () = assert!(size_of::<Index>() == 128);

@@ -31,7 +31,7 @@ pub struct Config {
     /// How long in ns an unanswered request is remembered; below 2³⁷ (137 s), for the stamps of
     /// forgotten ones wrap around.
     pub remember_ns: u64,
-    /// Number of buckets of the cache: entries of `INDEX`, `BLOCKS` and `CONTROL`.
+    /// Number of buckets of the cache: elements of `INDEX` and `BLOCKS`.
     pub buckets: u32,
     /// Smallest MTU of the attached interfaces, in bytes: no longer IP packet is sent.
     pub mtu: u32,

@@ -1,8 +1,20 @@
-//! Per bucket: the lock that writers of the bucket take, its version, and the keys in it that
+//! For some buckets at a time: the lock that their writers take, their version, and the keys in them that
 //! have a write outstanding.
+//!
+//! However many buckets there are, these are so few that they stay in the CPU's cache. Buckets that share
+//! one also share its version: a write voids the tickets of a few keys more.
 
-/// Outstanding writes of one bucket that are told apart; when there are more, the whole bucket counts
-/// as written.
+/// Elements of the `CONTROL` map (a power of two).
+pub const CONTROLS: usize = 8192;
+
+/// The control of a bucket.
+#[inline(always)]
+#[must_use]
+pub const fn control_of(bucket: u32) -> u32 {
+    bucket & (CONTROLS as u32 - 1)
+}
+
+/// Outstanding writes that are told apart; when there are more, all keys count as written.
 pub const OUTSTANDING_KEYS: usize = 6;
 /// Keys of one bucket that can each have one ticket at a time.
 pub const CLAIMS: usize = 4;
@@ -87,4 +99,5 @@ pub const fn fingerprint(hash: u64) -> u16 {
 
 const _: () = assert!(size_of::<Outstanding>() == 16);
 const _: () = assert!(size_of::<Control>() == 128);
+const _: () = assert!(CONTROLS.is_power_of_two());
 const _: () = assert!(core::mem::offset_of!(Control, lock) == 0);

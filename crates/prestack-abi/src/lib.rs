@@ -57,7 +57,8 @@ pub mod names {
     pub const INDEX: &str = "INDEX";
     /// [`Block`](crate::cache::Block), by bucket.
     pub const BLOCKS: &str = "BLOCKS";
-    /// [`Control`](crate::control::Control), by bucket.
+    /// [`Control`](crate::control::Control), by what [`control_of`](crate::control::control_of) says of the
+    /// bucket.
     pub const CONTROL: &str = "CONTROL";
     /// [`RequestSet`](crate::requests::RequestSet), by request name.
     pub const REQUESTS: &str = "REQUESTS";

@@ -1,4 +1,4 @@
-//! The maps. User space sets the number of elements of `INDEX`, `BLOCKS` and `CONTROL`.
+//! The maps. User space sets the number of elements of `INDEX` and `BLOCKS`.
 
 use aya_ebpf::bindings::BPF_F_MMAPABLE;
 use aya_ebpf::btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, ProgramArray};
@@ -6,7 +6,7 @@ use aya_ebpf::macros::btf_map;
 use prestack_abi::backend::{Backend, Flushes, MAX_BACKENDS, MAX_SOCKETS};
 use prestack_abi::cache::{Block, Index};
 use prestack_abi::config::Config;
-use prestack_abi::control::Control;
+use prestack_abi::control::{CONTROLS, Control, control_of};
 use prestack_abi::flow::{FLOW_SETS as SETS, Flow, FlowSet, HOLES as HOLES_COUNT, Hole, MAX_FLOWS};
 use prestack_abi::requests::{KeyTickets, REQUEST_SETS, RequestKey, RequestSet, SET_WAYS};
 use prestack_abi::stats::Stats;
@@ -44,7 +44,13 @@ pub static INDEX: Array<Index, 1, SHARED> = Array::new();
 pub static BLOCKS: Array<Block, 1, SHARED> = Array::new();
 
 #[btf_map]
-pub static CONTROL: Array<Control, 1> = Array::new();
+pub static CONTROL: Array<Control, CONTROLS> = Array::new();
+
+/// The control of a bucket.
+#[inline(always)]
+pub fn control(bucket: u32) -> Option<*mut Control> {
+    CONTROL.get_ptr_mut(control_of(bucket))
+}
 
 #[btf_map]
 pub static REQUESTS: Array<RequestSet, REQUEST_SETS> = Array::new();

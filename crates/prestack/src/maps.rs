@@ -15,7 +15,7 @@ use prestack_abi::{
     backend::{Backend, MAX_BACKENDS},
     cache::{Block, Index},
     config::{Config, Door},
-    control::Control,
+    control::{Control, control_of},
     flow::{Dead, FLOW_SETS, FLOW_WAYS, Flow, FlowKey, FlowSet},
     names,
     stats::Stats,
@@ -265,7 +265,7 @@ pub fn counters(ids: &MapIds) -> Result<Stats, MapsError> {
     Ok(sum)
 }
 
-/// A bucket's outstanding writes, copied under its lock.
+/// The outstanding writes of a bucket and those that share its lock, copied under it.
 ///
 /// # Errors
 /// The map is gone, or this process may not use it.
@@ -273,7 +273,7 @@ pub fn control(ids: &MapIds, bucket: u32) -> Result<Control, MapsError> {
     let fails = || fails::<MapError>(names::CONTROL);
     let map = aya::maps::Map::Array(open(names::CONTROL, ids.control)?);
     let map = Array::<_, Controlled>::try_from(map).map_err(fails())?;
-    map.get(&bucket, LOCKED)
+    map.get(&control_of(bucket), LOCKED)
         .map(|Controlled(control)| control)
         .map_err(fails())
 }

@@ -35,7 +35,6 @@ impl Datapath {
         let mut ebpf = EbpfLoader::new()
             .map_max_entries(names::INDEX, buckets)
             .map_max_entries(names::BLOCKS, buckets)
-            .map_max_entries(names::CONTROL, buckets)
             .load(object)
             .with_context(|| format!("loading a cache of {memory_mib} MiB into the kernel"))?;
         program_mut::<Xdp>(&mut ebpf, names::RX)?

@@ -12,7 +12,7 @@ use super::entry::Entry;
 use super::kill::kill;
 use super::{fence, group_of};
 use crate::ledger::writes::{lock, unlock};
-use crate::maps::{BLOCKS, CONTROL, INDEX, count};
+use crate::maps::{self, BLOCKS, INDEX, count};
 use crate::scratch::sum_of_reply;
 use prestack_proto::verifier::opaque;
 
@@ -55,7 +55,7 @@ pub struct Item {
 pub fn fill(config: &Config, window: &Window, item: &Item, ticket: &Ticket) -> bool {
     let place = Place::of(ticket.key, config.buckets);
     let (Some(control), Some(index), Some(block)) = (
-        CONTROL.get_ptr_mut(place.bucket),
+        maps::control(place.bucket),
         INDEX.get_ptr_mut(place.bucket),
         BLOCKS.get_ptr_mut(place.bucket),
     ) else {
@@ -118,10 +118,9 @@ unsafe fn is_there(index: *mut Index, place: Place, older: Option<(u64, u32)>) -
 #[inline(always)]
 pub fn drop_key(config: &Config, hash: u64) {
     let place = Place::of(hash, config.buckets);
-    let (Some(control), Some(index)) = (
-        CONTROL.get_ptr_mut(place.bucket),
-        INDEX.get_ptr_mut(place.bucket),
-    ) else {
+    let (Some(control), Some(index)) =
+        (maps::control(place.bucket), INDEX.get_ptr_mut(place.bucket))
+    else {
         return;
     };
     // SAFETY: as in `fill`.

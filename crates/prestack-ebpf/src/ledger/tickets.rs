@@ -8,7 +8,7 @@ use prestack_abi::time::{CLAIM_SHIFT, CLAIM_UNITS};
 use super::writes::is_outstanding;
 use super::{backend, flushes};
 use crate::cache::fence;
-use crate::maps::CONTROL;
+use crate::maps;
 
 /// A ticket for this key: the version that its bucket must still have when the reply comes. `None`
 /// while a write to the key may be under way or another GET is fetching it.
@@ -21,7 +21,7 @@ pub fn take(config: &Config, backend: u8, hash: u64, now: u64) -> Option<u32> {
 /// Claims the key for one GET: false while another one is fetching it.
 #[inline(always)]
 fn claim(config: &Config, hash: u64, now: u64) -> bool {
-    let Some(control) = CONTROL.get_ptr_mut(Place::of(hash, config.buckets).bucket) else {
+    let Some(control) = maps::control(Place::of(hash, config.buckets).bucket) else {
         return false;
     };
     let key = fingerprint(hash);
@@ -42,7 +42,7 @@ fn claim(config: &Config, hash: u64, now: u64) -> bool {
 /// Gives up the claim on a key: the next GET may fetch it.
 #[inline(always)]
 pub fn release(config: &Config, hash: u64) {
-    let Some(control) = CONTROL.get_ptr_mut(Place::of(hash, config.buckets).bucket) else {
+    let Some(control) = maps::control(Place::of(hash, config.buckets).bucket) else {
         return;
     };
     let key = fingerprint(hash);
@@ -64,7 +64,7 @@ pub fn release(config: &Config, hash: u64) {
 #[inline(always)]
 fn version(config: &Config, number: u8, hash: u64, now: u64) -> Option<u32> {
     let bucket = Place::of(hash, config.buckets).bucket;
-    let control = CONTROL.get_ptr_mut(bucket)?;
+    let control = maps::control(bucket)?;
     let backend = backend::backend(number)?;
     if flushes::is_due(backend, now) {
         flushes::look(number);

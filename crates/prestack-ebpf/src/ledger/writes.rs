@@ -9,7 +9,7 @@ use prestack_abi::time::{SETTLE_SHIFT, is_ahead};
 use crate::cache::{fence, group_of, kill::kill};
 use crate::clock;
 use crate::ledger::backend;
-use crate::maps::{CONTROL, FLOWS, INDEX, count};
+use crate::maps::{self, FLOWS, INDEX, count};
 use crate::scratch::scratch;
 
 /// What ends a write.
@@ -94,10 +94,9 @@ extern "C" fn prestack_write_arrived(hash: u64, writes: u64, flow: u64, number: 
         return 0;
     };
     let place = Place::of(hash, config.buckets);
-    let (Some(control), Some(index)) = (
-        CONTROL.get_ptr_mut(place.bucket),
-        INDEX.get_ptr_mut(place.bucket),
-    ) else {
+    let (Some(control), Some(index)) =
+        (maps::control(place.bucket), INDEX.get_ptr_mut(place.bucket))
+    else {
         return 0;
     };
     // On its way from memory while the marks are looked at: under the lock it would be waited for.
@@ -155,7 +154,7 @@ fn later(a: u32, b: u32) -> u32 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn prestack_look_at_marks(bucket: u64, now: u64) -> u64 {
-    let (Some(scratch), Some(control)) = (scratch(), CONTROL.get_ptr_mut(bucket as u32)) else {
+    let (Some(scratch), Some(control)) = (scratch(), maps::control(bucket as u32)) else {
         return 0;
     };
     let mut over = 0;
@@ -301,7 +300,7 @@ unsafe fn mark(
 /// Every key of the bucket of this one counts as written from now on, while flows crowd the backend.
 #[inline(always)]
 pub fn crowd(config: &Config, hash: u64) {
-    if let Some(control) = CONTROL.get_ptr_mut(Place::of(hash, config.buckets).bucket) {
+    if let Some(control) = maps::control(Place::of(hash, config.buckets).bucket) {
         let now = (clock::now() >> SETTLE_SHIFT) as u32;
         // SAFETY: `control` is a map element; of two times that are written at once either will do.
         unsafe { (&raw mut (*control).crowded_at).write_volatile(now | u32::from(now == 0)) };
@@ -313,10 +312,9 @@ pub fn crowd(config: &Config, hash: u64) {
 #[inline(always)]
 pub fn ended(config: &Config, hash: u64, generation: u32) {
     let place = Place::of(hash, config.buckets);
-    let (Some(control), Some(index)) = (
-        CONTROL.get_ptr_mut(place.bucket),
-        INDEX.get_ptr_mut(place.bucket),
-    ) else {
+    let (Some(control), Some(index)) =
+        (maps::control(place.bucket), INDEX.get_ptr_mut(place.bucket))
+    else {
         return;
     };
     let key = fingerprint(hash);
@@ -362,10 +360,9 @@ pub fn is_outstanding(bucket: u32, backend: u8, key: u16, now: u64) -> bool {
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn prestack_is_outstanding(bucket: u64, number: u64, key: u64, now: u64) -> u64 {
-    let (Some(control), Some(backend)) = (
-        CONTROL.get_ptr_mut(bucket as u32),
-        backend::backend(number as u8),
-    ) else {
+    let (Some(control), Some(backend)) =
+        (maps::control(bucket as u32), backend::backend(number as u8))
+    else {
         return 1;
     };
     // SAFETY: map elements.

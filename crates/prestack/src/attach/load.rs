@@ -77,7 +77,6 @@ impl Datapath {
         let mut ebpf = EbpfLoader::new()
             .map_max_entries(names::INDEX, buckets)
             .map_max_entries(names::BLOCKS, buckets)
-            .map_max_entries(names::CONTROL, buckets)
             .map_max_entries(names::RATES, sources)
             .override_global(names::SOCKET_FIELDS, socket_fields::of_this_kernel(), true)
             .load(OBJECT)
