@@ -118,7 +118,8 @@ extern "C" fn prestack_write_arrived(hash: u64, writes: u64, flow: u64, number: 
         number: number as u32,
         until: settles_at(now + span),
     };
-    let over = prestack_look_at_marks(u64::from(place.bucket), now);
+    let key = u64::from(fingerprint(hash));
+    let over = prestack_look_at_marks(u64::from(place.bucket), key, now);
     let Some(scratch) = scratch() else { return 0 };
     // SAFETY: this CPU's scratch.
     let seen = unsafe { &raw const (*scratch).marks };
@@ -149,11 +150,12 @@ fn later(a: u32, b: u32) -> u32 {
     if a.wrapping_sub(b) as i32 > 0 { a } else { b }
 }
 
-/// Copies the marks of a bucket to the scratch's `marks`, and returns one bit for each that is over.
-/// Done before the lock is taken, under which no flow can be looked up.
+/// Copies the marks of a bucket to the scratch's `marks`, and returns one bit for each that is known to be
+/// over: those with this fingerprint, and the first of the others that are, which is all that a new mark
+/// needs. Done before the lock is taken, under which no flow can be looked up.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn prestack_look_at_marks(bucket: u64, now: u64) -> u64 {
+extern "C" fn prestack_look_at_marks(bucket: u64, key: u64, now: u64) -> u64 {
     let (Some(scratch), Some(control)) = (scratch(), maps::control(bucket as u32)) else {
         return 0;
     };
@@ -166,7 +168,9 @@ extern "C" fn prestack_look_at_marks(bucket: u64, now: u64) -> u64 {
             (&raw mut (*scratch).marks[i]).write_volatile(mark);
             mark
         };
-        over |= u64::from(is_over(&mark, now)) << i;
+        if over == 0 || u64::from(mark.fingerprint) == key {
+            over |= u64::from(is_over(&mark, now)) << i;
+        }
     }
     over
 }
