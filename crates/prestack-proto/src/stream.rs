@@ -50,6 +50,13 @@ pub const QUIET_TEXT: u8 = 0x40;
 pub const QUIET_META: u8 = 0x80;
 const ASK: u8 = 0x0f;
 
+/// The [`Ask`] of an ask, whatever precedes it.
+#[inline(always)]
+#[must_use]
+pub const fn kind(ask: u8) -> u8 {
+    ask & ASK
+}
+
 /// What the text command that starts with this word is owed if it is not quiet; `None` if its replies
 /// cannot be told from those of others, or do not come.
 #[inline(always)]
@@ -255,7 +262,7 @@ pub fn text_owner(ask: Option<u8>, class: Class) -> Owner {
     if ask & QUIET_META != 0 {
         theirs |= ERROR | META;
     }
-    let kind = ask & ASK;
+    let kind = kind(ask);
     let mut part = 0;
     let mine = if kind == Ask::Get as u8 {
         part = bit(Class::Item);

@@ -5,7 +5,7 @@ use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::helpers::generated::bpf_skb_load_bytes;
 use aya_ebpf::programs::TcContext;
 use prestack_abi::flow::MAX_ASKED;
-use prestack_proto::stream::Ask;
+use prestack_proto::stream::{self, Ask};
 use prestack_proto::swar;
 use prestack_proto::verifier::opaque;
 use prestack_proto::window::{Source, Window};
@@ -76,6 +76,8 @@ fn express(ctx: &TcContext) -> Option<()> {
                 return None;
             }
             let ask = (&raw const (*flow).asks[number as usize & (MAX_ASKED - 1)]).read_volatile();
+            // What quiet commands before it may be answered is none of these replies.
+            let ask = stream::kind(ask);
             if !is_whole(ctx, &plain, ask)? {
                 return None;
             }
