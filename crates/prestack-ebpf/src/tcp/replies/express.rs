@@ -87,7 +87,10 @@ fn express(ctx: &TcContext) -> Option<()> {
             (*flow).sent = plain.end();
             note_ack(&plain, acked, next);
             (&raw mut (*flow).counted).write_volatile(number + 1);
-            (&raw mut (*flow).answered).write_volatile(number + 1);
+            // Doubt may have arisen meanwhile.
+            if (&raw const (*flow).doubt).read_volatile() == 0 {
+                (&raw mut (*flow).answered).write_volatile(number + 1);
+            }
         } else {
             note_ack(&plain, acked, next);
         }

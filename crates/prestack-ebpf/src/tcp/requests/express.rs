@@ -13,7 +13,7 @@ use prestack_proto::{MAX_KEY, swar};
 use super::super::plain::{Data, Plain};
 use super::super::{doubt, is_before, take_back, tickets};
 use super::commands::crowd;
-use super::seen;
+use super::{CHUNK, seen};
 use crate::atomic;
 use crate::inbound::Inbound;
 use crate::ledger::backend;
@@ -35,7 +35,8 @@ const KEY_WORDS: u64 = MAX_KEY.div_ceil(8) as u64;
 /// A command that is all of its segment.
 enum Only {
     Get,
-    Set { is_quiet: bool },
+    /// `data` is the length of its data block, line end included.
+    Set { is_quiet: bool, data: u64 },
 }
 
 /// Follows the segment; false if the other steps have to, and nothing was done.
@@ -179,17 +180,15 @@ fn command(packet: Packet, seed: u64, plain: &Plain) -> Option<()> {
         }
         Only::Get
     } else {
-        Only::Set {
-            is_quiet: set(packet, plain, key_len)?,
-        }
+        set(packet, plain, key_len)?
     };
     // SAFETY: a map element.
     unsafe { heed(plain, &only, hash, key_len) }
 }
 
-/// Whether a `set` with a key of `key_len` bytes, which must be all of the segment, is one without reply.
+/// The `set` with a key of `key_len` bytes, if it is all of the segment.
 #[inline(always)]
-fn set(packet: Packet, plain: &Plain, key_len: u64) -> Option<bool> {
+fn set(packet: Packet, plain: &Plain, key_len: u64) -> Option<Only> {
     let mut at = plain.data + 4 + key_len;
     let mut value = 0;
     // Flags, time and length: one space before each.
@@ -218,7 +217,10 @@ fn set(packet: Packet, plain: &Plain, key_len: u64) -> Option<bool> {
     if end > MAX_POSITION || packet.read::<u16>(end - 2)? != CRLF {
         return None;
     }
-    Some(is_quiet)
+    Some(Only::Set {
+        is_quiet,
+        data: value + 2,
+    })
 }
 
 /// Heeds the command.
@@ -245,7 +247,11 @@ unsafe fn heed(plain: &Plain, only: &Only, hash: u64, key_len: u64) -> Option<()
         (*flow).protocol = Flow::TEXT;
         let mut is_quiet = false;
         let mut ask = Ask::Get;
-        if let Only::Set { is_quiet: quiet } = only {
+        if let Only::Set {
+            is_quiet: quiet,
+            data,
+        } = only
+        {
             is_quiet = *quiet;
             ask = Ask::Line;
             let place = plain.place as u16;
@@ -266,7 +272,17 @@ unsafe fn heed(plain: &Plain, only: &Only, hash: u64, key_len: u64) -> Option<()
                     crowd(config, flow, hash, number, is_quiet);
                     writes::arrived_again(hash, end);
                 }
-                None => doubt::requests(config, flow),
+                None => {
+                    (&raw mut (*flow).doubted_until).write_volatile(plain.end());
+                    doubt::requests(config, flow);
+                    go_on(plain);
+                    return Some(());
+                }
+            }
+            if plain.len > CHUNK {
+                // Then the other steps would have met the end of the block later than its line.
+                (*flow).data_from = plain.end().wrapping_sub(*data as u32);
+                (*flow).data_until = plain.end();
             }
         }
         if is_quiet {
