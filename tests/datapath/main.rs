@@ -8,6 +8,7 @@ mod binary;
 mod bytes;
 mod check;
 mod eviction;
+mod express;
 mod flushes;
 mod forms;
 mod harness;

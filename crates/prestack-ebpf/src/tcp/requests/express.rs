@@ -36,7 +36,10 @@ const KEY_WORDS: u64 = MAX_KEY.div_ceil(8) as u64;
 enum Only {
     Get,
     /// `data` is the length of its data block, line end included.
-    Set { is_quiet: bool, data: u64 },
+    Set {
+        is_quiet: bool,
+        data: u64,
+    },
 }
 
 /// Follows the segment; false if the other steps have to, and nothing was done.
