@@ -24,10 +24,7 @@ impl CpuSplit {
     /// # Errors
     /// When the kernel does not tell which CPUs those are.
     pub fn halves() -> Result<Self> {
-        let allowed = sched_getaffinity(Pid::from_raw(0)).context("reading the CPU affinity")?;
-        let cpus: Vec<usize> = (0..CpuSet::count())
-            .filter(|&cpu| allowed.is_set(cpu) == Ok(true))
-            .collect();
+        let cpus = all()?;
         let (server, client) = cpus.split_at(cpus.len() / 2);
         let server = if server.is_empty() { client } else { server };
         Ok(Self {
@@ -35,6 +32,16 @@ impl CpuSplit {
             client: client.to_vec(),
         })
     }
+}
+
+/// The CPUs that this process may use.
+///
+/// # Errors
+/// When the kernel does not tell.
+pub fn all() -> Result<Vec<usize>> {
+    let allowed = sched_getaffinity(Pid::from_raw(0)).context("reading the CPU affinity")?;
+    let is_allowed = |&cpu: &usize| allowed.is_set(cpu) == Ok(true);
+    Ok((0..CpuSet::count()).filter(is_allowed).collect())
 }
 
 /// Keeps the calling thread on `cpus`.

@@ -35,7 +35,7 @@ mod testbed;
 
 pub use client::tcp::TcpClient;
 pub use client::udp::UdpClient;
-pub use link::Link;
+pub use link::{Link, Middle};
 pub use memcached::{Memcached, MemcachedOptions};
 pub use namespace::Namespace;
 pub use prestack::{Counters, Instance, Prestack, binary};

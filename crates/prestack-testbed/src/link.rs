@@ -28,37 +28,61 @@ pub struct Link {
     pub server6: IpAddr,
     /// The client's address in `fd77:n::/64`.
     pub client6: IpAddr,
-    /// The XDP program at the client's end, so that it takes packets sent by `XDP_TX`.
-    _client_xdp: OwnedFd,
+    /// The XDP programs at the devices that take packets sent by `XDP_TX`.
+    _xdp: Vec<OwnedFd>,
+}
+
+/// The devices of a namespace in the middle of a link; what joins them is not there yet.
+pub struct Middle {
+    /// The namespace.
+    pub namespace: Namespace,
+    /// The device towards the server, and the one towards the client.
+    pub ports: [String; 2],
 }
 
 impl Link {
     /// Joins the namespaces by the `n`-th link. Segmentation offload is off and packets are
     /// received through NAPI at both ends, as they would be from a real network.
     pub(crate) fn new(server: &Namespace, client: &Namespace, n: u8) -> Result<Self> {
-        let id = format!(
-            "{}-{}",
-            std::process::id(),
-            LINKS.fetch_add(1, Ordering::Relaxed)
-        );
-        let server_dev = format!("vs{id}");
-        let client_dev = format!("vc{id}");
+        let [server_dev, client_dev] = names(["vs", "vc"]);
+        add_pair([(server, &server_dev), (client, &client_dev)])?;
+        Self::set_up([(server, server_dev), (client, client_dev)], n, Vec::new())
+    }
+
+    /// Joins the namespaces by the `n`-th link through a third one.
+    pub(crate) fn through_middle(
+        server: &Namespace,
+        client: &Namespace,
+        n: u8,
+    ) -> Result<(Self, Middle)> {
+        let namespace = Namespace::new()?;
+        let [server_dev, to_server, to_client, client_dev] = names(["vs", "ms", "mc", "vc"]);
+        add_pair([(server, &server_dev), (&namespace, &to_server)])?;
+        add_pair([(client, &client_dev), (&namespace, &to_client)])?;
+        let mut xdp = Vec::new();
+        for port in [&to_server, &to_client] {
+            xdp.push(bpf::attach_pass(&namespace, port)?);
+            namespace.ip(["link", "set", port, "up"])?;
+        }
+        let link = Self::set_up([(server, server_dev), (client, client_dev)], n, xdp)?;
+        let ports = [to_server, to_client];
+        Ok((link, Middle { namespace, ports }))
+    }
+
+    /// Gives the two ends their addresses.
+    fn set_up(
+        [(server, server_dev), (client, client_dev)]: [(&Namespace, String); 2],
+        n: u8,
+        mut xdp: Vec<OwnedFd>,
+    ) -> Result<Self> {
         let v4 = |host| IpAddr::from(Ipv4Addr::new(10, 77, n, host));
         let v6 = |host| IpAddr::from(Ipv6Addr::new(0xfd77, u16::from(n), 0, 0, 0, 0, 0, host));
-
-        let add = ["link", "add", &server_dev, "type", "veth"];
-        let peer = ["peer", "name", &client_dev, "netns", &client.path()];
-        server.ip(add.into_iter().chain(peer))?;
         for (namespace, dev, host) in [(server, &server_dev, 1), (client, &client_dev, 2)] {
-            ethtool::set(namespace, dev, Feature::Tso, false)?;
-            ethtool::set(namespace, dev, Feature::Gro, true)?;
-            // No link-local address: its duplicate detection would be noise on the wire.
-            namespace.ip(["link", "set", dev, "addrgenmode", "none"])?;
             namespace.ip(["address", "add", &format!("{}/24", v4(host)), "dev", dev])?;
             let v6 = format!("{}/64", v6(host.into()));
             namespace.ip(["address", "add", &v6, "dev", dev, "nodad"])?;
         }
-        let client_xdp = bpf::attach_pass(client, &client_dev)?;
+        xdp.push(bpf::attach_pass(client, &client_dev)?);
         server.ip(["link", "set", &server_dev, "up"])?;
         client.ip(["link", "set", &client_dev, "up"])?;
         Ok(Self {
@@ -68,7 +92,32 @@ impl Link {
             client4: v4(2),
             server6: v6(1),
             client6: v6(2),
-            _client_xdp: client_xdp,
+            _xdp: xdp,
         })
     }
+}
+
+/// Names for devices, with numbers that no others on the host have.
+fn names<const N: usize>(prefixes: [&str; N]) -> [String; N] {
+    let number = LINKS.fetch_add(1, Ordering::Relaxed);
+    prefixes.map(|prefix| format!("{prefix}{}-{number}", std::process::id()))
+}
+
+/// Makes a veth pair.
+fn add_pair(ends: [(&Namespace, &str); 2]) -> Result<()> {
+    let [(namespace, dev), (other, peer_dev)] = ends;
+    let add = ["link", "add", dev, "type", "veth"];
+    let peer = ["peer", "name", peer_dev, "netns", &other.path()];
+    namespace.ip(add.into_iter().chain(peer))?;
+    // Before there is an XDP program: then they cannot be set.
+    ends.into_iter()
+        .try_for_each(|(namespace, dev)| ready(namespace, dev))
+}
+
+fn ready(namespace: &Namespace, dev: &str) -> Result<()> {
+    ethtool::set(namespace, dev, Feature::Tso, false)?;
+    ethtool::set(namespace, dev, Feature::Gro, true)?;
+    // No link-local address: its duplicate detection would be noise on the wire.
+    namespace.ip(["link", "set", dev, "addrgenmode", "none"])?;
+    Ok(())
 }

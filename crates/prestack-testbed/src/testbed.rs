@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use anyhow::{Context, Result};
 
-use crate::link::Link;
+use crate::link::{Link, Middle};
 use crate::namespace::{Namespace, require_root};
 use crate::{cpu::CpuSplit, ethtool, napi};
 
@@ -43,6 +43,23 @@ impl Testbed {
             client,
             links,
         })
+    }
+
+    /// Namespaces joined through a third one, whose two devices are not joined yet.
+    ///
+    /// # Errors
+    /// Without root's privileges or `ip`.
+    pub fn with_middle() -> Result<(Self, Middle)> {
+        require_root()?;
+        let (server, client) = (Namespace::new()?, Namespace::new()?);
+        let (link, middle) = Link::through_middle(&server, &client, 0)?;
+        let links = vec![link];
+        let bed = Self {
+            server,
+            client,
+            links,
+        };
+        Ok((bed, middle))
     }
 
     /// Gives the server one more address on the `link`-th pair.

@@ -25,8 +25,15 @@ impl TcpClient {
     /// # Errors
     /// When nobody accepts.
     pub fn connect(namespace: &Namespace, server: SocketAddr) -> Result<Self> {
-        let stream = namespace
-            .run(|| TcpStream::connect_timeout(&server, patience(TIMEOUT)))
+        namespace.run(|| Self::connect_here(server))
+    }
+
+    /// A client in the caller's namespace.
+    ///
+    /// # Errors
+    /// When nobody accepts.
+    pub fn connect_here(server: SocketAddr) -> Result<Self> {
+        let stream = TcpStream::connect_timeout(&server, patience(TIMEOUT))
             .with_context(|| format!("connecting to {server}"))?;
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(patience(TIMEOUT)))?;
