@@ -12,7 +12,10 @@
 )]
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 
+mod bounce;
+mod segment;
 mod sequence;
+mod wire;
 
 use aya_ebpf::Global;
 use aya_ebpf::bindings::xdp_action::{XDP_ABORTED, XDP_TX};
@@ -68,7 +71,7 @@ static STATE: Array<u64, 1> = Array::new();
 
 /// The program under test.
 #[btf_map]
-static TARGET: ProgramArray<1> = ProgramArray::new();
+pub static TARGET: ProgramArray<1> = ProgramArray::new();
 
 /// Makes the packet a request and runs the program under test on it.
 #[xdp(frags)]
@@ -159,7 +162,7 @@ fn write(ctx: &XdpContext) -> Option<()> {
 
 /// The lower 32 bits of a number as eight hexadecimal digits, the first in the lowest byte.
 #[inline(always)]
-fn hexadecimal(number: u64) -> u64 {
+pub fn hexadecimal(number: u64) -> u64 {
     const ONES: u64 = 0x0101_0101_0101_0101;
     let mut digits = number & 0xffff_ffff;
     digits = (digits | digits << 16) & 0x0000_ffff_0000_ffff;

@@ -23,7 +23,13 @@ pub fn random(state: u64, key: u64) -> u64 {
     n ^ (n >> 31)
 }
 
-/// Goes on to the next state, by an atomic addition.
+/// The state after so many requests.
+#[inline(always)]
+pub fn state(requests: u64) -> u64 {
+    requests.wrapping_mul(STEP)
+}
+
+/// Goes on to the next state.
 ///
 /// # Safety
 ///
@@ -31,18 +37,30 @@ pub fn random(state: u64, key: u64) -> u64 {
 #[inline(always)]
 pub unsafe fn advance(state: *mut u64) {
     // SAFETY: the caller's.
+    unsafe { add(state, STEP) };
+}
+
+/// Adds to a number in one step that nobody else's comes between. What was stored before is in the cache
+/// then.
+///
+/// # Safety
+///
+/// `number` is valid and aligned.
+#[inline(always)]
+pub unsafe fn add(number: *mut u64, addend: u64) {
+    // SAFETY: the caller's.
     #[cfg(target_arch = "bpf")]
     unsafe {
         core::arch::asm!(
-            "lock *(u64 *)({state} + 0) += {step}",
-            state = in(reg) state,
-            step = in(reg) STEP,
+            "lock *(u64 *)({number} + 0) += {addend}",
+            number = in(reg) number,
+            addend = in(reg) addend,
         );
     }
     // SAFETY: the caller's.
     #[cfg(not(target_arch = "bpf"))]
     unsafe {
-        core::sync::atomic::AtomicU64::from_ptr(state)
-            .fetch_add(STEP, core::sync::atomic::Ordering::SeqCst);
+        core::sync::atomic::AtomicU64::from_ptr(number)
+            .fetch_add(addend, core::sync::atomic::Ordering::SeqCst);
     }
 }

@@ -7,11 +7,11 @@ use nix::errno::Errno;
 use nix::libc;
 
 /// Buffers for datagrams of one capacity. What the kernel is told about them (`headers` pointing
-/// to `_vectors` pointing to `bytes`) is set up once.
+/// to `vectors` pointing to `bytes`) is set up once.
 pub(crate) struct Batch {
     capacity: usize,
     bytes: Vec<u8>,
-    _vectors: Vec<libc::iovec>,
+    vectors: Vec<libc::iovec>,
     headers: Vec<libc::mmsghdr>,
 }
 
@@ -43,14 +43,16 @@ impl Batch {
         Self {
             capacity,
             bytes,
-            _vectors: vectors,
+            vectors: vectors,
             headers,
         }
     }
 
-    /// The buffer of the `i`-th datagram, to write one of full capacity.
-    pub(crate) fn buffer(&mut self, i: usize) -> &mut [u8] {
-        &mut self.bytes[i * self.capacity..][..self.capacity]
+    /// Makes the `i`-th datagram this one, of at most the capacity.
+    pub(crate) fn set(&mut self, i: usize, datagram: &[u8]) {
+        self.bytes[i * self.capacity..][..self.capacity][..datagram.len()]
+            .copy_from_slice(datagram);
+        self.vectors[i].iov_len = datagram.len();
     }
 
     /// The `i`-th of the datagrams received last.
@@ -110,7 +112,7 @@ mod tests {
         b.connect(a.local_addr().unwrap()).unwrap();
         let mut batch = Batch::new(3, 4);
         for i in 0..3 {
-            batch.buffer(i).fill(i as u8);
+            batch.set(i, &[i as u8; 4][..i + 1]);
         }
         let mut batch = std::thread::spawn(|| batch).join().unwrap();
         assert_eq!(batch.send(&a, 1..3), Ok(2));
@@ -119,7 +121,7 @@ mod tests {
         assert_eq!(received.receive(&b), Ok(2));
         assert_eq!(
             (received.received(0), received.received(1)),
-            (&[1; 4][..], &[2; 4][..])
+            (&[1; 2][..], &[2; 3][..])
         );
         assert_eq!(received.receive(&a), Ok(1));
         assert_eq!(received.received(0), b"xy");

@@ -1,29 +1,53 @@
 //! `prestack bench`: the numbers of docs/benchmarks.md.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use serde::Serialize;
 
-use crate::comparison::{Comparison, Side, Workload, combine};
+use crate::comparison::{Comparison, Workload, combine};
+use crate::generator::{self, LoadOptions};
+use crate::html;
 use crate::interrupt;
 use crate::kernel::{self, Cost};
-use crate::popularity::Popularity;
+use crate::loss::{self, Loss};
+use crate::machine::Machine;
 use crate::progress::Progress;
 use crate::report::{self, Report};
+use crate::suite::{self, Series};
 
 /// A part of the benchmarks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Part {
     /// Nanoseconds of a packet in the kernel
     Kernel,
+    /// Those of TCP segments alone
+    KernelTcp,
     /// A closed loop of UDP GETs over a veth pair, without and with prestack
     ClosedLoop,
+    /// A closed loop of GETs and SETs on TCP connections, without and with prestack
+    Tcp,
+    /// The hit rate of mixed clients where packets are lost
+    Loss,
+    /// One thing varied at a time: keys, values, mixtures, CPUs, memory (takes long)
+    Suite,
+}
+
+/// What is not part of the benchmarks.
+#[derive(Clone, Debug, clap::Subcommand)]
+pub enum BenchCommand {
+    /// Offer a load to any memcached, and tell how it was answered
+    Load(LoadOptions),
 }
 
 /// What the benchmarks may be told.
 #[derive(Clone, Debug, clap::Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct BenchOptions {
+    /// Something else than the benchmarks
+    #[command(subcommand)]
+    pub command: Option<BenchCommand>,
     /// Run this part alone
     #[arg(long, value_name = "PART")]
     pub only: Option<Part>,
@@ -33,17 +57,33 @@ pub struct BenchOptions {
     /// Seconds of each round of the closed loop
     #[arg(long, value_name = "S", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=600))]
     pub seconds: u32,
+    /// Connections of the closed loop over TCP
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=8000))]
+    pub connections: u32,
+    /// Keys of the closed loop over TCP
+    #[arg(long, value_name = "N", default_value_t = 100_000, value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
+    pub keys: u32,
+    /// Share of the requests over TCP that are writes, in place of none and a half
+    #[arg(long, value_name = "SHARE")]
+    pub write_ratio: Option<f64>,
+    /// Write a page with plots of everything that was measured, too
+    #[arg(long, value_name = "FILE")]
+    pub html: Option<PathBuf>,
     /// Print JSON instead of tables
     #[arg(long)]
     pub json: bool,
 }
 
+/// Everything that was measured.
 #[derive(Serialize)]
-struct Results {
+pub(crate) struct Results {
+    pub(crate) machine: Machine,
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    kernel: Vec<Cost>,
+    pub(crate) kernel: Vec<Cost>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    closed_loop: Vec<Report>,
+    pub(crate) comparisons: Vec<Report>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) losses: Vec<Loss>,
 }
 
 /// Runs the benchmarks, those in the kernel on prestack's BPF `object`, and prints their results.
@@ -52,87 +92,110 @@ struct Results {
 /// Without root's privileges or memcached, when prestack does not come to serve, when an answer
 /// was wrong, or after Ctrl-C. Nothing is left behind in any case.
 pub fn run(options: &BenchOptions, object: &[u8]) -> Result<()> {
+    if let Some(BenchCommand::Load(options)) = &options.command {
+        return generator::run(options);
+    }
     interrupt::catch()?;
     let is_wanted = |part| options.only.is_none_or(|only| only == part);
-    let workloads = if is_wanted(Part::ClosedLoop) {
-        workloads()
-    } else {
-        Vec::new()
-    };
-    let mut steps = workloads.len() * (1 + 2 * options.rounds as usize);
-    if is_wanted(Part::Kernel) {
-        steps += kernel::steps(options.rounds);
+    let mut workloads = Vec::new();
+    if is_wanted(Part::ClosedLoop) {
+        workloads.extend(suite::overview());
     }
+    if is_wanted(Part::Tcp) {
+        workloads.extend(suite::tcp(options));
+    }
+    // It takes long: not unless asked for.
+    if options.only == Some(Part::Suite) {
+        workloads.extend(suite::suite());
+    }
+    let rounds = options.rounds as usize;
+    let sides = |(series, _): &(Series, Workload)| if series.has_others() { 3 } else { 1 };
+    let mut steps: usize = workloads.iter().map(|w| 1 + rounds * sides(w)).sum();
+    let is_tcp_alone = options.only == Some(Part::KernelTcp);
+    let is_kernel = is_wanted(Part::Kernel) || is_tcp_alone;
+    if is_kernel {
+        steps += kernel::steps(options.rounds, is_tcp_alone);
+    }
+    steps += usize::from(is_wanted(Part::Loss));
     let progress = Progress::new(steps);
     let mut kernel = Vec::new();
-    if is_wanted(Part::Kernel) {
-        kernel = kernel::run(object, options.rounds, &progress)?;
+    if is_kernel {
+        kernel = kernel::run(object, options.rounds, is_tcp_alone, &progress)?;
     }
-    let mut closed_loop = Vec::new();
-    let mut settings = Vec::new();
-    for workload in workloads {
-        let (report, setting) = compare(workload, options, &progress)?;
-        closed_loop.push(report);
-        settings.push(setting);
+    let comparisons = workloads
+        .into_iter()
+        .map(|(series, workload)| compare(series, workload, options, &progress))
+        .collect::<Result<Vec<_>>>()?;
+    let mut losses = Vec::new();
+    if is_wanted(Part::Loss) {
+        progress.step("losing packets");
+        let binary = std::env::current_exe().context("finding prestack's own binary")?;
+        losses = loss::measure(binary, &loss::Offer::default(), &[0.0, 0.001, 0.01])?;
     }
     drop(progress);
     let results = Results {
+        machine: Machine::this(),
         kernel,
-        closed_loop,
+        comparisons,
+        losses,
     };
+    if let Some(path) = &options.html {
+        let page = html::page(&results)?;
+        std::fs::write(path, page).with_context(|| format!("writing {}", path.display()))?;
+    }
     if options.json {
         println!("{}", serde_json::to_string_pretty(&results)?);
     } else {
+        println!("{}\n", results.machine.line());
         if !results.kernel.is_empty() {
             println!("{}", kernel::table(&results.kernel));
         }
-        for (report, setting) in results.closed_loop.iter().zip(settings) {
-            println!("{setting}\n\n{}", report.table());
+        for report in &results.comparisons {
+            println!("{}\n\n{}", report.setting, report.table());
+        }
+        if !results.losses.is_empty() {
+            println!("{}", loss::table(&results.losses));
         }
     }
-    results.closed_loop.iter().try_for_each(Report::check)
+    results.comparisons.iter().try_for_each(Report::check)
 }
 
-/// Hits alone (a high `max-age`) with a small and a large set of keys, then the product's default
-/// `max-age` with the skew that caches usually see.
-fn workloads() -> Vec<Workload> {
-    let workload = |keys, popularity, max_age: &str| Workload {
-        keys,
-        key_size: 16,
-        value_size: 32,
-        popularity,
-        max_age: max_age.to_owned(),
-    };
-    vec![
-        workload(1_000, Popularity::Uniform, "60s"),
-        workload(100_000, Popularity::Uniform, "60s"),
-        workload(100_000, Popularity::Zipf(0.99), "1s"),
-    ]
-}
-
+/// Measures the sides of a workload in turns.
 fn compare(
+    series: Series,
     workload: Workload,
     options: &BenchOptions,
     progress: &Progress,
-) -> Result<(Report, String)> {
-    let name = format!("{} keys, {}", workload.keys, workload.popularity);
+) -> Result<Report> {
+    let name = format!(
+        "{}, {} keys, {}, values of {} bytes, {} % writes",
+        workload.transport,
+        workload.keys,
+        workload.popularity,
+        workload.value_size,
+        100.0 * workload.write_ratio
+    );
     progress.step(&format!("{name}: storing the items"));
     let comparison = Comparison::new(&workload)?;
     let duration = Duration::from_secs(options.seconds.into());
-    let (mut without, mut with): (Vec<Side>, Vec<Side>) = Default::default();
+    let [mut without, mut bare_xdp, mut with] = [(); 3].map(|()| Vec::new());
     for round in 1..=options.rounds {
-        progress.step(&format!("{name}: round {round} without prestack"));
-        without.push(comparison.without(duration)?);
+        if series.has_others() {
+            progress.step(&format!("{name}: round {round} without prestack"));
+            without.push(comparison.without(duration)?);
+            progress.step(&format!("{name}: round {round} with another XDP program"));
+            bare_xdp.push(comparison.bare_xdp(duration)?);
+        }
         progress.step(&format!("{name}: round {round} with prestack"));
         with.push(comparison.with(duration)?);
     }
     let setting = report::setting(&workload, comparison.split());
-    Ok((
-        Report {
-            workload,
-            without: combine(&without),
-            with: combine(&with),
-        },
+    Ok(Report {
+        series,
         setting,
-    ))
+        workload,
+        without: combine(&without),
+        bare_xdp: combine(&bare_xdp),
+        with: combine(&with).context("there is at least one round")?,
+    })
 }

@@ -1,18 +1,21 @@
 //! The same load on the same memcached, without and with prestack.
 
+use std::fmt;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use prestack_testbed::cpu::{self, CpuSplit};
-use prestack_testbed::{Memcached, MemcachedOptions, Prestack, Testbed};
+use prestack_testbed::{Memcached, MemcachedOptions, Prestack, Testbed, bpf};
 use serde::Serialize;
 
 use crate::dataset::Dataset;
 use crate::interrupt;
-use crate::load::{Load, Outcome};
+use crate::load::{Group, Load, Outcome, SHARES, Transport};
 use crate::popularity::Popularity;
+use crate::protocol::Protocol;
 use crate::server_cpu::ServerCpu;
+use crate::wire::Echo;
 
 /// memcached's port in the testbed.
 const PORT: u16 = 11211;
@@ -20,6 +23,10 @@ const PORT: u16 = 11211;
 const FILL_LIMIT: Duration = Duration::from_secs(10);
 /// How long memcached alone is warmed up.
 const WARM_UP: Duration = Duration::from_millis(500);
+
+/// How long prestack is, where its cache is not filled beforehand: nothing is cached for the settle time
+/// after its start.
+const LONG_WARM_UP: Duration = Duration::from_millis(1_500);
 
 /// What is asked of memcached, and how prestack is set.
 #[derive(Clone, Debug, Serialize)]
@@ -30,6 +37,38 @@ pub(crate) struct Workload {
     #[serde(serialize_with = "as_text")]
     pub(crate) popularity: Popularity,
     pub(crate) max_age: String,
+    #[serde(serialize_with = "as_text")]
+    pub(crate) transport: Transport,
+    /// Share of writes.
+    pub(crate) write_ratio: f64,
+    /// Connections (TCP).
+    pub(crate) connections: usize,
+    /// Only keys are asked for that memcached does not have.
+    pub(crate) is_absent: bool,
+    /// Memory of prestack's cache, where it is not the default.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) memory: Option<String>,
+    /// Server and client have all CPUs together, not half of them each.
+    pub(crate) shares_cpus: bool,
+}
+
+impl Workload {
+    /// GETs over UDP for so many keys of 16 bytes, with values of 32, uniform, hits alone.
+    pub(crate) fn gets(keys: u32) -> Self {
+        Self {
+            keys,
+            key_size: 16,
+            value_size: 32,
+            popularity: Popularity::Uniform,
+            max_age: "60s".to_owned(),
+            transport: Transport::Udp,
+            write_ratio: 0.0,
+            connections: 0,
+            is_absent: false,
+            memory: None,
+            shares_cpus: false,
+        }
+    }
 }
 
 /// One side of the comparison: medians of the rounds, sums of the errors.
@@ -48,14 +87,22 @@ pub(crate) struct Comparison {
     split: CpuSplit,
     load: Load,
     prestack: PathBuf,
-    max_age: String,
+    workload: Workload,
 }
 
 impl Comparison {
     pub(crate) fn new(workload: &Workload) -> Result<Self> {
         let dataset = Dataset::new(workload.keys, workload.key_size, workload.value_size)?;
         let prestack = std::env::current_exe().context("finding prestack's own binary")?;
-        let split = CpuSplit::halves()?;
+        let split = if workload.shares_cpus {
+            let all = cpu::all()?;
+            CpuSplit {
+                server: all.clone(),
+                client: all,
+            }
+        } else {
+            CpuSplit::halves()?
+        };
         let bed = Testbed::new()?;
         let memcached = MemcachedOptions {
             port: PORT,
@@ -66,15 +113,25 @@ impl Comparison {
         let memcached = Memcached::start(&bed.server, memcached)?;
         cpu::pin_process(memcached.pid(), &split.server)?;
         let server = (bed.links[0].server4, PORT).into();
-        dataset.load(&bed.client, server)?;
-        let load = Load::new(dataset, workload.popularity, server, &split.client);
+        if !workload.is_absent {
+            dataset.load(Some(&bed.client), server)?;
+        }
+        let cpus = &split.client;
+        let group = match workload.transport {
+            Transport::Udp => Group {
+                write_ratio: workload.write_ratio,
+                ..Group::udp_gets(cpus.len())
+            },
+            Transport::Tcp => Group::tcp(workload.connections, workload.write_ratio, cpus.len()),
+        };
+        let load = Load::new(dataset, workload.popularity, server, vec![group], cpus);
         Ok(Self {
             bed,
             memcached,
             split,
             load,
             prestack,
-            max_age: workload.max_age.clone(),
+            workload: workload.clone(),
         })
     }
 
@@ -94,23 +151,53 @@ impl Comparison {
         })
     }
 
-    /// A round with prestack, its cache filled before. The time for which prestack waits after a
-    /// write whose end it cannot see is short here: nothing is written.
+    /// A round against an XDP program alone. Over UDP it sends requests back. Over TCP it does nothing, and
+    /// memcached answers: with any XDP program veth makes a copy of every segment, which a network card does
+    /// not.
+    pub(crate) fn bare_xdp(&self, duration: Duration) -> Result<Side> {
+        let (server, dev) = (&self.bed.server, &self.bed.links[0].server_dev);
+        if self.workload.transport == Transport::Tcp {
+            let _pass = bpf::attach_pass(server, dev)?;
+            return self.without(duration);
+        }
+        let _echo = Echo::new(server, dev)?;
+        self.bed.separate_cpus(&self.split)?;
+        let mut load = self.load.clone();
+        for group in &mut load.groups {
+            group.protocol = Protocol::Echo;
+            group.write_ratio = 0.0;
+        }
+        self.measure(&load, WARM_UP, &[])?;
+        let median = self.measure(&load, duration, &[])?;
+        Ok(Side {
+            median,
+            hit_ratio: 0.0,
+        })
+    }
+
+    /// A round with prestack. Where nothing is written its cache is filled before, and the time for which it
+    /// waits after a write whose end it cannot see is short.
     pub(crate) fn with(&self, duration: Duration) -> Result<Side> {
         let dev = &self.bed.links[0].server_dev;
-        let args = [
-            "--interface",
-            dev,
-            "--max-age",
-            &self.max_age,
-            "--settle",
-            "100ms",
-        ];
+        let mut args = vec!["--interface", dev, "--max-age", &self.workload.max_age];
+        if let Some(memory) = &self.workload.memory {
+            args.extend(["--memory", memory]);
+        }
+        let is_filled = self.workload.transport == Transport::Udp
+            && self.workload.write_ratio == 0.0
+            && !self.workload.is_absent;
+        if is_filled {
+            args.extend(["--settle", "100ms"]);
+        }
         let mut prestack = Prestack::start_binary(self.prestack.clone(), &self.bed.server, &args)?;
         cpu::pin_process(prestack.pid(), &self.split.server)?;
         // The kernel may have made new threads for the device with its XDP program.
         self.bed.separate_cpus(&self.split)?;
-        self.fill(&prestack)?;
+        if is_filled {
+            self.fill(&prestack)?;
+        } else {
+            self.measure(&self.load, LONG_WARM_UP, &[])?;
+        }
 
         let hits = prestack.stats()?.get("udp.hits")?;
         let median = self.measure(&self.load, duration, &[prestack.pid()])?;
@@ -151,24 +238,31 @@ impl Comparison {
     }
 }
 
-/// The side that rounds of the same kind give together.
-pub(crate) fn combine(rounds: &[Side]) -> Side {
+/// The side that rounds of the same kind give together; `None` without any.
+pub(crate) fn combine(rounds: &[Side]) -> Option<Side> {
+    if rounds.is_empty() {
+        return None;
+    }
     let median = |field: fn(&Side) -> f64| median(rounds.iter().map(field));
     let sum = |field: fn(&Side) -> u64| rounds.iter().map(field).sum();
-    Side {
+    Some(Side {
         median: Outcome {
             rate: median(|side| side.median.rate),
             answered: sum(|side| side.median.answered),
             p50_us: median(|side| side.median.p50_us),
             p99_us: median(|side| side.median.p99_us),
             p999_us: median(|side| side.median.p999_us),
+            quantiles_us: (0..SHARES.len())
+                .map(|i| self::median(rounds.iter().map(|side| side.median.quantiles_us[i])))
+                .collect(),
             timeouts: sum(|side| side.median.timeouts),
             wrong: sum(|side| side.median.wrong),
             strays: sum(|side| side.median.strays),
+            missing: sum(|side| side.median.missing),
             server_cpu_ns: median(|side| side.median.server_cpu_ns),
         },
         hit_ratio: median(|side| side.hit_ratio),
-    }
+    })
 }
 
 /// The middle one of some values, of which there is one at least, or the mean of the two there.
@@ -187,7 +281,7 @@ fn memory_mib(workload: &Workload) -> u32 {
     64 + (bytes >> 20) as u32
 }
 
-fn as_text<S: serde::Serializer>(value: &Popularity, to: S) -> Result<S::Ok, S::Error> {
+fn as_text<S: serde::Serializer>(value: &impl fmt::Display, to: S) -> Result<S::Ok, S::Error> {
     to.collect_str(value)
 }
 
@@ -204,18 +298,22 @@ mod tests {
                 p50_us: 1.0,
                 p99_us: 2.0,
                 p999_us: 3.0,
+                quantiles_us: vec![1.0; SHARES.len()],
                 timeouts: 1,
                 wrong,
                 strays: 0,
+                missing: 0,
                 server_cpu_ns: 4.0,
             },
             hit_ratio: 0.5,
         };
-        let all = combine(&[side(9.0, 1), side(1.0, 0), side(2.0, 2)]);
+        let all = combine(&[side(9.0, 1), side(1.0, 0), side(2.0, 2)]).unwrap();
         assert_eq!(
             (all.median.rate, all.median.wrong, all.median.timeouts),
             (2.0, 3, 3)
         );
-        assert_eq!(combine(&[side(1.0, 0), side(3.0, 0)]).median.rate, 2.0);
+        let two = combine(&[side(1.0, 0), side(3.0, 0)]).unwrap();
+        assert_eq!(two.median.rate, 2.0);
+        assert!(combine(&[]).is_none());
     }
 }

@@ -1,26 +1,71 @@
-//! The items that a benchmark stores and reads back: every byte follows from the key's number.
+//! The items that a benchmark stores and reads back: every byte follows from the key's number and the
+//! value's version.
 
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 
 use anyhow::{Context, Result, ensure};
 use prestack_testbed::{Namespace, TcpClient};
 
-/// Bytes of the frame before a UDP datagram's payload.
-const FRAME: usize = 8;
+use crate::protocol::Protocol;
+use crate::sizes::{Part, Sizes};
+
 /// Keys end in their number, in hexadecimal digits.
 const DIGITS: usize = 8;
-/// Greatest length of a value: its reply fits one datagram, whatever its key.
-const MAX_VALUE: usize = 1_100;
+/// Least and greatest length of a key.
+const KEY_LEN: std::ops::RangeInclusive<u32> = DIGITS as u32..=250;
+/// Greatest length of a value: what memcached takes unless told otherwise, with some room for the rest of
+/// the item.
+const MAX_VALUE: u32 = 1_000_000;
+/// Commands are sent in pieces of about so many bytes when items are stored.
+const PIECE: usize = 64 << 10;
 
-/// A set of items, all of one size.
+/// A set of items.
 #[derive(Clone, Debug)]
 pub struct Dataset {
     keys: u32,
-    value_size: usize,
-    /// A request with a key of zeros.
-    request: Vec<u8>,
-    /// A reply's payload between key and value.
-    middle: Vec<u8>,
+    key_sizes: Column,
+    value_sizes: Column,
+    /// A key as long as any, without its number.
+    padding: Vec<u8>,
+}
+
+/// A size of each item.
+#[derive(Clone, Debug)]
+enum Column {
+    Same(u32),
+    Each(Vec<u32>),
+}
+
+impl Column {
+    fn new(sizes: Sizes, keys: u32, part: Part) -> Self {
+        let least = if part == Part::Key {
+            *KEY_LEN.start()
+        } else {
+            1
+        };
+        let most = if part == Part::Key {
+            *KEY_LEN.end()
+        } else {
+            MAX_VALUE
+        };
+        match sizes {
+            Sizes::Fixed(size) => Self::Same(size),
+            _ => Self::Each(
+                (0..keys)
+                    .map(|n| sizes.of(n, part).clamp(least, most))
+                    .collect(),
+            ),
+        }
+    }
+
+    fn of(&self, n: u32) -> usize {
+        match self {
+            Self::Same(size) => *size as usize,
+            // What is beyond the items, to be asked for in vain, has a size too.
+            Self::Each(sizes) => sizes[n as usize % sizes.len()] as usize,
+        }
+    }
 }
 
 impl Dataset {
@@ -29,24 +74,64 @@ impl Dataset {
     /// # Errors
     /// When a size is out of range.
     pub fn new(keys: u32, key_size: usize, value_size: usize) -> Result<Self> {
+        let fixed = |size| Sizes::Fixed(u32::try_from(size).unwrap_or(u32::MAX));
+        Self::with_sizes(keys, fixed(key_size), fixed(value_size))
+    }
+
+    /// `keys` items with keys and values of these sizes.
+    ///
+    /// # Errors
+    /// When a size is out of range.
+    pub fn with_sizes(keys: u32, key_sizes: Sizes, value_sizes: Sizes) -> Result<Self> {
         ensure!(keys > 0, "there must be at least one key");
-        ensure!(
-            (DIGITS..=250).contains(&key_size),
-            "the key size must be {DIGITS} to 250 bytes"
-        );
-        ensure!(
-            value_size <= MAX_VALUE,
-            "the value size must be at most {MAX_VALUE} bytes"
-        );
-        let key = [vec![b'k'; key_size - DIGITS], vec![b'0'; DIGITS]].concat();
-        let request = [&[0, 0, 0, 0, 0, 1, 0, 0], &b"get "[..], &key, b"\r\n"].concat();
-        let middle = format!(" 0 {value_size}\r\n").into_bytes();
-        Ok(Self {
+        if let Sizes::Fixed(size) = key_sizes {
+            ensure!(
+                KEY_LEN.contains(&size),
+                "the key size must be {} to {} bytes",
+                KEY_LEN.start(),
+                KEY_LEN.end()
+            );
+        }
+        if let Sizes::Fixed(size) = value_sizes {
+            ensure!(
+                size <= MAX_VALUE,
+                "the value size must be at most {MAX_VALUE} bytes"
+            );
+        }
+        let key_sizes = Column::new(key_sizes, keys, Part::Key);
+        let value_sizes = Column::new(value_sizes, keys, Part::Value);
+        Ok(Self::with_columns(keys, key_sizes, value_sizes))
+    }
+
+    /// Items with keys and values of these sizes, brought into the ranges that memcached takes.
+    pub(crate) fn with_each(sizes: &[(u32, u32)]) -> Self {
+        let key = |&(key, _): &(u32, u32)| key.clamp(*KEY_LEN.start(), *KEY_LEN.end());
+        let value = |&(_, value): &(u32, u32)| value.min(MAX_VALUE);
+        let key_sizes = Column::Each(sizes.iter().map(key).collect());
+        let value_sizes = Column::Each(sizes.iter().map(value).collect());
+        Self::with_columns(sizes.len() as u32, key_sizes, value_sizes)
+    }
+
+    fn with_columns(keys: u32, key_sizes: Column, value_sizes: Column) -> Self {
+        Self {
             keys,
-            value_size,
-            request,
-            middle,
-        })
+            key_sizes,
+            value_sizes,
+            padding: vec![b'k'; *KEY_LEN.end() as usize],
+        }
+    }
+
+    /// Bytes of all keys and values.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        let item = |n| (self.key_len(n) + self.value_len(n)) as u64;
+        (0..self.keys).map(item).sum()
+    }
+
+    /// Bytes of key and value of the largest item.
+    pub(crate) fn largest(&self) -> usize {
+        let item = |n| self.key_len(n) + self.value_len(n);
+        (0..self.keys).map(item).max().unwrap_or(0)
     }
 
     /// The number of items.
@@ -55,83 +140,109 @@ impl Dataset {
         self.keys
     }
 
-    /// A datagram that holds any reply, and some more: what is too long is seen.
-    pub(crate) fn reply_capacity(&self) -> usize {
-        self.request.len() + self.middle.len() + self.value_size + 64
-    }
-
-    /// Bytes of a request's datagram.
-    pub(crate) fn request_len(&self) -> usize {
-        self.request.len()
-    }
-
-    /// Writes a request for item `n` to `datagram`, of [`request_len`](Self::request_len) bytes.
-    pub(crate) fn write_request(&self, n: u32, id: u16, datagram: &mut [u8]) {
-        datagram.copy_from_slice(&self.request);
-        datagram[..2].copy_from_slice(&id.to_be_bytes());
-        let end = datagram.len() - 2;
-        datagram[end - DIGITS..end].copy_from_slice(&digits(n));
-    }
-
     /// The key of item `n`.
     pub(crate) fn key(&self, n: u32) -> Vec<u8> {
-        let key = &self.request[FRAME + 4..self.request.len() - 2 - DIGITS];
-        [key, &digits(n)].concat()
+        let (padding, digits) = self.key_parts(n);
+        [padding, &digits].concat()
     }
 
-    /// The value of item `n`.
+    /// The first value of item `n`.
     pub(crate) fn value(&self, n: u32) -> Vec<u8> {
-        let words = self.words(n);
-        words
-            .flat_map(|(word, len)| word.into_iter().take(len))
-            .collect()
+        let mut value = Vec::new();
+        self.write_value(n, 0, &mut value);
+        value
     }
 
-    /// Whether `datagram` is, byte for byte, what memcached answers to
-    /// [the request](Self::write_request) for item `n`.
-    pub(crate) fn is_reply(&self, n: u32, id: u16, datagram: &[u8]) -> bool {
-        let mut rest = datagram;
-        let mut expect = |bytes: &[u8]| {
-            let found = rest.starts_with(bytes);
-            rest = &rest[if found { bytes.len() } else { 0 }..];
-            found
+    /// Bytes of the value of item `n`, whatever its version.
+    pub(crate) fn value_len(&self, n: u32) -> usize {
+        self.value_sizes.of(n)
+    }
+
+    /// Appends the `version`-th value of item `n`.
+    pub(crate) fn write_value(&self, n: u32, version: u32, to: &mut Vec<u8>) {
+        self.words(n, version)
+            .for_each(|(word, len)| to.extend(&word[..len]));
+    }
+
+    /// Bytes of the key of item `n`.
+    pub(crate) fn key_len(&self, n: u32) -> usize {
+        self.key_sizes.of(n)
+    }
+
+    /// The key of item `n` in two pieces.
+    pub(crate) fn key_parts(&self, n: u32) -> (&[u8], [u8; DIGITS]) {
+        (&self.padding[..self.key_len(n) - DIGITS], digits(n))
+    }
+
+    /// Appends the key of item `n`.
+    pub(crate) fn write_key(&self, n: u32, to: &mut Vec<u8>) {
+        let (padding, digits) = self.key_parts(n);
+        to.extend(padding);
+        to.extend(digits);
+    }
+
+    /// Whether these bytes are, each of them, a value of item `n` with one of these versions. (Of
+    /// values below four bytes, versions that agree in their last bytes are the same.)
+    pub(crate) fn is_value(&self, n: u32, versions: RangeInclusive<u32>, value: &[u8]) -> bool {
+        if value.len() != self.value_len(n) {
+            return false;
+        }
+        let shown = value.len().min(4);
+        let mut bytes = [0; 4];
+        bytes[..shown].copy_from_slice(&value[..shown]);
+        let mask = if shown == 4 {
+            u32::MAX
+        } else {
+            (1 << (8 * shown)) - 1
         };
-        let key_padding = &self.request[FRAME + 4..self.request.len() - 2 - DIGITS];
-        expect(&id.to_be_bytes())
-            && expect(&[0, 0, 0, 1, 0, 0])
-            && expect(b"VALUE ")
-            && expect(key_padding)
-            && expect(&digits(n))
-            && expect(&self.middle)
-            && self.words(n).all(|(word, len)| expect(&word[..len]))
-            && expect(b"\r\nEND\r\n")
-            && rest.is_empty()
+        let shown = u32::from_le_bytes(bytes) ^ mix(u64::from(n)) as u32;
+        let (first, last) = versions.into_inner();
+        let version = first.wrapping_add(shown.wrapping_sub(first) & mask);
+        let mut rest = value;
+        (first..=last).contains(&version)
+            && self.words(n, version).all(|(word, len)| {
+                let (start, end) = rest.split_at(len);
+                rest = end;
+                start == &word[..len]
+            })
     }
 
-    /// The value of item `n` in words of eight bytes and the used length of each.
-    fn words(&self, n: u32) -> impl Iterator<Item = ([u8; 8], usize)> {
-        (0..self.value_size).step_by(8).map(move |at| {
-            let word = mix(u64::from(n) << 32 | at as u64).to_le_bytes();
-            (word, (self.value_size - at).min(8))
+    /// The value of item `n` in words of eight bytes and the used length of each. The version stands in
+    /// the first four bytes, and all that follow depend on it.
+    fn words(&self, n: u32, version: u32) -> impl Iterator<Item = ([u8; 8], usize)> {
+        let size = self.value_len(n);
+        let seed = mix(u64::from(n) << 32 | u64::from(version));
+        let first = u64::from(mix(u64::from(n)) as u32 ^ version) | seed << 32;
+        (0..size).step_by(8).map(move |at| {
+            let word = if at == 0 {
+                first
+            } else {
+                mix(seed.wrapping_add(at as u64))
+            };
+            (word.to_le_bytes(), (size - at).min(8))
         })
     }
 
-    /// Stores all items in the memcached at `server`, over TCP from `namespace`.
+    /// Stores all items in the memcached at `server`, over TCP from `namespace` or, without one, from where
+    /// the caller is.
     ///
     /// # Errors
     /// When the connection fails, or memcached refuses an item.
-    pub fn load(&self, namespace: &Namespace, server: SocketAddr) -> Result<()> {
-        const BATCH: u32 = 1_000;
-        let mut client = TcpClient::connect(namespace, server)?;
+    pub fn load(&self, namespace: Option<&Namespace>, server: SocketAddr) -> Result<()> {
+        let mut client = match namespace {
+            Some(namespace) => TcpClient::connect(namespace, server)?,
+            None => TcpClient::connect_here(server)?,
+        };
         let mut commands = Vec::new();
-        for first in (0..self.keys).step_by(BATCH as usize) {
-            commands.clear();
-            let batch = first..self.keys.min(first + BATCH);
-            for n in batch.clone() {
-                self.write_set(n, &mut commands);
+        let mut sent = 0;
+        for n in 0..self.keys {
+            Protocol::Text.set(self, n, 0, false, &mut commands);
+            if commands.len() < PIECE && n + 1 < self.keys {
+                continue;
             }
             client.send(&commands)?;
-            for n in batch {
+            commands.clear();
+            for n in sent..=n {
                 let answer = client.line().context("storing the items")?;
                 ensure!(
                     answer == b"STORED\r\n",
@@ -139,19 +250,9 @@ impl Dataset {
                     String::from_utf8_lossy(&answer)
                 );
             }
+            sent = n + 1;
         }
         Ok(())
-    }
-
-    fn write_set(&self, n: u32, commands: &mut Vec<u8>) {
-        commands.extend(b"set ");
-        commands.extend(&self.request[FRAME + 4..self.request.len() - 2 - DIGITS]);
-        commands.extend(digits(n));
-        commands.extend(b" 0");
-        commands.extend(&self.middle);
-        self.words(n)
-            .for_each(|(word, len)| commands.extend(&word[..len]));
-        commands.extend(b"\r\n");
     }
 }
 
@@ -173,36 +274,36 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_the_exact_reply_is_accepted() {
-        for value_size in [0, 1, 7, 8, 9, 1_100] {
+    fn values_tell_their_version() {
+        for value_size in [0, 1, 3, 4, 5, 8, 9, 100] {
             let set = Dataset::new(1_000, 16, value_size).unwrap();
-            let mut command = Vec::new();
-            set.write_set(0x3e7, &mut command);
-            assert!(command.starts_with(b"set kkkkkkkk000003e7 0 "));
-            let value = &command[command.iter().position(|&b| b == b'\n').unwrap() + 1..];
-            let header = format!("VALUE kkkkkkkk000003e7 0 {value_size}\r\n");
-            let frame = [0xab, 0xcd, 0, 0, 0, 1, 0, 0];
-            let reply = [&frame[..], header.as_bytes(), value, b"END\r\n"].concat();
-            assert!(set.is_reply(0x3e7, 0xabcd, &reply));
-            assert!(!set.is_reply(0x3e6, 0xabcd, &reply));
-            assert!(!set.is_reply(0x3e7, 0xabcc, &reply));
-            assert!(reply.len() <= set.reply_capacity());
-            for at in 0..reply.len() {
-                let mut other = reply.clone();
-                other[at] ^= 1;
-                assert!(!set.is_reply(0x3e7, 0xabcd, &other), "byte {at}");
-                assert!(!set.is_reply(0x3e7, 0xabcd, &reply[..at]), "cut at {at}");
+            let mut value = Vec::new();
+            set.write_value(7, 1_000, &mut value);
+            for versions in [1_000..=1_000, 990..=1_000, 1_000..=1_010] {
+                assert!(set.is_value(7, versions, &value), "{value_size} bytes");
             }
-            assert!(!set.is_reply(0x3e7, 0xabcd, &[&reply[..], b"\n"].concat()));
+            let is_told = value_size > 0;
+            assert_eq!(set.is_value(7, 1_001..=1_010, &value), !is_told);
+            assert_eq!(set.is_value(7, 990..=999, &value), !is_told);
+            assert_eq!(set.is_value(8, 1_000..=1_000, &value), !is_told);
+            for at in 0..value_size {
+                let mut other = value.clone();
+                other[at] ^= 1;
+                assert!(!set.is_value(7, 1_000..=1_000, &other), "byte {at}");
+            }
+            value.push(0);
+            assert!(!set.is_value(7, 1_000..=1_000, &value));
         }
     }
 
     #[test]
-    fn requests_name_their_key() {
-        let set = Dataset::new(1, 10, 0).unwrap();
-        let mut datagram = vec![0; set.request_len()];
-        set.write_request(0xfedc_ba98, 0x0102, &mut datagram);
-        assert_eq!(datagram, b"\x01\x02\0\0\0\x01\0\0get kkfedcba98\r\n");
+    fn sizes_are_the_items_own() {
+        let sizes = [(10, 5), (8, 0), (9_999, 2_000_000)];
+        let set = Dataset::with_each(&sizes);
+        assert_eq!(set.key(0xf), b"kk0000000f");
+        let lengths = [0, 1, 2].map(|n| (set.key(n).len(), set.value(n).len()));
+        assert_eq!(lengths, [(10, 5), (8, 0), (250, 1_000_000)]);
+        assert_eq!(set.bytes(), 15 + 8 + 1_000_250);
     }
 
     #[test]
@@ -210,6 +311,6 @@ mod tests {
         assert!(Dataset::new(0, 16, 32).is_err());
         assert!(Dataset::new(1, 7, 32).is_err());
         assert!(Dataset::new(1, 251, 32).is_err());
-        assert!(Dataset::new(1, 16, 1_101).is_err());
+        assert!(Dataset::new(1, 16, 1_000_001).is_err());
     }
 }

@@ -2,13 +2,14 @@
 
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use crate::comparison::{Comparison, Side, Workload, combine};
 use crate::interrupt;
 use crate::popularity::Popularity;
 use crate::progress::Progress;
 use crate::report::{self, Report};
+use crate::suite::Series;
 
 /// How often each side is measured.
 const ROUNDS: u32 = 3;
@@ -46,11 +47,11 @@ pub struct DemoOptions {
 /// was wrong, or after Ctrl-C. Nothing is left behind in any case.
 pub fn run(options: &DemoOptions) -> Result<()> {
     let workload = Workload {
-        keys: options.keys,
         key_size: options.key_size,
         value_size: options.value_size,
         popularity: options.popularity,
         max_age: options.max_age.clone(),
+        ..Workload::gets(options.keys)
     };
     interrupt::catch()?;
     let duration = Duration::from_secs(options.seconds.into()) / (2 * ROUNDS);
@@ -65,16 +66,18 @@ pub fn run(options: &DemoOptions) -> Result<()> {
         with.push(comparison.with(duration)?);
     }
     drop(progress);
-    let setting = report::setting(&workload, comparison.split());
     let report = Report {
+        series: Series::Overview,
+        setting: report::setting(&workload, comparison.split()),
         workload,
         without: combine(&without),
-        with: combine(&with),
+        bare_xdp: None,
+        with: combine(&with).context("there is at least one round")?,
     };
     if options.json {
         println!("{}", serde_json::to_string_pretty(&report)?);
     } else {
-        println!("{}\n{setting}", report.table());
+        println!("{}\n{}", report.table(), report.setting);
     }
     report.check()
 }

@@ -1,6 +1,7 @@
-//! A closed loop of UDP GETs, every answer checked byte for byte.
+//! Clients that offer a load, every answer checked byte for byte.
 
-use std::net::{SocketAddr, UdpSocket};
+use std::fmt;
+use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::thread;
@@ -10,9 +11,103 @@ use anyhow::{Context, Result, ensure};
 use prestack_testbed::{Namespace, cpu};
 use serde::Serialize;
 
+use crate::client::Asker;
 use crate::dataset::Dataset;
+use crate::operations::{Operation, Operations, Sequence};
+use crate::pace::Pace;
 use crate::popularity::Popularity;
-use crate::worker::{Tally, Worker};
+use crate::protocol::Protocol;
+use crate::tally::Tally;
+use crate::tcp::Connections;
+use crate::trace::Trace;
+use crate::udp::Window;
+use crate::versions::Versions;
+
+/// Shares of requests whose latencies are told.
+pub const SHARES: [f64; 14] = [
+    0.01, 0.1, 0.25, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999, 0.9999,
+];
+
+/// How long memcached may take to accept a connection.
+const CONNECT_LIMIT: Duration = Duration::from_secs(5);
+
+/// Most bytes of key and value that are written over UDP.
+const MAX_UDP_ITEM: usize = 1_350;
+
+/// What carries the requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Transport {
+    /// A socket for each thread
+    Udp,
+    /// Connections
+    Tcp,
+}
+
+impl fmt::Display for Transport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Udp => "UDP",
+            Self::Tcp => "TCP",
+        })
+    }
+}
+
+/// Clients of one kind.
+#[derive(Clone, Debug)]
+pub struct Group {
+    /// What carries the requests.
+    pub transport: Transport,
+    /// In which protocol they are written.
+    pub protocol: Protocol,
+    /// Share of the requests that are writes.
+    pub write_ratio: f64,
+    /// Writes ask for no answer (TCP).
+    pub is_quiet: bool,
+    /// Sockets in all.
+    pub sockets: usize,
+    /// Requests that are kept outstanding on each, a power of two over UDP.
+    pub depth: u16,
+    /// Threads, at most as many as sockets over TCP, exactly as many over UDP.
+    pub threads: usize,
+    /// Requests a second in all that are sent whether answers come or not; without it, as many as are
+    /// answered.
+    pub rate: Option<f64>,
+}
+
+impl Group {
+    /// A closed loop of text GETs over UDP that suits so many CPUs.
+    #[must_use]
+    pub fn udp_gets(cpus: usize) -> Self {
+        // Together no more than half of the 256 packets that a veth ring holds.
+        let sockets = (2 * cpus).min(4);
+        Self {
+            transport: Transport::Udp,
+            protocol: Protocol::Text,
+            write_ratio: 0.0,
+            is_quiet: false,
+            sockets,
+            depth: 32,
+            threads: sockets,
+            rate: None,
+        }
+    }
+
+    /// A closed loop of text GETs, and a share of SETs, on connections, with one request outstanding on
+    /// each.
+    #[must_use]
+    pub fn tcp(connections: usize, write_ratio: f64, cpus: usize) -> Self {
+        Self {
+            transport: Transport::Tcp,
+            protocol: Protocol::Text,
+            write_ratio,
+            is_quiet: false,
+            sockets: connections,
+            depth: 1,
+            threads: cpus.min(connections).max(1),
+            rate: None,
+        }
+    }
+}
 
 /// What load to offer.
 #[derive(Clone, Debug)]
@@ -23,22 +118,25 @@ pub struct Load {
     pub keys: Arc<[u32]>,
     /// memcached.
     pub server: SocketAddr,
-    /// Clients, each with a socket and a thread.
-    pub clients: usize,
-    /// Requests that each client sends at most.
+    /// The clients.
+    pub groups: Vec<Group>,
+    /// Requests of a thread at most.
     pub limit: u64,
-    /// Requests that each client keeps outstanding, a power of two.
-    pub window: u16,
     /// CPUs for the clients.
     pub cpus: Vec<usize>,
+    /// Which versions of the values may be read, if there are writes. A value that an earlier load has
+    /// written is known by this.
+    versions: Option<Arc<Versions>>,
+    /// What is done, in place of `keys` and the groups' shares of writes.
+    trace: Option<Arc<[(Operation, u32)]>>,
 }
 
 /// What came of it.
 #[derive(Clone, Debug, Serialize)]
 pub struct Outcome {
-    /// Requests answered right, per second.
+    /// Requests answered right, and writes without an answer, per second.
     pub rate: f64,
-    /// Requests answered right.
+    /// Their number.
     pub answered: u64,
     /// Median latency in microseconds.
     pub p50_us: f64,
@@ -46,48 +144,81 @@ pub struct Outcome {
     pub p99_us: f64,
     /// 99.9th percentile of the latency in microseconds.
     pub p999_us: f64,
+    /// Latencies in microseconds within which the [`SHARES`] of the requests were answered.
+    pub quantiles_us: Vec<f64>,
     /// Requests without an answer.
     pub timeouts: u64,
     /// Answers that were not, byte for byte, memcached's.
     pub wrong: u64,
     /// Answers to no outstanding request.
     pub strays: u64,
+    /// GETs of which memcached had nothing, and requests that it refused.
+    pub missing: u64,
     /// CPU time in nanoseconds that the server spent on each request (see
-    /// [`ServerCpu`](crate::server_cpu::ServerCpu)).
+    /// [`ServerCpu`](crate::server_cpu::ServerCpu)); 0 where that is not known.
+    #[serde(skip_serializing_if = "is_zero")]
     pub server_cpu_ns: f64,
 }
 
 impl Load {
-    /// A load with the keys' order and the number of clients that suit this machine.
+    /// A load of these groups of clients.
     #[must_use]
     pub fn new(
         dataset: Dataset,
         popularity: Popularity,
         server: SocketAddr,
+        groups: Vec<Group>,
         cpus: &[usize],
     ) -> Self {
         let keys = popularity.sequence(dataset.keys());
-        // Together no more than half of the 256 packets that a veth ring holds.
-        let clients = (2 * cpus.len()).min(4);
+        let has_writes = groups.iter().any(|group| group.write_ratio > 0.0);
+        let versions = has_writes.then(|| Arc::new(Versions::new(dataset.keys())));
         Self {
             dataset: Arc::new(dataset),
             keys,
             server,
-            clients,
+            groups,
             limit: u64::MAX,
-            window: 32,
             cpus: cpus.to_vec(),
+            versions,
+            trace: None,
         }
     }
 
-    /// The same load, but every key asked for once, in order.
+    /// A load of these groups of clients that do what a trace says.
+    pub(crate) fn of_trace(
+        trace: Trace,
+        server: SocketAddr,
+        groups: Vec<Group>,
+        cpus: &[usize],
+    ) -> Self {
+        let Trace {
+            dataset,
+            operations,
+        } = trace;
+        let versions = Versions::new(dataset.keys());
+        Self {
+            dataset: Arc::new(dataset),
+            keys: Arc::new([]),
+            server,
+            groups,
+            limit: u64::MAX,
+            cpus: cpus.to_vec(),
+            versions: Some(Arc::new(versions)),
+            trace: Some(operations.into()),
+        }
+    }
+
+    /// The same items, but every key asked for once over UDP, in order.
     #[must_use]
     pub fn sweep(&self) -> Self {
         let keys: Arc<[u32]> = (0..self.dataset.keys()).collect();
-        let limit = keys.len().div_ceil(self.clients) as u64;
+        let group = Group::udp_gets(self.cpus.len());
         Self {
+            limit: keys.len().div_ceil(group.threads) as u64,
             keys,
-            limit,
+            groups: vec![group],
+            trace: None,
             ..self.clone()
         }
     }
@@ -104,64 +235,173 @@ impl Load {
         stop: &AtomicBool,
         server_cpu: impl Fn() -> Result<Duration>,
     ) -> Result<Outcome> {
-        ensure!(
-            self.window.is_power_of_two(),
-            "the window must be a power of two"
-        );
-        let workers = (0..self.clients)
-            .map(|n| {
-                let first = n * self.keys.len() / self.clients;
-                let keys = Arc::clone(&self.keys);
-                let socket = self.socket(namespace)?;
-                Worker::new(
-                    Arc::clone(&self.dataset),
-                    keys,
-                    first,
-                    self.limit,
-                    socket,
-                    self.window,
-                )
-            })
-            .collect::<Result<Vec<_>>>()?;
-
-        let cpu_before = server_cpu()?;
-        let start = Instant::now();
-        let tally = thread::scope(|scope| {
-            let run = |worker: Worker| {
-                scope.spawn(move || {
-                    cpu::pin_thread(&self.cpus)?;
-                    worker.run(start + duration, stop)
-                })
-            };
-            let threads: Vec<_> = workers.into_iter().map(run).collect();
-            let mut total = Tally::new();
-            for thread in threads {
-                total.add(&thread.join().expect("a client does not panic")?);
-            }
-            anyhow::Ok(total)
-        })?;
-        let elapsed = start.elapsed().min(duration);
-        Ok(Outcome::new(&tally, elapsed, server_cpu()? - cpu_before))
+        let outcomes = self.run_groups(Some(namespace), duration, stop, server_cpu)?;
+        Ok(outcomes.total)
     }
 
-    fn socket(&self, namespace: &Namespace) -> Result<UdpSocket> {
+    /// [`run`](Self::run) from `namespace`, or from where the caller is, with what came of each group.
+    ///
+    /// # Errors
+    /// As of `run`.
+    pub fn run_groups(
+        &self,
+        namespace: Option<&Namespace>,
+        duration: Duration,
+        stop: &AtomicBool,
+        server_cpu: impl Fn() -> Result<Duration>,
+    ) -> Result<Outcomes> {
+        let writes_udp = |group: &Group| {
+            let has_writes = group.write_ratio > 0.0 || self.trace.is_some();
+            group.transport == Transport::Udp && has_writes
+        };
+        ensure!(
+            self.dataset.largest() <= MAX_UDP_ITEM || !self.groups.iter().any(writes_udp),
+            "over UDP a write must fit one datagram: key and value have at most {MAX_UDP_ITEM} bytes"
+        );
+        let mut clients = Vec::new();
+        for (g, group) in self.groups.iter().enumerate() {
+            for n in 0..group.threads {
+                clients.push((g, self.client(namespace, g, n)?));
+            }
+        }
+        let cpu_before = server_cpu()?;
+        let start = Instant::now();
+        let tallies = thread::scope(|scope| {
+            let run = |(g, client): (usize, Client)| {
+                let client = scope.spawn(move || {
+                    cpu::pin_thread(&self.cpus)?;
+                    client.run(start, start + duration, stop)
+                });
+                (g, client)
+            };
+            let threads: Vec<_> = clients.into_iter().map(run).collect();
+            let mut tallies: Vec<_> = self.groups.iter().map(|_| Tally::new()).collect();
+            for (g, thread) in threads {
+                tallies[g].add(&thread.join().expect("a client does not panic")?);
+            }
+            anyhow::Ok(tallies)
+        })?;
+        let elapsed = start.elapsed().min(duration);
+        let server_cpu = server_cpu()? - cpu_before;
+        let mut total = Tally::new();
+        tallies.iter().for_each(|tally| total.add(tally));
+        let of = |tally: &Tally| Outcome::new(tally, elapsed, server_cpu);
+        Ok(Outcomes {
+            total: of(&total),
+            groups: tallies.iter().map(of).collect(),
+        })
+    }
+
+    /// The `n`-th thread of the `g`-th group.
+    fn client(&self, namespace: Option<&Namespace>, g: usize, n: usize) -> Result<Client> {
+        let group = &self.groups[g];
+        let sequence = match &self.trace {
+            Some(trace) => Sequence::Trace(Arc::clone(trace)),
+            None => Sequence::mix(Arc::clone(&self.keys), group.write_ratio),
+        };
+        let seed = (g << 16 | n) as u64;
+        let asker = Asker {
+            dataset: Arc::clone(&self.dataset),
+            versions: self.versions.clone(),
+            protocol: group.protocol,
+            is_quiet: group.is_quiet,
+            operations: Operations::new(sequence, n, group.threads, seed),
+            pace: Pace::Closed,
+            left: self.limit,
+            tally: Tally::new(),
+        };
+        let kind = match group.transport {
+            Transport::Udp => {
+                ensure!(
+                    group.depth.is_power_of_two() && !group.is_quiet,
+                    "over UDP the window must be a power of two, and writes must be answered"
+                );
+                let socket = self.socket(namespace)?;
+                Kind::Udp(Window::new(asker, socket, group.depth)?)
+            }
+            Transport::Tcp => {
+                let streams = (n..group.sockets)
+                    .step_by(group.threads)
+                    .map(|_| self.stream(namespace))
+                    .collect::<Result<_>>()?;
+                Kind::Tcp(Connections::new(asker, streams, group.depth.into())?)
+            }
+        };
+        Ok(Client {
+            kind,
+            rate: group.rate.map(|rate| rate / group.threads as f64),
+            seed,
+        })
+    }
+
+    fn socket(&self, namespace: Option<&Namespace>) -> Result<UdpSocket> {
         let any: SocketAddr = match self.server {
             SocketAddr::V4(_) => ([0; 4], 0).into(),
             SocketAddr::V6(_) => ([0u16; 8], 0).into(),
         };
-        namespace
-            .run(|| {
-                let socket = UdpSocket::bind(any)?;
-                socket.connect(self.server)?;
-                std::io::Result::Ok(socket)
-            })
-            .with_context(|| format!("a UDP socket for {}", self.server))
+        let socket = within(namespace, || {
+            let socket = UdpSocket::bind(any)?;
+            socket.connect(self.server)?;
+            std::io::Result::Ok(socket)
+        });
+        socket.with_context(|| format!("a UDP socket for {}", self.server))
     }
+
+    fn stream(&self, namespace: Option<&Namespace>) -> Result<TcpStream> {
+        let connect = || TcpStream::connect_timeout(&self.server, CONNECT_LIMIT);
+        within(namespace, connect).with_context(|| format!("connecting to {}", self.server))
+    }
+}
+
+/// Runs `f` in the namespace, if there is one.
+fn within<T: Send>(namespace: Option<&Namespace>, f: impl FnOnce() -> T + Send) -> T {
+    match namespace {
+        Some(namespace) => namespace.run(f),
+        None => f(),
+    }
+}
+
+/// A client, ready to start.
+struct Client {
+    kind: Kind,
+    /// Requests a second.
+    rate: Option<f64>,
+    seed: u64,
+}
+
+enum Kind {
+    Udp(Window),
+    Tcp(Connections),
+}
+
+impl Client {
+    fn run(self, start: Instant, end: Instant, stop: &AtomicBool) -> Result<Tally> {
+        let pace = self
+            .rate
+            .map_or(Pace::Closed, |rate| Pace::open(rate, start, self.seed));
+        match self.kind {
+            Kind::Udp(window) => window.run(pace, end, stop),
+            Kind::Tcp(connections) => connections.run(pace, end, stop),
+        }
+    }
+}
+
+/// What came of all clients, and of those of each group.
+#[derive(Clone, Debug)]
+pub struct Outcomes {
+    /// All of them.
+    pub total: Outcome,
+    /// Each group; of the server's CPU time each has its requests' share.
+    pub groups: Vec<Outcome>,
+}
+
+fn is_zero(number: &f64) -> bool {
+    *number == 0.0
 }
 
 impl Outcome {
     fn new(tally: &Tally, elapsed: Duration, server_cpu: Duration) -> Self {
-        let answered = tally.latencies.len();
+        let answered = tally.latencies.len() + tally.quiet;
         let quantile = |q| tally.latencies.value_at_quantile(q) as f64 / 1e3;
         Self {
             rate: answered as f64 / elapsed.as_secs_f64(),
@@ -169,9 +409,11 @@ impl Outcome {
             p50_us: quantile(0.5),
             p99_us: quantile(0.99),
             p999_us: quantile(0.999),
+            quantiles_us: SHARES.into_iter().map(quantile).collect(),
             timeouts: tally.timeouts,
             wrong: tally.wrong,
             strays: tally.strays,
+            missing: tally.missing + tally.refused,
             server_cpu_ns: server_cpu.as_nanos() as f64 / answered.max(1) as f64,
         }
     }

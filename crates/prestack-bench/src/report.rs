@@ -7,70 +7,96 @@ use prestack_testbed::cpu::CpuSplit;
 use serde::Serialize;
 
 use crate::comparison::{Side, Workload};
+use crate::load::Transport;
+use crate::suite::Series;
+
+/// The side of an XDP program that sends requests back.
+pub(crate) const ECHO: &str = "XDP echo";
 
 /// A workload's comparison.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Report {
+    pub(crate) series: Series,
+    /// How it was measured, in words.
+    pub(crate) setting: String,
     pub(crate) workload: Workload,
-    pub(crate) without: Side,
+    /// memcached alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) without: Option<Side>,
+    /// An XDP program that sends requests back (UDP), or memcached behind one that does nothing (TCP).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) bare_xdp: Option<Side>,
     pub(crate) with: Side,
 }
 
 impl Report {
     /// The table.
     pub(crate) fn table(&self) -> String {
-        let (a, b) = (&self.without, &self.with);
+        let sides: Vec<&Side> = self.sides().map(|(_, side)| side).collect();
         let mut table = String::new();
-        let mut row = |name: &str, without: &str, with: &str, ratio: &str| {
-            let line = format!("{name:<26}{without:>12}{with:>16}   {ratio}");
+        let mut row = |name: &str, cells: Vec<String>, ratio: String| {
+            write!(table, "{name:<26}").expect("a string takes everything");
+            for cell in cells {
+                write!(table, "{cell:>15}").expect("a string takes everything");
+            }
+            let line = format!("   {ratio}");
             writeln!(table, "{}", line.trim_end()).expect("a string takes everything");
         };
-        row("", "memcached", "with prestack", "");
-        row(
-            "requests/s",
-            &whole(a.median.rate),
-            &whole(b.median.rate),
-            &{ format!("{:.2}×", b.median.rate / a.median.rate) },
-        );
-        let latencies = [
-            ("latency p50 (µs)", a.median.p50_us, b.median.p50_us),
-            ("latency p99 (µs)", a.median.p99_us, b.median.p99_us),
-        ];
-        for (name, a, b) in latencies {
-            row(name, &whole(a), &whole(b), &format!("{:.2}× less", a / b));
+        let names = self.sides().map(|(name, _)| name.to_owned()).collect();
+        row("", names, String::new());
+        let mut numbers = |name: &str, of: fn(&Side) -> f64, fraction: usize, is_cost: bool| {
+            let cells = sides.iter().map(|side| match fraction {
+                0 => whole(of(side)),
+                _ => format!("{:.fraction$}", of(side)),
+            });
+            let with = of(&self.with);
+            let ratio = match self.without.as_ref().map(of) {
+                None => String::new(),
+                Some(without) if is_cost => format!("{:.2}× less", without / with),
+                Some(without) => format!("{:.2}×", with / without),
+            };
+            row(name, cells.collect(), ratio);
+        };
+        numbers("requests/s", |side| side.median.rate, 0, false);
+        numbers("latency p50 (µs)", |side| side.median.p50_us, 0, true);
+        numbers("latency p99 (µs)", |side| side.median.p99_us, 0, true);
+        let cpu = |side: &Side| side.median.server_cpu_ns / 1e3;
+        numbers("server CPU/request (µs)", cpu, 2, true);
+        let mut counts = |name: &str, cell: &dyn Fn(&Side) -> String| {
+            row(
+                name,
+                sides.iter().map(|side| cell(side)).collect(),
+                String::new(),
+            );
+        };
+        if self.workload.transport == Transport::Udp {
+            counts("hits", &|side| format!("{:.1} %", side.hit_ratio * 100.0));
         }
-        let (cpu_a, cpu_b) = (a.median.server_cpu_ns / 1e3, b.median.server_cpu_ns / 1e3);
-        row(
-            "server CPU/request (µs)",
-            &format!("{cpu_a:.2}"),
-            &format!("{cpu_b:.2}"),
-            &{ format!("{:.2}× less", cpu_a / cpu_b) },
-        );
-        row("hits", "-", &format!("{:.1} %", b.hit_ratio * 100.0), "");
-        row(
-            "unanswered",
-            &whole(a.median.timeouts as f64),
-            &whole(b.median.timeouts as f64),
-            "",
-        );
+        counts("unanswered", &|side| whole(side.median.timeouts as f64));
         table
+    }
+
+    /// The sides, each with its name.
+    pub(crate) fn sides(&self) -> impl Iterator<Item = (&'static str, &Side)> {
+        let name = match self.workload.transport {
+            Transport::Udp => ECHO,
+            Transport::Tcp => "XDP alone",
+        };
+        let bare_xdp = self.bare_xdp.iter().map(move |side| (name, side));
+        let without = self.without.iter().map(|side| ("memcached", side));
+        without
+            .chain(bare_xdp)
+            .chain([("with prestack", &self.with)])
     }
 
     /// Fails when an answer was not memcached's, or came twice.
     pub(crate) fn check(&self) -> Result<()> {
-        for (name, side) in [("without", &self.without), ("with", &self.with)] {
-            let Side { median, .. } = side;
+        for (name, Side { median, .. }) in self.sides() {
             if median.wrong > 0 {
-                bail!(
-                    "{} answers {name} prestack were not memcached's",
-                    median.wrong
-                );
+                bail!("{name}: {} answers were not memcached's", median.wrong);
             }
             if median.strays > median.timeouts {
-                bail!(
-                    "{} answers {name} prestack came to no request",
-                    median.strays
-                );
+                bail!("{name}: {} answers came to no request", median.strays);
             }
         }
         Ok(())
@@ -79,8 +105,20 @@ impl Report {
 
 /// One sentence on how it was measured.
 pub(crate) fn setting(workload: &Workload, split: &CpuSplit) -> String {
+    let kind = match workload.transport {
+        Transport::Udp => "UDP".to_owned(),
+        Transport::Tcp => format!("{} TCP connections", workload.connections),
+    };
+    let kind = format!(
+        "{}{} over {kind}",
+        if workload.is_absent { "missing " } else { "" },
+        match workload.write_ratio {
+            0.0 => "GETs".to_owned(),
+            ratio => format!("GETs and {} % SETs", 100.0 * ratio),
+        }
+    );
     format!(
-        "Closed loop of UDP GETs over a veth pair, {} keys of {} bytes ({}), values of {} bytes, \
+        "Closed loop of {kind} over a veth pair, {} keys of {} bytes ({}), values of {} bytes, \
          every answer checked byte for byte.\n\
          Server (memcached, packet processing) on CPU {}, client on CPU {}; prestack with \
          --max-age {}.",

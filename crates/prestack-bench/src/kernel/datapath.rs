@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use anyhow::{Context, Result, ensure};
-use aya::maps::{Array, PerCpuArray};
+use aya::maps::{Array, PerCpuArray, ProgramArray};
 use aya::programs::{SchedClassifier, Xdp};
 use aya::{Ebpf, EbpfLoader};
 use prestack_abi::cache::BUCKET_BYTES;
@@ -43,9 +43,31 @@ impl Datapath {
         program_mut::<SchedClassifier>(&mut ebpf, names::TX)?
             .load()
             .map_err(|error| refused(names::TX, error))?;
-        let mut map: Array<_, Element<Config>> = map_mut(&mut ebpf, names::CONFIG)?;
-        map.set(0, Element(config(buckets)), 0)?;
-        Ok(Self { ebpf })
+        load_steps(&mut ebpf)?;
+        let mut path = Self { ebpf };
+        path.configure(&config(buckets))?;
+        Ok(path)
+    }
+
+    /// Has every entry be too old at once, so that every GET fetches it anew.
+    pub(super) fn age(&mut self) -> Result<()> {
+        let map: Array<_, Element<Config>> = map_mut(&mut self.ebpf, names::CONFIG)?;
+        let Element(config) = map.get(&0, 0)?;
+        self.configure(&Config {
+            max_age_ns: 1,
+            refresh_age_ns: 1,
+            ..config
+        })
+    }
+
+    fn configure(&mut self, config: &Config) -> Result<()> {
+        let mut map: Array<_, Element<Config>> = map_mut(&mut self.ebpf, names::CONFIG)?;
+        Ok(map.set(0, Element(*config), 0)?)
+    }
+
+    /// `tx`.
+    pub(super) fn tx(&self) -> Result<&SchedClassifier> {
+        program(&self.ebpf, names::TX)
     }
 
     /// `rx`.
@@ -70,8 +92,7 @@ impl Datapath {
 
     /// Lets an answer of memcached's out.
     pub(super) fn answer(&self, reply: &[u8]) -> Result<()> {
-        let tx: &SchedClassifier = program(&self.ebpf, names::TX)?;
-        run_once(tx, reply).map(|_| ())
+        run_once(self.tx()?, reply).map(|_| ())
     }
 
     /// The counters, added up over the CPUs.
@@ -84,6 +105,24 @@ impl Datapath {
         }
         Ok(sum)
     }
+}
+
+/// Loads the programs that follow TCP flows, and lets the others hand over to them.
+fn load_steps(ebpf: &mut Ebpf) -> Result<()> {
+    program_mut::<Xdp>(ebpf, names::RX_TCP)?
+        .load()
+        .map_err(|error| refused(names::RX_TCP, error))?;
+    program_mut::<SchedClassifier>(ebpf, names::TX_TCP)?
+        .load()
+        .map_err(|error| refused(names::TX_TCP, error))?;
+    let rx = program::<Xdp>(ebpf, names::RX_TCP)?.fd()?.try_clone()?;
+    let tx = program::<SchedClassifier>(ebpf, names::TX_TCP)?;
+    let tx = tx.fd()?.try_clone()?;
+    for (name, program) in [(names::RX_STEPS, rx), (names::TX_STEPS, tx)] {
+        let mut map: ProgramArray<_> = map_mut(ebpf, name)?;
+        map.set(0, &program, 0)?;
+    }
+    Ok(())
 }
 
 /// The counters that have changed.

@@ -223,15 +223,20 @@ fn frame(start: [u8; 2], status: u16, [extras, key, value]: [&[u8]; 3], cas: u64
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::protocol::{Answer, Protocol, Start};
 
     #[test]
-    fn the_text_forms_are_the_datasets() {
+    fn the_text_forms_are_the_load_generators() {
         let dataset = Dataset::new(10, 16, 32).unwrap();
-        let mut datagram = vec![0; dataset.request_len()];
-        dataset.write_request(7, 0x0102, &mut datagram);
-        assert_eq!(Form::Get(1).request(&dataset, &[7]), datagram[8..]);
+        let mut request = Vec::new();
+        Protocol::Text.get(&dataset, 7, &mut request);
+        assert_eq!(Form::Get(1).request(&dataset, &[7]), request);
         let reply = Form::Get(1).hit(&dataset, &[7]);
-        assert!(dataset.is_reply(7, 0x0102, &[&datagram[..8], &reply].concat()));
+        let Start::Whole(len, Answer::Value(value)) = Protocol::Text.read_get(&dataset, 7, &reply)
+        else {
+            panic!("not an answer: {}", reply.escape_ascii());
+        };
+        assert!(len == reply.len() && dataset.is_value(7, 0..=0, &reply[value]));
     }
 
     #[test]

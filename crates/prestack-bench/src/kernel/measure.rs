@@ -100,17 +100,11 @@ impl Filled {
             ));
             costs.push(self.round(&mut source, kind)?);
         }
-        let median = |of: fn(&(f64, f64)) -> f64| crate::comparison::median(costs.iter().map(of));
-        Ok(Cost {
-            packet: kind.to_string(),
-            keys,
-            value_size,
-            memory_mib,
-            rx_ns: median(|(rx, _)| *rx),
-            echo_ns: median(|(_, echo)| *echo),
-            net_ns: median(|(rx, echo)| rx - echo),
-            rounds_net_ns: costs.iter().map(|(rx, echo)| rx - echo).collect(),
-        })
+        Ok(Cost::new(
+            kind.to_string(),
+            (keys, value_size, memory_mib),
+            &costs,
+        ))
     }
 
     /// The source makes the packets that are expected of it.

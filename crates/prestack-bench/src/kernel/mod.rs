@@ -9,14 +9,14 @@ mod form;
 mod measure;
 mod packet;
 mod programs;
+mod segments;
 mod sequence;
 mod source;
+mod tcp;
 
 use std::fmt::{self, Write};
 
 use anyhow::{Context, Result, ensure};
-use nix::sched::{CpuSet, sched_getaffinity};
-use nix::unistd::Pid;
 use prestack_testbed::cpu;
 use serde::Serialize;
 
@@ -25,6 +25,7 @@ use crate::report::whole;
 use form::Form;
 use measure::Filled;
 use packet::Layers;
+pub(crate) use source::OBJECT;
 
 /// What becomes of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -126,7 +127,7 @@ const KINDS: [Kind; 19] = {
     ]
 };
 
-const SETUPS: [Setup; 10] = {
+const SETUPS: [Setup; 12] = {
     const HIT: Kind = Kind::HIT;
     const MISS: Kind = Kind::MISS;
     /// The default of `prestack run --memory`.
@@ -149,9 +150,11 @@ const SETUPS: [Setup; 10] = {
         // No more memory than so many keys need: what lies close together is found faster.
         setup(10_000, 32, 4, &[HIT]),
         setup(100_000, 32, 32, &[HIT]),
+        setup(1_000, 1, DEFAULT, &[HIT]),
         setup(1_000, 100, DEFAULT, &[HIT]),
         setup(1_000, 400, DEFAULT, &[HIT]),
         setup(1_000, 1_000, DEFAULT, &[HIT]),
+        setup(1_000, 1_300, DEFAULT, &[HIT]),
     ]
 };
 
@@ -163,7 +166,7 @@ pub(crate) struct Cost {
     keys: u32,
     value_size: usize,
     memory_mib: u32,
-    /// Making the packet and running `rx` on it.
+    /// Making the packet and running `rx` on it, or `tx` if it is memcached's.
     rx_ns: f64,
     /// Making the packet and running a program on it that does nothing.
     echo_ns: f64,
@@ -172,14 +175,42 @@ pub(crate) struct Cost {
     rounds_net_ns: Vec<f64>,
 }
 
-/// Steps of [`run`] for its progress.
-pub(crate) fn steps(rounds: u32) -> usize {
-    let of_setup = |setup: &Setup| 1 + setup.kinds.len() * rounds as usize;
-    SETUPS.iter().map(of_setup).sum()
+impl Cost {
+    /// The medians of rounds, each of which gives the time with a program and the time with one that does
+    /// nothing; of so many keys, bytes of a value and MiB.
+    fn new(packet: String, of: (u32, usize, u32), rounds: &[(f64, f64)]) -> Self {
+        let median = |of: fn(&(f64, f64)) -> f64| crate::comparison::median(rounds.iter().map(of));
+        let (keys, value_size, memory_mib) = of;
+        Self {
+            packet,
+            keys,
+            value_size,
+            memory_mib,
+            rx_ns: median(|(program, _)| *program),
+            echo_ns: median(|(_, echo)| *echo),
+            net_ns: median(|(program, echo)| program - echo),
+            rounds_net_ns: rounds
+                .iter()
+                .map(|(program, echo)| program - echo)
+                .collect(),
+        }
+    }
 }
 
-/// Measures prestack's `object`.
-pub(crate) fn run(object: &[u8], rounds: u32, progress: &Progress) -> Result<Vec<Cost>> {
+/// Steps of [`run`] for its progress.
+pub(crate) fn steps(rounds: u32, is_tcp_alone: bool) -> usize {
+    let of_setup = |setup: &Setup| 1 + setup.kinds.len() * rounds as usize;
+    let of_udp: usize = SETUPS.iter().map(of_setup).sum();
+    tcp::steps(rounds) + if is_tcp_alone { 0 } else { of_udp }
+}
+
+/// Measures prestack's `object`, or what it does with TCP alone.
+pub(crate) fn run(
+    object: &[u8],
+    rounds: u32,
+    is_tcp_alone: bool,
+    progress: &Progress,
+) -> Result<Vec<Cost>> {
     ensure!(
         nix::unistd::geteuid().is_root(),
         "loading BPF programs takes root's privileges"
@@ -187,14 +218,15 @@ pub(crate) fn run(object: &[u8], rounds: u32, progress: &Progress) -> Result<Vec
     let measure_all = || {
         cpu::pin_thread(&[last_cpu()?])?;
         let mut costs = Vec::new();
-        for setup in SETUPS {
+        for setup in if is_tcp_alone { &[][..] } else { &SETUPS } {
             let keys = whole(setup.keys.into());
             progress.step(&format!("filling the cache with {keys} keys"));
-            let filled = Filled::new(object, setup)?;
+            let filled = Filled::new(object, *setup)?;
             for &kind in setup.kinds {
                 costs.push(filled.measure(kind, rounds, progress)?);
             }
         }
+        costs.extend(tcp::run(object, rounds, progress)?);
         Ok(costs)
     };
     // A thread of its own, as it stays on one CPU.
@@ -203,10 +235,20 @@ pub(crate) fn run(object: &[u8], rounds: u32, progress: &Progress) -> Result<Vec
 
 /// The last CPU that this process may use: the first ones have more to do.
 fn last_cpu() -> Result<usize> {
-    let allowed = sched_getaffinity(Pid::from_raw(0)).context("reading the CPU affinity")?;
-    (0..CpuSet::count())
-        .rfind(|&cpu| allowed.is_set(cpu) == Ok(true))
-        .context("this process may use no CPU")
+    let cpus = cpu::all()?;
+    cpus.last().copied().context("this process may use no CPU")
+}
+
+/// Net ns of a plain hit with 1,000 keys, by bytes of the value.
+pub(crate) fn hits_by_size(costs: &[Cost]) -> Vec<(f64, f64)> {
+    let is_hit = |cost: &&Cost| cost.packet == Kind::HIT.to_string() && cost.keys == 1_000;
+    let mut points: Vec<_> = costs
+        .iter()
+        .filter(is_hit)
+        .map(|cost| (cost.value_size as f64, cost.net_ns))
+        .collect();
+    points.sort_by(|(a, _), (b, _)| a.total_cmp(b));
+    points
 }
 
 /// The costs as a table.
@@ -222,7 +264,7 @@ pub(crate) fn table(costs: &[Cost]) -> String {
     };
     row(
         "packet",
-        ["keys", "value", "memory", "rx", "echo", "net ns"],
+        ["keys", "value", "memory", "program", "echo", "net ns"],
     );
     for cost in costs {
         row(

@@ -1,9 +1,9 @@
-//! The packets that are measured: UDP between a client and a server.
+//! The packets that are measured, between a client and a server.
 
 use prestack_proto::checksum::{fold, sum};
 use prestack_proto::net::{
-    ETHERNET_LEN, ETHERTYPE_IPV4, ETHERTYPE_IPV6, ETHERTYPE_VLAN, IPV4_LEN, IPV6_LEN, PROTO_UDP,
-    UDP_LEN, VLAN_LEN,
+    ETHERNET_LEN, ETHERTYPE_IPV4, ETHERTYPE_IPV6, ETHERTYPE_VLAN, IPV4_LEN, IPV6_LEN, PROTO_TCP,
+    PROTO_UDP, TCP_ACK, TCP_LEN, TCP_SYN, UDP_LEN, VLAN_LEN,
 };
 use prestack_proto::udp::FRAME_LEN;
 
@@ -144,6 +144,63 @@ impl Layers {
         let rest =
             u64::from(u16::from(PROTO_UDP).to_be()) + u64::from((datagram.len() as u16).to_be());
         sum(datagram) + sum(addresses) + rest
+    }
+}
+
+/// What differs from one TCP segment to another. All are IPv4, with the time stamps that Linux sends.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Tcp {
+    /// Source and destination.
+    pub(super) ports: [u16; 2],
+    /// Sequence number and acknowledgement.
+    pub(super) numbers: [u32; 2],
+    pub(super) flags: u8,
+}
+
+impl Tcp {
+    pub(super) const SYN: u8 = TCP_SYN;
+    pub(super) const ACK: u8 = TCP_ACK;
+    pub(super) const PUSH: u8 = 0x08;
+    /// Two options that do nothing, and time stamps (RFC 7323).
+    const OPTIONS: [u8; 12] = [1, 1, 8, 10, 0, 0, 0, 1, 0, 0, 0, 1];
+    /// Position of the data.
+    pub(super) const DATA: usize = ETHERNET_LEN + IPV4_LEN + TCP_LEN + Self::OPTIONS.len();
+
+    /// A segment from the client.
+    pub(super) fn to_server(self, data: &[u8]) -> Vec<u8> {
+        self.packet([2, 1], data)
+    }
+
+    /// A segment from memcached.
+    pub(super) fn to_client(self, data: &[u8]) -> Vec<u8> {
+        self.packet([1, 2], data)
+    }
+
+    fn packet(self, [from, to]: [u8; 2], data: &[u8]) -> Vec<u8> {
+        let tcp_len = TCP_LEN + Self::OPTIONS.len() + data.len();
+        let mut packet = vec![2, 0, 0, 0, 0, to, 2, 0, 0, 0, 0, from];
+        packet.extend(ETHERTYPE_IPV4.to_be_bytes());
+        packet.extend([0x45, 0]);
+        packet.extend(((IPV4_LEN + tcp_len) as u16).to_be_bytes());
+        packet.extend([0x1d, 0x1d, 0x40, 0, 64, PROTO_TCP, 0, 0]);
+        for host in [from, to] {
+            packet.extend(if host == 1 { SERVER4 } else { CLIENT4 });
+        }
+        let checksum = !fold(sum(&packet[ETHERNET_LEN..]));
+        packet[ETHERNET_LEN + 10..][..2].copy_from_slice(&checksum.to_ne_bytes());
+        for port in self.ports {
+            packet.extend(port.to_be_bytes());
+        }
+        for number in self.numbers {
+            packet.extend(number.to_be_bytes());
+        }
+        let header_words = (TCP_LEN + Self::OPTIONS.len()) / 4;
+        packet.extend([(header_words as u8) << 4, self.flags]);
+        // The window; the checksum, which nobody looks at; no urgent data.
+        packet.extend([0xff, 0xff, 0, 0, 0, 0]);
+        packet.extend(Self::OPTIONS);
+        packet.extend(data);
+        packet
     }
 }
 

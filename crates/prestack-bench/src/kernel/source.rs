@@ -14,7 +14,7 @@ use super::sequence::Keys;
 use crate::dataset::Dataset;
 
 /// The compiled programs (`cargo xtask build` makes them).
-static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("PRESTACK_BENCH_BPF_OBJECT"));
+pub(crate) static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("PRESTACK_BENCH_BPF_OBJECT"));
 
 /// Programs of the object.
 const REQUEST: &str = "request";

@@ -1,0 +1,147 @@
+//! The workloads of the benchmarks.
+
+use serde::Serialize;
+
+use crate::bench::BenchOptions;
+use crate::comparison::Workload;
+use crate::load::Transport;
+use crate::popularity::Popularity;
+
+/// What workloads are to show together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Series {
+    /// The essence, as the README tells it.
+    Overview,
+    /// Hits, by the number of keys.
+    Keys,
+    /// Hits, by the value's size.
+    Values,
+    /// Misses, and reads mixed with writes.
+    Mixes,
+    /// Server and client on the same CPUs.
+    Cpus,
+    /// The hit rate, by the cache's memory.
+    Memory,
+    /// What is followed but not answered.
+    Tcp,
+}
+
+impl Series {
+    /// Its heading.
+    pub(crate) fn title(self) -> &'static str {
+        match self {
+            Self::Overview => "Closed loop over UDP",
+            Self::Keys => "Hits by number of keys",
+            Self::Values => "Hits by size of the value",
+            Self::Mixes => "Misses, and reads mixed with writes",
+            Self::Cpus => "Server and client on the same CPUs",
+            Self::Memory => "Hit rate by memory of the cache",
+            Self::Tcp => "TCP, which is followed and not answered",
+        }
+    }
+
+    /// Sides that are measured beside prestack's.
+    pub(crate) fn has_others(self) -> bool {
+        self != Self::Memory
+    }
+}
+
+/// Hits alone (a high `max-age`) with a small and a large set of keys, then the product's default
+/// `max-age` with the skew that caches usually see.
+pub(crate) fn overview() -> Vec<(Series, Workload)> {
+    let zipf = Workload {
+        popularity: Popularity::Zipf(0.99),
+        max_age: "1s".to_owned(),
+        ..Workload::gets(100_000)
+    };
+    [Workload::gets(1_000), Workload::gets(100_000), zipf]
+        .map(|workload| (Series::Overview, workload))
+        .into()
+}
+
+/// What prestack does not answer, but follows: writes, reads of what is there and of what is not.
+pub(crate) fn tcp(options: &BenchOptions) -> Vec<(Series, Workload)> {
+    let workload = |write_ratio, is_absent| Workload {
+        max_age: "1s".to_owned(),
+        transport: Transport::Tcp,
+        write_ratio,
+        connections: options.connections as usize,
+        is_absent,
+        ..Workload::gets(options.keys)
+    };
+    let workloads = match options.write_ratio {
+        Some(ratio) => vec![workload(ratio, false)],
+        None => vec![
+            workload(0.5, false),
+            workload(0.0, false),
+            workload(0.0, true),
+        ],
+    };
+    let of_tcp = |workload| (Series::Tcp, workload);
+    workloads.into_iter().map(of_tcp).collect()
+}
+
+/// One thing varied at a time.
+pub(crate) fn suite() -> Vec<(Series, Workload)> {
+    let default_age = |workload| Workload {
+        max_age: "1s".to_owned(),
+        ..workload
+    };
+    let mut all = Vec::new();
+    let mut add = |series, workload| all.push((series, workload));
+    for keys in [1, 1_000, 10_000, 100_000, 1_000_000] {
+        add(
+            Series::Keys,
+            Workload {
+                // The default is too small for a million.
+                memory: (keys == 1_000_000).then(|| "512MiB".to_owned()),
+                ..Workload::gets(keys)
+            },
+        );
+    }
+    for value_size in [1, 100, 400, 1_000, 1_300] {
+        add(
+            Series::Values,
+            Workload {
+                value_size,
+                ..Workload::gets(1_000)
+            },
+        );
+    }
+    add(
+        Series::Mixes,
+        default_age(Workload {
+            is_absent: true,
+            ..Workload::gets(100_000)
+        }),
+    );
+    for write_ratio in [0.05, 0.5] {
+        add(
+            Series::Mixes,
+            default_age(Workload {
+                popularity: Popularity::Zipf(0.99),
+                write_ratio,
+                ..Workload::gets(100_000)
+            }),
+        );
+    }
+    add(
+        Series::Cpus,
+        Workload {
+            shares_cpus: true,
+            ..Workload::gets(1_000)
+        },
+    );
+    for mib in [1, 2, 4, 8, 16, 32] {
+        add(
+            Series::Memory,
+            Workload {
+                popularity: Popularity::Zipf(0.99),
+                memory: Some(format!("{mib}MiB")),
+                ..Workload::gets(100_000)
+            },
+        );
+    }
+    all
+}

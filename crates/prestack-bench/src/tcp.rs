@@ -1,0 +1,278 @@
+//! Clients of the load generator over TCP: connections with requests outstanding on each.
+
+use std::collections::VecDeque;
+use std::io::{ErrorKind, Read, Write};
+use std::net::TcpStream;
+use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags};
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::time::TimeSpec;
+
+use crate::client::{Asker, Request, TICK, Taken};
+use crate::pace::Pace;
+use crate::tally::Tally;
+
+/// A connection that waits so long for an answer is given up.
+const TIMEOUT: Duration = Duration::from_secs(5);
+/// Most connections that are looked at with one system call.
+const EVENTS: usize = 64;
+/// Bytes that are read with one system call.
+const READ: usize = 64 << 10;
+/// Most writes without an answer in a row: a GET follows, whose answer says that they are over.
+const MAX_QUIET: usize = 64;
+
+struct Connection {
+    stream: TcpStream,
+    requests: VecDeque<Request>,
+    /// Of them, those that are to be answered.
+    owed: usize,
+    input: Vec<u8>,
+    output: Vec<u8>,
+    /// Whether the kernel took all of `output`.
+    is_sent: bool,
+}
+
+/// Some connections, driven by one thread.
+pub(crate) struct Connections {
+    asker: Asker,
+    /// Requests that may be outstanding on a connection.
+    depth: usize,
+    connections: Vec<Connection>,
+    /// The connection that sends the next request that is due.
+    turn: usize,
+    epoll: Epoll,
+    read: Box<[u8]>,
+}
+
+impl Connections {
+    /// Connections with at most `depth` requests outstanding on each.
+    pub(crate) fn new(asker: Asker, streams: Vec<TcpStream>, depth: usize) -> Result<Self> {
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).context("making an epoll")?;
+        let mut connections = Vec::new();
+        for (i, stream) in streams.into_iter().enumerate() {
+            stream.set_nonblocking(true)?;
+            stream.set_nodelay(true)?;
+            epoll.add(&stream, EpollEvent::new(EpollFlags::EPOLLIN, i as u64))?;
+            connections.push(Connection {
+                stream,
+                requests: VecDeque::new(),
+                owed: 0,
+                input: Vec::new(),
+                output: Vec::new(),
+                is_sent: true,
+            });
+        }
+        Ok(Self {
+            asker,
+            depth,
+            connections,
+            turn: 0,
+            epoll,
+            read: vec![0; READ].into(),
+        })
+    }
+
+    /// Keeps requests outstanding on every connection, or as the pace says, until the limit, `end` or
+    /// `stop` is reached, then waits for what is outstanding.
+    pub(crate) fn run(mut self, pace: Pace, end: Instant, stop: &AtomicBool) -> Result<Tally> {
+        self.asker.pace = pace;
+        let mut events = [EpollEvent::empty(); EVENTS];
+        let mut now = Instant::now();
+        let (mut looked, mut is_first) = (now, true);
+        loop {
+            let is_over =
+                |asker: &Asker, now| asker.left == 0 || now >= end || stop.load(Ordering::Relaxed);
+            if !is_over(&self.asker, now) {
+                if self.asker.pace.is_open() || is_first {
+                    self.ask_all(now)?;
+                    is_first = false;
+                }
+            } else if self.connections.iter().all(|c| c.owed == 0 && c.is_sent) {
+                return Ok(self.asker.tally);
+            }
+            let ready = self.wait(&mut events, now)?;
+            for event in &events[..ready] {
+                let i = event.data() as usize;
+                now = Instant::now();
+                if event.events().contains(EpollFlags::EPOLLOUT) {
+                    self.send(i)?;
+                }
+                if event.events() != EpollFlags::EPOLLOUT {
+                    self.receive(i)?;
+                }
+                if !is_over(&self.asker, now) {
+                    self.ask(i, now)?;
+                }
+            }
+            now = Instant::now();
+            if now - looked >= TICK {
+                looked = now;
+                self.look_for_late(now)?;
+            }
+        }
+    }
+
+    /// Waits for answers until a request is due.
+    fn wait(&self, events: &mut [EpollEvent], now: Instant) -> Result<usize> {
+        let look = |events: &mut [EpollEvent]| match self.epoll.wait(events, EpollTimeout::ZERO) {
+            Err(Errno::EINTR) => Ok(0),
+            ready => ready.context("waiting for answers"),
+        };
+        let ready = look(events)?;
+        let limit = self.asker.pace.wait(now, TICK);
+        if ready > 0 || limit.is_zero() {
+            return Ok(ready);
+        }
+        let mut epoll = [PollFd::new(self.epoll.0.as_fd(), PollFlags::POLLIN)];
+        match nix::poll::ppoll(&mut epoll, Some(TimeSpec::from_duration(limit)), None) {
+            Ok(0) | Err(Errno::EINTR) => Ok(0),
+            Ok(_) => look(events),
+            Err(e) => Err(e).context("waiting for answers"),
+        }
+    }
+
+    /// Sends the requests that are due, from the connections in turn.
+    fn ask_all(&mut self, now: Instant) -> Result<()> {
+        for _ in 0..self.connections.len() {
+            if !self.asker.pace.is_due(now) {
+                break;
+            }
+            self.turn = (self.turn + 1) % self.connections.len();
+            self.ask(self.turn, now)?;
+        }
+        Ok(())
+    }
+
+    /// Sends requests until as many as there may be are outstanding, or none is due.
+    fn ask(&mut self, i: usize, now: Instant) -> Result<()> {
+        let connection = &mut self.connections[i];
+        if !connection.is_sent {
+            return Ok(());
+        }
+        while connection.owed < self.depth {
+            let quiet = connection.requests.len() - connection.owed;
+            let is_read = quiet >= MAX_QUIET;
+            let Some(request) = self.asker.ask(now, is_read, &mut connection.output) else {
+                break;
+            };
+            connection.owed += usize::from(!request.is_quiet());
+            connection.requests.push_back(request);
+        }
+        self.send(i)
+    }
+
+    /// Hands the kernel what it takes, and has it say when it takes more.
+    fn send(&mut self, i: usize) -> Result<()> {
+        let connection = &mut self.connections[i];
+        if connection.output.is_empty() {
+            return Ok(());
+        }
+        let was_sent = connection.is_sent;
+        match connection.stream.write(&connection.output) {
+            Ok(sent) => {
+                connection.output.drain(..sent);
+            }
+            Err(error) if is_temporary(&error) => {}
+            Err(error) => return Err(error).context("sending requests"),
+        }
+        connection.is_sent = connection.output.is_empty();
+        if connection.is_sent != was_sent {
+            let mut flags = EpollFlags::EPOLLIN;
+            flags.set(EpollFlags::EPOLLOUT, !connection.is_sent);
+            let mut event = EpollEvent::new(flags, i as u64);
+            self.epoll.modify(&connection.stream, &mut event)?;
+        }
+        Ok(())
+    }
+
+    /// Takes the answers that are there.
+    fn receive(&mut self, i: usize) -> Result<()> {
+        let connection = &mut self.connections[i];
+        let len = match connection.stream.read(&mut self.read) {
+            Ok(0) => bail!("memcached closed a connection"),
+            Ok(len) => len,
+            Err(error) if is_temporary(&error) => return Ok(()),
+            Err(error) => return Err(error).context("receiving answers"),
+        };
+        let now = Instant::now();
+        let mut input = std::mem::take(&mut connection.input);
+        let mut at = 0;
+        if input.is_empty() {
+            // All of it in place, as a rule.
+            while let Some(taken) = self.take(i, at, None, len, now)? {
+                at += taken;
+            }
+            input.extend(&self.read[at..len]);
+        } else {
+            input.extend(&self.read[..len]);
+            while let Some(taken) = self.take(i, at, Some(&input), input.len(), now)? {
+                at += taken;
+            }
+            input.drain(..at);
+        }
+        self.connections[i].input = input;
+        Ok(())
+    }
+
+    /// Takes the answer at `at` of `input`, or else of what was read last, before `end`. Returns its
+    /// length; `None` if there is no whole one.
+    fn take(
+        &mut self,
+        i: usize,
+        at: usize,
+        input: Option<&[u8]>,
+        end: usize,
+        now: Instant,
+    ) -> Result<Option<usize>> {
+        let bytes = &input.unwrap_or(&self.read)[at..end];
+        if bytes.is_empty() {
+            return Ok(None);
+        }
+        let connection = &mut self.connections[i];
+        while let Some(request) = connection.requests.front() {
+            if request.is_quiet() {
+                // It comes before the request that is answered here.
+                self.asker.is_over(request);
+                connection.requests.pop_front();
+                continue;
+            }
+            match self.asker.take(request, bytes, now) {
+                Taken::Answer(len) => {
+                    connection.requests.pop_front();
+                    connection.owed -= 1;
+                    return Ok(Some(len));
+                }
+                Taken::Partial => return Ok(None),
+                Taken::Wrong => {
+                    let shown = &bytes[..bytes.len().min(200)];
+                    bail!("not an answer to what was asked: {}", shown.escape_ascii());
+                }
+            }
+        }
+        self.asker.tally.strays += 1;
+        Ok(Some(bytes.len()))
+    }
+
+    /// Fails when a connection has waited too long for an answer.
+    fn look_for_late(&self, now: Instant) -> Result<()> {
+        for connection in &self.connections {
+            if let Some(request) = connection.requests.front()
+                && connection.owed > 0
+                && now.saturating_duration_since(request.sent) >= TIMEOUT
+            {
+                bail!("memcached has not answered for {TIMEOUT:?} on a connection");
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether the operation may be tried again.
+fn is_temporary(error: &std::io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted)
+}

@@ -1,0 +1,210 @@
+//! A client of the load generator over UDP: a socket and a window of outstanding requests.
+
+use std::net::UdpSocket;
+use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags};
+use nix::sys::time::TimeSpec;
+
+use crate::batch::Batch;
+use crate::client::{Asker, Request, TICK, Taken};
+use crate::pace::Pace;
+use crate::tally::Tally;
+
+/// A request unanswered for so long counts as an error.
+const TIMEOUT: Duration = Duration::from_secs(1);
+/// Bytes of the frame before every datagram's payload.
+const FRAME: usize = 8;
+/// Most bytes of a datagram.
+const CAPACITY: usize = 2048;
+/// Most datagrams of an answer: the longest value of memcached's default has 1 MiB.
+const MAX_PARTS: u16 = 1024;
+
+/// A place in the window.
+struct Slot {
+    /// The id of its request, or of its next one while it is free.
+    id: u16,
+    request: Option<Request>,
+    /// Payloads of an answer of several datagrams.
+    parts: Vec<Option<Vec<u8>>>,
+}
+
+/// A client. Slot `s` of its window uses the request ids that are `s` modulo the window.
+pub(crate) struct Window {
+    asker: Asker,
+    socket: UdpSocket,
+    slots: Vec<Slot>,
+    free: Vec<usize>,
+    requests: Batch,
+    replies: Batch,
+    request: Vec<u8>,
+}
+
+impl Window {
+    /// A client with a window of `window` requests, a power of two, on a connected socket.
+    pub(crate) fn new(asker: Asker, socket: UdpSocket, window: u16) -> Result<Self> {
+        debug_assert!(window.is_power_of_two());
+        socket
+            .set_nonblocking(true)
+            .context("making a socket one that does not wait")?;
+        let slot = |id| Slot {
+            id,
+            request: None,
+            parts: Vec::new(),
+        };
+        let window_len = usize::from(window);
+        Ok(Self {
+            requests: Batch::new(window_len, CAPACITY),
+            replies: Batch::new(window_len, CAPACITY),
+            asker,
+            socket,
+            slots: (0..window).map(slot).collect(),
+            free: (0..window_len).collect(),
+            request: Vec::new(),
+        })
+    }
+
+    /// Keeps the window full, or as the pace says, until the limit, `end` or `stop` is reached, then waits
+    /// for what is outstanding.
+    pub(crate) fn run(mut self, pace: Pace, end: Instant, stop: &AtomicBool) -> Result<Tally> {
+        self.asker.pace = pace;
+        let mut now = Instant::now();
+        let mut looked = now;
+        loop {
+            let over = self.asker.left == 0 || now >= end || stop.load(Ordering::Relaxed);
+            if over && self.free.len() == self.slots.len() {
+                return Ok(self.asker.tally);
+            }
+            if !over {
+                self.send(now)?;
+            }
+            self.receive(now)?;
+            now = Instant::now();
+            if now - looked >= TICK {
+                looked = now;
+                self.time_out(now);
+            }
+        }
+    }
+
+    /// Sends a request from every free slot, as far as any are due.
+    fn send(&mut self, now: Instant) -> Result<()> {
+        let mut count = 0;
+        while let Some(&s) = self.free.last() {
+            let slot = &mut self.slots[s];
+            self.request.clear();
+            self.request.extend(slot.id.to_be_bytes());
+            self.request.extend([0, 0, 0, 1, 0, 0]);
+            let Some(request) = self.asker.ask(now, false, &mut self.request) else {
+                break;
+            };
+            slot.request = Some(request);
+            self.free.pop();
+            self.requests.set(count, &self.request);
+            count += 1;
+        }
+        let mut sent = 0;
+        while sent < count {
+            match self.requests.send(&self.socket, sent..count) {
+                Ok(n) => sent += n,
+                Err(Errno::EINTR) => {}
+                Err(Errno::EAGAIN) => self.wait(PollFlags::POLLOUT, TICK)?,
+                Err(e) => return Err(e).context("sending requests"),
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes the answers that are there, or waits for one until a request is due.
+    fn receive(&mut self, now: Instant) -> Result<()> {
+        let received = loop {
+            match self.replies.receive(&self.socket) {
+                Ok(n) => break n,
+                Err(Errno::EINTR) => {}
+                Err(Errno::EAGAIN) => {
+                    let until_due = if self.free.is_empty() {
+                        TICK
+                    } else {
+                        self.asker.pace.wait(now, TICK)
+                    };
+                    return self.wait(PollFlags::POLLIN, until_due);
+                }
+                Err(e) => return Err(e).context("receiving answers"),
+            }
+        };
+        let now = Instant::now();
+        for i in 0..received {
+            self.take(i, now);
+        }
+        Ok(())
+    }
+
+    fn wait(&self, flags: PollFlags, limit: Duration) -> Result<()> {
+        let mut sockets = [PollFd::new(self.socket.as_fd(), flags)];
+        match nix::poll::ppoll(&mut sockets, Some(TimeSpec::from_duration(limit)), None) {
+            Ok(_) | Err(Errno::EINTR) => Ok(()),
+            Err(e) => Err(e).context("waiting for answers"),
+        }
+    }
+
+    /// Takes the `i`-th datagram received last.
+    fn take(&mut self, i: usize, now: Instant) {
+        let datagram = self.replies.received(i);
+        let half = |at: usize| {
+            let bytes = datagram.get(at..at + 2);
+            bytes.map_or(0, |bytes| u16::from_be_bytes([bytes[0], bytes[1]]))
+        };
+        let (id, part, parts) = (half(0), half(2), half(4));
+        let s = usize::from(id) % self.slots.len();
+        let slot = &mut self.slots[s];
+        let request = slot.request.filter(|_| slot.id == id);
+        let Some(request) = request.filter(|_| part < parts && parts <= MAX_PARTS) else {
+            self.asker.tally.strays += 1;
+            return;
+        };
+        let payload = &datagram[FRAME..];
+        let joined;
+        let answer = if parts == 1 {
+            payload
+        } else {
+            slot.parts.resize(parts.into(), None);
+            slot.parts[usize::from(part)] = Some(payload.to_vec());
+            if slot.parts.iter().any(Option::is_none) {
+                return;
+            }
+            joined = slot.parts.drain(..).flatten().flatten().collect::<Vec<_>>();
+            &joined
+        };
+        match self.asker.take(&request, answer, now) {
+            Taken::Answer(len) if len == answer.len() => {}
+            Taken::Wrong => {}
+            // Cut short, or more than an answer.
+            _ => self.asker.tally.wrong += 1,
+        }
+        self.release(s);
+    }
+
+    /// Gives up requests that have waited too long.
+    fn time_out(&mut self, now: Instant) {
+        for s in 0..self.slots.len() {
+            let request = self.slots[s].request;
+            if request.is_some_and(|r| now.saturating_duration_since(r.sent) >= TIMEOUT) {
+                self.asker.tally.timeouts += 1;
+                self.release(s);
+            }
+        }
+    }
+
+    fn release(&mut self, s: usize) {
+        let window = self.slots.len() as u16;
+        let slot = &mut self.slots[s];
+        slot.request = None;
+        slot.parts.clear();
+        slot.id = slot.id.wrapping_add(window);
+        self.free.push(s);
+    }
+}
