@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use prestack_bench::dataset::Dataset;
-use prestack_bench::load::{Load, Outcome};
+use prestack_bench::load::{Group, Load, Outcome};
 use prestack_bench::popularity::Popularity;
 use prestack_bench::server_cpu::ServerCpu;
 use prestack_testbed::cpu::{self, CpuSplit};
@@ -68,17 +68,20 @@ impl Contender {
         bed.separate_cpus(split)?;
         let server = (bed.links[0].server4, PORT).into();
         let dataset = Dataset::new(10_000, 16, 32)?;
-        dataset.load(&bed.client, server)?;
+        dataset.load(Some(&bed.client), server)?;
         let side = if is_stock {
             "stock"
         } else {
             "prestack memcached"
         };
-        let load = Load {
-            clients: demand.clients,
-            window: demand.window,
-            ..Load::new(dataset, Popularity::Uniform, server, &split.client)
+        let cpus = &split.client;
+        let group = Group {
+            sockets: demand.clients,
+            threads: demand.clients,
+            depth: demand.window,
+            ..Group::udp_gets(cpus.len())
         };
+        let load = Load::new(dataset, Popularity::Uniform, server, vec![group], cpus);
         Ok(Self {
             name: format!("-t {threads}, {side}"),
             bed,

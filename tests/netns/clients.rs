@@ -21,12 +21,12 @@ fn run(stage: &Stage, program: &str, args: &[&str]) -> Result<Output> {
 
 /// Whether the clients that are programs of their own are to be used: a virtual machine has none, and
 /// what they do to another kernel is what the other tests do.
-fn are_installed() -> bool {
+pub fn are_installed() -> bool {
     !pace::is_slow()
 }
 
 /// Runs a program at the client's end, which must succeed; returns what it prints.
-fn succeed(stage: &Stage, program: &str, args: &[&str]) -> Result<String> {
+pub fn succeed(stage: &Stage, program: &str, args: &[&str]) -> Result<String> {
     let output = run(stage, program, args)?;
     let (stdout, stderr) = (
         String::from_utf8_lossy(&output.stdout),

@@ -43,7 +43,7 @@ impl Batch {
         Self {
             capacity,
             bytes,
-            vectors: vectors,
+            vectors,
             headers,
         }
     }
