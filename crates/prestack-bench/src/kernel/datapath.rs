@@ -51,13 +51,27 @@ impl Datapath {
 
     /// Has every entry be too old at once, so that every GET fetches it anew.
     pub(super) fn age(&mut self) -> Result<()> {
-        let map: Array<_, Element<Config>> = map_mut(&mut self.ebpf, names::CONFIG)?;
-        let Element(config) = map.get(&0, 0)?;
+        let config = self.config()?;
         self.configure(&Config {
             max_age_ns: 1,
             refresh_age_ns: 1,
             ..config
         })
+    }
+
+    /// Nobody reads over UDP: what replies over TCP show is not stored.
+    pub(super) fn skip_tcp_fills(&mut self) -> Result<()> {
+        let config = self.config()?;
+        self.configure(&Config {
+            skips_tcp_fills: 1,
+            ..config
+        })
+    }
+
+    fn config(&mut self) -> Result<Config> {
+        let map: Array<_, Element<Config>> = map_mut(&mut self.ebpf, names::CONFIG)?;
+        let Element(config) = map.get(&0, 0)?;
+        Ok(config)
     }
 
     fn configure(&mut self, config: &Config) -> Result<()> {

@@ -180,6 +180,9 @@ impl Measured {
         } else {
             datapath.age()?;
         }
+        if kind == Kind::Get {
+            datapath.skip_tcp_fills()?;
+        }
         let segments = Segments::load(kind.exchange(&dataset), keys, kind.batch())?;
         for opening in segments.openings() {
             datapath.answer(&opening)?;
@@ -203,11 +206,6 @@ impl Measured {
         self.segments.go_back(before)?;
         let targets = (self.datapath.rx()?, self.datapath.tx()?);
         self.segments.aim(Some(targets))?;
-        if matches!(self.kind, Kind::GetFilling | Kind::GetMissing) {
-            // Somebody reads over UDP.
-            let answer = Layers::V4.to_client(0, b"END\r\n");
-            self.datapath.answer(&answer)?;
-        }
         let counted = self.datapath.stats()?;
         let prestack = self.batches()?;
         self.check(&counted)?;
