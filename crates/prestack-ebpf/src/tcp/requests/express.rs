@@ -33,13 +33,10 @@ const NOREPLY: u64 = u64::from_le_bytes(*b" noreply");
 const KEY_WORDS: u64 = MAX_KEY.div_ceil(8) as u64;
 
 /// A command that is all of its segment.
-enum Only {
-    Get,
-    /// `data` is the length of its data block, line end included.
-    Set {
-        is_quiet: bool,
-        data: u64,
-    },
+struct Only {
+    /// Length of the data block of a `set`, line end included; 0 of a `get`.
+    data: u64,
+    is_quiet: bool,
 }
 
 /// Follows the segment; false if the other steps have to, and nothing was done.
@@ -181,7 +178,10 @@ fn command(packet: Packet, seed: u64, plain: &Plain) -> Option<()> {
         if plain.len != 4 + key_len + 2 || packet.read::<u16>(plain.data + 4 + key_len)? != CRLF {
             return None;
         }
-        Only::Get
+        Only {
+            data: 0,
+            is_quiet: false,
+        }
     } else {
         set(packet, plain, key_len)?
     };
@@ -220,9 +220,9 @@ fn set(packet: Packet, plain: &Plain, key_len: u64) -> Option<Only> {
     if end > MAX_POSITION || packet.read::<u16>(end - 2)? != CRLF {
         return None;
     }
-    Some(Only::Set {
-        is_quiet,
+    Some(Only {
         data: value + 2,
+        is_quiet,
     })
 }
 
@@ -248,14 +248,9 @@ unsafe fn heed(plain: &Plain, only: &Only, hash: u64, key_len: u64) -> Option<()
         }
         take_back::note(flow, plain.sequence);
         (*flow).protocol = Flow::TEXT;
-        let mut is_quiet = false;
+        let is_quiet = only.is_quiet;
         let mut ask = Ask::Get;
-        if let Only::Set {
-            is_quiet: quiet,
-            data,
-        } = only
-        {
-            is_quiet = *quiet;
+        if only.data != 0 {
             ask = Ask::Line;
             let place = plain.place as u16;
             let end = if is_quiet {
@@ -284,7 +279,7 @@ unsafe fn heed(plain: &Plain, only: &Only, hash: u64, key_len: u64) -> Option<()
             }
             if plain.len > CHUNK {
                 // Then the other steps would have met the end of the block later than its line.
-                (*flow).data_from = plain.end().wrapping_sub(*data as u32);
+                (*flow).data_from = plain.end().wrapping_sub(only.data as u32);
                 (*flow).data_until = plain.end();
             }
         }
@@ -297,7 +292,7 @@ unsafe fn heed(plain: &Plain, only: &Only, hash: u64, key_len: u64) -> Option<()
             (*flow).quiets = 0;
             (&raw mut (*flow).asked).write_volatile(number + 1);
         }
-        if let Only::Get = only {
+        if only.data == 0 {
             tickets::take(plain.place, number, hash, 0, key_len);
         }
         go_on(plain);
