@@ -20,7 +20,7 @@ use crate::wire::Echo;
 /// memcached's port in the testbed.
 const PORT: u16 = 11211;
 /// The longest time that prestack's cache is given to fill.
-const FILL_LIMIT: Duration = Duration::from_secs(10);
+const FILL_LIMIT: Duration = Duration::from_secs(60);
 /// How long memcached alone is warmed up.
 const WARM_UP: Duration = Duration::from_millis(500);
 

@@ -57,6 +57,9 @@ pub fn lo_tcp(ctx: TcContext) -> i32 {
 /// XDP: TCP segments, which `rx` hands over.
 #[xdp(frags)]
 pub fn rx_tcp(ctx: XdpContext) -> u32 {
+    if tcp::requests::express::follow(&ctx) {
+        return xdp_action::XDP_PASS;
+    }
     tcp::requests::segment(&ctx);
     xdp_action::XDP_PASS
 }

@@ -46,9 +46,6 @@ pub fn packet(ctx: &XdpContext) -> u32 {
         }
         action => return action,
     }
-    if segments::express::follow(ctx) {
-        return XDP_PASS;
-    }
     let Some(config) = backend::config() else {
         return XDP_PASS;
     };
