@@ -10,7 +10,7 @@ use prestack::clock;
 use prestack::doors::DoorSpec;
 use prestack::links::LinkSpec;
 use prestack::netlink::Tag;
-use prestack_abi::config::{Config, Link};
+use prestack_abi::config::{Config, Link, Tcp};
 use prestack_abi::stats::Stats;
 use prestack_abi::time::SETTLE_SHIFT;
 
@@ -47,6 +47,7 @@ pub struct Setup {
     pub rate_interval: Duration,
     pub rate_burst: Duration,
     pub wall_offset: Duration,
+    pub tcp: Tcp,
 }
 
 impl Default for Setup {
@@ -70,6 +71,7 @@ impl Default for Setup {
             rate_interval: Duration::ZERO,
             rate_burst: Duration::ZERO,
             wall_offset: Duration::ZERO,
+            tcp: Tcp::Learnt,
         }
     }
 }
@@ -143,6 +145,7 @@ impl Setup {
             rate_interval_ns: clock::nanoseconds(self.rate_interval),
             rate_burst_ns: clock::nanoseconds(self.rate_burst),
             wall_offset_ns: clock::nanoseconds(self.wall_offset),
+            tcp: self.tcp as u32,
             ..Config::empty()
         };
         assert!(self.buckets <= BUCKETS);

@@ -45,8 +45,8 @@ pub struct Config {
     pub serve_reserved_ports: u32,
     /// Non-zero if the host takes data with a SYN on every listener (TCP Fast Open).
     pub has_fast_open: u32,
-    /// Non-zero while nobody reads over UDP: what replies over TCP show is then not worth storing.
-    pub skips_tcp_fills: u32,
+    /// What becomes of TCP segments: a [`Tcp`].
+    pub tcp: u32,
     /// Nanoseconds between two hits that one source is entitled to; 0 for no limit.
     pub rate_interval_ns: u64,
     /// How far in nanoseconds a source may be ahead of that: a burst's hits times the interval.
@@ -68,6 +68,19 @@ pub struct Config {
     pub ports: [u64; 1024],
     /// By how many ns the wall clock (`CLOCK_REALTIME`) is ahead of the monotonic one.
     pub wall_offset_ns: u64,
+}
+
+/// What becomes of TCP segments to and from memcached.
+#[repr(u32)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Tcp {
+    /// Flows are followed, and replies fill the cache.
+    Learnt = 0,
+    /// Flows are followed: nobody reads over UDP, so that what replies show is not worth storing.
+    Followed = 1,
+    /// They pass, and nothing is noted: nothing is served meanwhile. Only a `flush_all` with a delay that
+    /// starts a segment is heeded, for it may take effect when TCP is followed again.
+    Ignored = 2,
 }
 
 /// An address and port at which a backend listens.
@@ -198,7 +211,7 @@ impl Config {
             allow6_len: 0,
             serve_reserved_ports: 0,
             has_fast_open: 0,
-            skips_tcp_fills: 0,
+            tcp: Tcp::Learnt as u32,
             rate_interval_ns: 0,
             rate_burst_ns: 0,
             zero: 0,

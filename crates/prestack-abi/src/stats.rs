@@ -37,6 +37,8 @@ counters! {
     tcp_misses,
     /// TCP segments with data to a backend that were let through.
     tcp_passed,
+    /// Of these, the ones that went by unheeded, since nobody reads over UDP.
+    tcp_ignored,
     /// Entries stored.
     fills,
     /// GET replies that were not stored: no ticket, or one that a write had cancelled.

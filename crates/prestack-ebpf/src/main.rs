@@ -50,23 +50,31 @@ pub fn lo(ctx: TcContext) -> i32 {
 /// TC egress of `lo`: TCP segments of requests, which `lo` hands over. It hands replies to `tx_tcp`.
 #[classifier]
 pub fn lo_tcp(ctx: TcContext) -> i32 {
-    tcp::requests::segment(&ctx);
+    if tcp::ignored::is_on() {
+        tcp::ignored::segment(&ctx);
+    } else {
+        tcp::requests::segment(&ctx);
+    }
     tx::NEXT
 }
 
 /// XDP: TCP segments, which `rx` hands over.
 #[xdp(frags)]
 pub fn rx_tcp(ctx: XdpContext) -> u32 {
-    if tcp::requests::express::follow(&ctx) {
-        return xdp_action::XDP_PASS;
+    if tcp::ignored::is_on() {
+        tcp::ignored::segment(&ctx);
+    } else if !tcp::requests::express::follow(&ctx) {
+        tcp::requests::segment(&ctx);
     }
-    tcp::requests::segment(&ctx);
     xdp_action::XDP_PASS
 }
 
 /// TC egress: TCP segments, which `tx` hands over.
 #[classifier]
 pub fn tx_tcp(ctx: TcContext) -> i32 {
+    if tcp::ignored::is_on() {
+        return tx::NEXT;
+    }
     tcp::replies::segment(&ctx)
 }
 

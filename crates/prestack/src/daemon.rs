@@ -21,6 +21,7 @@ use tracing::{debug, info, warn};
 
 use crate::{
     attach::{AttachError, Attachment, Datapath, Loopback, Unwatched, sockets, watch_sockets},
+    attention::Attention,
     bpffs, clock,
     discovery::procnet::connections,
     host::LOOPBACK,
@@ -28,7 +29,6 @@ use crate::{
     maps::{self, Controls, covering_ns},
     netlink::{self, Interface, Notices},
     preflight,
-    readers::Readers,
     settings::Options,
     state::{AttachedState, Instance, State, current_netns, unix_time},
     sweep::Sweep,
@@ -87,7 +87,7 @@ pub struct Daemon {
     notices: Notices,
     sweep: Sweep,
     swept: Instant,
-    readers: Readers,
+    attention: Attention,
     mtu: u32,
     /// Said already.
     trouble: Option<String>,
@@ -130,7 +130,7 @@ impl Daemon {
             notices,
             sweep: Sweep::default(),
             swept: Instant::now(),
-            readers: Readers::new(options.max_age),
+            attention: Attention::new(options),
             mtu,
             trouble: None,
         };
@@ -185,7 +185,7 @@ impl Daemon {
             }
         }
         // Before this point writes went by unseen.
-        self.watch.forget_all(&self.controls);
+        self.watch.forget_all(&self.controls, options.settle);
         self.controls.serve_for(SERVE_AHEAD);
         self.write_state()?;
         for backend in &self.state.backends {
@@ -240,8 +240,11 @@ impl Daemon {
         let mut looked = Instant::now();
         loop {
             self.controls.set_wall_clock();
-            self.controls.serve_for(SERVE_AHEAD);
-            self.look_for_readers();
+            self.attention
+                .adapt(&self.controls, &mut self.datapath, &self.watch);
+            if !self.attention.is_off() {
+                self.controls.serve_for(SERVE_AHEAD);
+            }
             self.wait(signals)?;
             if signals.received() {
                 return Ok(());
@@ -260,23 +263,12 @@ impl Daemon {
             if changed {
                 self.write_state()?;
             }
-            if self.swept.elapsed() >= SWEEP {
+            if self.swept.elapsed() >= SWEEP && !self.attention.is_off() {
                 self.swept = Instant::now();
                 if let Err(error) = self.sweep() {
                     debug!("cannot look for TCP connections that are gone: {error:#}");
                 }
             }
-        }
-    }
-
-    /// Spares the datapath the storing of what nobody reads.
-    fn look_for_readers(&mut self) {
-        match maps::counters(&self.datapath.maps) {
-            Ok(stats) => {
-                let are_gone = self.readers.are_gone(&stats, Instant::now());
-                self.controls.skip_tcp_fills(are_gone);
-            }
-            Err(error) => debug!("cannot see whether anybody reads: {error}"),
         }
     }
 

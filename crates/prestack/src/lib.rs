@@ -2,6 +2,7 @@
 
 pub mod allow;
 pub mod attach;
+pub mod attention;
 pub mod bpffs;
 pub mod cache;
 pub mod cli;

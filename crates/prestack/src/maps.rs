@@ -14,7 +14,7 @@ use aya::{
 use prestack_abi::{
     backend::{Backend, MAX_BACKENDS},
     cache::{Block, Index},
-    config::{Config, Door},
+    config::{Config, Door, Tcp},
     control::{Control, control_of},
     flow::{Dead, FLOW_SETS, FLOW_WAYS, Flow, FlowKey, FlowSet},
     names,
@@ -137,11 +137,36 @@ impl Controls {
             .store(clock::wall_offset_ns(), Ordering::SeqCst);
     }
 
-    /// Says whether what replies over TCP show is to be stored.
-    pub fn skip_tcp_fills(&self, skips: bool) {
+    /// Says what becomes of TCP. Not for beginning or ending to ignore it: see
+    /// [`ignore_tcp`](Self::ignore_tcp) and [`heed_tcp`](Self::heed_tcp).
+    pub fn set_tcp(&self, tcp: Tcp) {
         self.config
-            .atomic_u32(0, offset_of!(Config, skips_tcp_fills))
-            .store(skips.into(), Ordering::SeqCst);
+            .atomic_u32(0, offset_of!(Config, tcp))
+            .store(tcp as u32, Ordering::SeqCst);
+    }
+
+    /// What becomes of TCP.
+    #[must_use]
+    pub fn ignores_tcp(&self) -> bool {
+        self.config().tcp == Tcp::Ignored as u32
+    }
+
+    /// Has TCP ignored from now on, and nothing served: there must be no [heartbeat](Self::serve_for)
+    /// before [`heed_tcp`](Self::heed_tcp). No flow is looked at any more when this returns.
+    pub fn ignore_tcp(&self) {
+        self.stop_serving();
+        // What is served was read while writes were seen.
+        std::thread::sleep(PROGRAMS_END);
+        self.set_tcp(Tcp::Ignored);
+        std::thread::sleep(PROGRAMS_END);
+    }
+
+    /// Has TCP heeded again. Every cache has to be emptied afterwards, before the next heartbeat: writes
+    /// that went by unseen may still be under way.
+    pub fn heed_tcp(&self) {
+        self.set_tcp(Tcp::Learnt);
+        // Whoever has not seen that has also given no ticket that is still good, once they are emptied.
+        std::thread::sleep(PROGRAMS_END);
     }
 
     /// Stops serving.

@@ -146,6 +146,11 @@ pub struct Settings {
     #[arg(long)]
     pub serve_reserved_ports: bool,
 
+    /// Follow TCP also while nobody reads over UDP and TCP brings much: readers that come then are served at
+    /// once, and TCP is slower meanwhile
+    #[arg(long)]
+    pub always_follow_tcp: bool,
+
     /// Do not watch the loopback interface: what clients on this host change then shows after max-age at
     /// most
     #[arg(long)]
@@ -202,6 +207,7 @@ impl Settings {
             allow: first(self.allow, file.allow),
             rate_limit: self.rate_limit.or(file.rate_limit),
             serve_reserved_ports: self.serve_reserved_ports || file.serve_reserved_ports,
+            always_follow_tcp: self.always_follow_tcp || file.always_follow_tcp,
             no_watch_lo: self.no_watch_lo || file.no_watch_lo,
             instance: self.instance.or(file.instance),
             pin: self.pin || file.pin,
@@ -256,6 +262,7 @@ impl Settings {
             allow: self.allow.into_iter().map(|net| net.0).collect(),
             rate_limit: self.rate_limit,
             serve_reserved_ports: self.serve_reserved_ports,
+            always_follow_tcp: self.always_follow_tcp,
             pin: self.pin,
             egress: self.egress.unwrap_or_default(),
         })
@@ -323,6 +330,8 @@ pub struct Options {
     pub rate_limit: Option<NonZeroU32>,
     /// Whether ports below 1024 are served.
     pub serve_reserved_ports: bool,
+    /// Whether TCP is followed also while that is of no use to anybody.
+    pub always_follow_tcp: bool,
     /// Whether the loopback interface is watched; not if it is served.
     pub watch_lo: bool,
     /// Whether the programs outlive the process.

@@ -162,10 +162,10 @@ impl Watch {
         self.layout.write(config);
     }
 
-    /// Empties the cache of every backend.
-    pub fn forget_all(&self, controls: &Controls) {
+    /// Empties the cache of every backend, and keeps it empty for `settle`.
+    pub fn forget_all(&self, controls: &Controls, settle: Duration) {
         for (number, _) in self.slots.iter() {
-            controls.empty_and_settle(number, self.settle);
+            controls.empty_and_settle(number, settle);
         }
     }
 
@@ -339,7 +339,7 @@ impl Watch {
                 .all(|(a, b)| a.is_same_place(b));
         if !same_places || old.allow != new.allow || old.links != new.links {
             controls.replace(|config| new.write(config));
-            self.forget_all(controls);
+            self.forget_all(controls, self.settle);
             return true;
         }
         let set_flags = |serve: bool| {

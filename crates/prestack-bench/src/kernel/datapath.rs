@@ -7,7 +7,7 @@ use aya::maps::{Array, PerCpuArray, ProgramArray};
 use aya::programs::{SchedClassifier, Xdp};
 use aya::{Ebpf, EbpfLoader};
 use prestack_abi::cache::BUCKET_BYTES;
-use prestack_abi::config::{Config, Door, Link, MAPPED_V4, Net4, Net6};
+use prestack_abi::config::{Config, Door, Link, MAPPED_V4, Net4, Net6, Tcp};
 use prestack_abi::names;
 use prestack_abi::stats::Stats;
 
@@ -63,7 +63,7 @@ impl Datapath {
     pub(super) fn skip_tcp_fills(&mut self) -> Result<()> {
         let config = self.config()?;
         self.configure(&Config {
-            skips_tcp_fills: 1,
+            tcp: Tcp::Followed as u32,
             ..config
         })
     }

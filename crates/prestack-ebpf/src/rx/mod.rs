@@ -27,7 +27,7 @@ use crate::inbound::Inbound;
 use crate::ledger::backend::{self, Arrival};
 use crate::ledger::requests;
 use crate::packet::{Headers, Packet, Sort};
-use crate::tcp::requests as segments;
+use crate::tcp::{ignored, requests as segments};
 
 /// Greatest position of an IP header: behind two VLAN tags.
 const MAX_L3: u64 = (ETHERNET_LEN + 2 * VLAN_LEN) as u64;
@@ -50,6 +50,9 @@ pub fn packet(ctx: &XdpContext) -> u32 {
         return XDP_PASS;
     };
     let packet = ctx.packet(config);
+    if ignored::is_set(config) && ignored::is_dull(config, packet) {
+        return XDP_PASS;
+    }
     match ctx.locate(packet) {
         Sort::Foreign => XDP_PASS,
         Sort::Short => {

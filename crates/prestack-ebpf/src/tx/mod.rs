@@ -14,7 +14,7 @@ use crate::inbound::Inbound as _;
 use crate::ledger::backend::{self, Arrival};
 use crate::ledger::requests;
 use crate::packet::{Headers, Packet, Sort};
-use crate::tcp::replies;
+use crate::tcp::{ignored, replies};
 
 /// "No opinion": the next program or the stack goes on with the packet (`TCX_NEXT` has the same
 /// value).
@@ -42,7 +42,7 @@ pub fn reply(ctx: &TcContext) -> Option<(Packet, Headers, Arrival)> {
 /// Looks at a packet; it always goes on unchanged.
 #[inline(always)]
 pub fn packet(ctx: &TcContext) -> i32 {
-    if replies::express::follow(ctx) {
+    if ignored::is_on_for(ctx) || replies::express::follow(ctx) {
         return NEXT;
     }
     let Some((packet, headers, door)) = reply(ctx) else {

@@ -33,6 +33,10 @@ pub fn status(args: &InstanceArgs) -> anyhow::Result<String> {
         ("allowed", join(&state.allow)),
         ("started", format!("{} ago", Span(uptime))),
     ];
+    if running.has_daemon && running.controls.ignores_tcp() {
+        let waits = "not followed while nobody reads over UDP: who does is served after a moment";
+        rows.push(("tcp", waits.into()));
+    }
     for backend in &state.backends {
         rows.push(("backend", backend_line(&running, backend)));
     }
@@ -77,7 +81,9 @@ fn backend_line(running: &Running, backend: &BackendState) -> String {
     let doors = backend.describe_doors();
     let serving = if !alive {
         format!("memcached {pid} is gone; waiting for it to come back")
-    } else if !(running.has_daemon && running.controls.is_serving()) {
+    } else if !(running.has_daemon
+        && (running.controls.is_serving() || running.controls.ignores_tcp()))
+    {
         format!("memcached {pid} is not served: no daemon watches it")
     } else {
         format!("memcached {pid} {doors}")

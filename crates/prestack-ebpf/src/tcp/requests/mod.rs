@@ -14,7 +14,7 @@ pub use chunks::CHUNK;
 use chunks::prestack_tcp_carry;
 use commands::prestack_tcp_walk;
 use plan::{KEEP, PARSE, prestack_tcp_begin};
-use steps::Steps;
+pub use steps::Steps;
 
 use super::flow::{self, Beginning};
 use super::segment::Segment;
