@@ -1,7 +1,8 @@
 //! TCP that nobody reads over UDP is ignored while there is much of it, and nothing stale is read when
 //! somebody comes.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::cell::Cell;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -30,23 +31,29 @@ fn load(mut clients: Vec<TcpClient>, stop: &AtomicBool) -> Result<()> {
     Ok(())
 }
 
-/// Sets `key` to the next number and reads it over UDP, by turns: what is read is not older.
+/// Sets `key` to the next number.
+fn write(tcp: &mut TcpClient, key: &str, number: &Cell<u64>) -> Result<()> {
+    let next = number.get() + 1;
+    let stored = tcp.command(&set(key.as_bytes(), next.to_string().as_bytes()))?;
+    ensure!(stored == b"STORED\r\n");
+    number.set(next);
+    Ok(())
+}
+
+/// Sets `key` to the next number and reads it over UDP.
 fn write_and_read(
     tcp: &mut TcpClient,
     udp: &mut UdpClient,
     key: &str,
-    number: &AtomicU64,
+    number: &Cell<u64>,
 ) -> Result<()> {
-    let next = number.load(Ordering::SeqCst) + 1;
-    let stored = tcp.command(&set(key.as_bytes(), next.to_string().as_bytes()))?;
-    ensure!(stored == b"STORED\r\n");
-    number.store(next, Ordering::SeqCst);
+    write(tcp, key, number)?;
     read(udp, key, number)
 }
 
 /// Reads a key over UDP: it is as new as the last number written before, at least.
-fn read(udp: &mut UdpClient, key: &str, number: &AtomicU64) -> Result<()> {
-    let least = number.load(Ordering::SeqCst);
+fn read(udp: &mut UdpClient, key: &str, number: &Cell<u64>) -> Result<()> {
+    let least = number.get();
     let value = udp.get(key.as_bytes())?.context("it is there")?;
     let value: u64 = String::from_utf8(value)?.parse()?;
     ensure!(
@@ -91,8 +98,8 @@ fn nothing_stale_is_read_by_who_comes_back() -> Result<()> {
         return Ok(());
     }
     let stage = Stage::with(MemcachedOptions::default(), &["--max-age", "1s"])?;
-    let number = AtomicU64::new(0);
-    let (mut tcp, mut udp) = (stage.tcp()?, stage.udp()?);
+    let number = Cell::new(0);
+    let (mut tcp, mut other, mut udp) = (stage.tcp()?, stage.tcp()?, stage.udp()?);
     // Before, so that the connection is known, and something may be in the cache.
     for _ in 0..100 {
         write_and_read(&mut tcp, &mut udp, "key", &number)?;
@@ -103,19 +110,25 @@ fn nothing_stale_is_read_by_who_comes_back() -> Result<()> {
         })?;
         let before = stage.prestack.stats()?;
         ensure!(before.get("tcp.ignored")? > 0);
-        // Unseen.
-        let next = number.load(Ordering::SeqCst) + 1;
-        ensure!(tcp.command(&set(b"key", next.to_string().as_bytes()))? == b"STORED\r\n");
-        number.store(next, Ordering::SeqCst);
-        // Somebody reads, and goes on until there are hits again; and somebody writes.
+        // Nothing would be cached for a while in any case.
+        thread::sleep(Duration::from_millis(1_500));
+        // Without a reply, which would tell later that something went by.
+        tcp.send(b"set unseen 0 0 1 noreply\r\nx\r\n")?;
+        // Somebody reads, while somebody else goes on to write unseen.
+        for _ in 0..1_000 {
+            write_and_read(&mut other, &mut udp, "key", &number)?;
+        }
         pace::wait_for("hits", LIMIT, || {
-            for _ in 0..200 {
-                write_and_read(&mut tcp, &mut udp, "key", &number)?;
+            for _ in 0..100 {
                 read(&mut udp, "key", &number)?;
             }
             let hits = stage.prestack.stats()?.get("udp.hits")?;
             Ok((hits > before.get("udp.hits")? + 1_000).then_some(()))
         })?;
+        // The first that is seen of a connection that has written.
+        for _ in 0..1_000 {
+            write_and_read(&mut tcp, &mut udp, "key", &number)?;
+        }
         ensure!(!is_ignored(&stage)?, "it is not ignored any more");
         Ok(())
     })

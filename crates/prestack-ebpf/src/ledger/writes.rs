@@ -11,6 +11,7 @@ use crate::clock;
 use crate::ledger::backend;
 use crate::maps::{self, FLOWS, INDEX, count};
 use crate::scratch::scratch;
+use crate::tcp::doubt;
 
 /// What ends a write.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -211,7 +212,9 @@ extern "C" fn prestack_flow_has_ended(flow: u64, number: u64, now: u64, until: u
     // It arrived before this.
     let arrival = (until << SETTLE_SHIFT).wrapping_sub(config.settle_ns);
     let is_settled = until != 0 && arrival < acked_before;
-    u64::from(answered > number || (over_at != 0 && now >= over_at) || is_settled)
+    // SAFETY: a map element.
+    let is_at_rest = unsafe { doubt::is_at_rest(config, flow, number, now) };
+    u64::from(answered > number || (over_at != 0 && now >= over_at) || is_settled || is_at_rest)
 }
 
 /// Whether two marks are the same.
