@@ -1,6 +1,8 @@
 //! Programs of the benchmarks' own on devices: a wire between two devices of a namespace, on which a share
 //! of the frames is lost, and an echo.
 
+use std::path::Path;
+
 use anyhow::{Context, Result};
 use aya::maps::Array;
 use aya::programs::links::FdLink;
@@ -77,12 +79,8 @@ pub(crate) struct Echo {
 impl Echo {
     /// Attaches it to `dev` in `namespace`.
     pub(crate) fn new(namespace: &Namespace, dev: &str) -> Result<Self> {
-        let mut ebpf = EbpfLoader::new()
-            .load(OBJECT)
-            .context("loading the echo into the kernel")?;
-        let program = ebpf.program_mut(BOUNCE);
-        let program: &mut Xdp = program.context("there is no program bounce")?.try_into()?;
-        program.load().context("loading the echo")?;
+        let mut ebpf = load_echo()?;
+        let program = echo(&mut ebpf)?;
         let link = namespace.run(|| {
             let number = if_nametoindex(dev)?;
             let link = program.attach_to_if_index(number, XdpMode::Driver)?;
@@ -94,6 +92,29 @@ impl Echo {
             _link: link.try_into()?,
         })
     }
+}
+
+/// Pins the echo at `path`, as a peer's program would be.
+///
+/// # Errors
+/// When the kernel refuses, or `path` is not in a BPF file system.
+pub fn pin_echo(path: &Path) -> Result<()> {
+    let mut ebpf = load_echo()?;
+    let pinned = echo(&mut ebpf)?.pin(path);
+    pinned.with_context(|| format!("pinning the echo at {}", path.display()))
+}
+
+fn load_echo() -> Result<Ebpf> {
+    let mut ebpf = EbpfLoader::new()
+        .load(OBJECT)
+        .context("loading the echo into the kernel")?;
+    echo(&mut ebpf)?.load().context("loading the echo")?;
+    Ok(ebpf)
+}
+
+fn echo(ebpf: &mut Ebpf) -> Result<&mut Xdp> {
+    let program = ebpf.program_mut(BOUNCE);
+    Ok(program.context("there is no program bounce")?.try_into()?)
 }
 
 fn join(ebpf: &mut Ebpf, ports: [&str; 2]) -> Result<Vec<SchedClassifierLink>> {

@@ -14,10 +14,10 @@ use crate::progress::Progress;
 use crate::report::whole;
 
 /// `XDP_TX` (include/uapi/linux/bpf.h).
-const XDP_TX: u32 = 3;
+pub(super) const XDP_TX: u32 = 3;
 /// Test runs of a round, and packets in each. Every one takes some milliseconds beside the packets'
 /// time: the kernel waits for all CPUs to have seen that it starts.
-const RUNS: [u32; 2] = [4, 128_000];
+pub(super) const RUNS: [u32; 2] = [4, 128_000];
 /// The same for requests that are let through. After each run they are answered: prestack does not
 /// have to remember more than it can.
 const MISS_RUNS: [u32; 2] = [50, 1_024];

@@ -16,9 +16,27 @@ use crate::dataset::Dataset;
 /// The compiled programs (`cargo xtask build` makes them).
 pub(crate) static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("PRESTACK_BENCH_BPF_OBJECT"));
 
-/// Programs of the object.
-const REQUEST: &str = "request";
-const ECHO: &str = "echo";
+/// Programs and the map of the object by which requests get to the program under test.
+#[derive(Clone, Copy, Debug)]
+struct Way {
+    request: &'static str,
+    echo: &'static str,
+    target: &'static str,
+}
+
+/// To programs that take packets in pieces, and to those that do not.
+const WAYS: [Way; 2] = [
+    Way {
+        request: "request",
+        echo: "echo",
+        target: "TARGET",
+    },
+    Way {
+        request: "plain_request",
+        echo: "plain_echo",
+        target: "PLAIN_TARGET",
+    },
+];
 
 /// Most words and keys of a request.
 const MAX_WORDS: usize = 24;
@@ -59,6 +77,7 @@ impl Requests {
 pub(super) struct Source {
     ebpf: Ebpf,
     requests: Requests,
+    way: Way,
     /// Bytes of a request.
     len: usize,
     /// Requests made so far.
@@ -113,7 +132,7 @@ impl Source {
             .override_global("CUT_HEAD", &u64::from(room == Room::Head), true)
             .load(OBJECT)
             .context("loading the source of requests into the kernel")?;
-        for name in [REQUEST, ECHO] {
+        for name in WAYS.into_iter().flat_map(|way| [way.request, way.echo]) {
             program_mut::<Xdp>(&mut ebpf, name)?
                 .load()
                 .map_err(|error| refused(name, error))?;
@@ -121,19 +140,31 @@ impl Source {
         Ok(Self {
             ebpf,
             requests,
+            way: WAYS[0],
             len,
             made: 0,
         })
+    }
+
+    /// Finds the way to programs such as `target`.
+    pub(super) fn suit(&mut self, target: &Xdp) -> Result<()> {
+        self.way = WAYS[0];
+        if self.aim(Some(target)).is_ok() {
+            return Ok(());
+        }
+        self.way = WAYS[1];
+        let aimed = self.aim(Some(target));
+        aimed.context("the kernel does not let programs for XDP tail-call it")
     }
 
     /// Hands the requests to `target` from now on, or to the program that does nothing.
     pub(super) fn aim(&mut self, target: Option<&Xdp>) -> Result<()> {
         let fd = match target {
             Some(target) => target.fd()?,
-            None => program::<Xdp>(&self.ebpf, ECHO)?.fd()?,
+            None => program::<Xdp>(&self.ebpf, self.way.echo)?.fd()?,
         };
         let fd = fd.try_clone()?;
-        let mut map: ProgramArray<_> = map_mut(&mut self.ebpf, "TARGET")?;
+        let mut map: ProgramArray<_> = map_mut(&mut self.ebpf, self.way.target)?;
         Ok(map.set(0, &fd, 0)?)
     }
 
@@ -165,7 +196,7 @@ impl Source {
     }
 
     fn program(&self) -> Result<&Xdp> {
-        program(&self.ebpf, REQUEST)
+        program(&self.ebpf, self.way.request)
     }
 
     /// The packet before the program has made a request of it: as long as it may be to leave no
