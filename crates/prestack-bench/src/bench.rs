@@ -11,7 +11,8 @@ use crate::docs;
 use crate::generator::{self, LoadOptions};
 use crate::html;
 use crate::interrupt;
-use crate::kernel::{self, Cost};
+use crate::kernel;
+use crate::kernel::hit_rate::{self, HitRate};
 use crate::load::Transport;
 use crate::loss::{self, Loss};
 use crate::machine::Machine;
@@ -32,6 +33,8 @@ pub enum Part {
     ClosedLoop,
     /// A closed loop of GETs and SETs on TCP connections, without and with prestack
     Tcp,
+    /// The hit rate by the cache's memory, beside an ideal LRU's
+    HitRate,
     /// The hit rate of mixed clients where packets are lost
     Loss,
     /// One thing varied at a time: keys, values, mixtures, CPUs, memory (takes long)
@@ -91,10 +94,12 @@ pub struct BenchOptions {
 #[derive(Serialize)]
 pub(crate) struct Results {
     pub(crate) machine: Machine,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub(crate) kernel: Vec<Cost>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) kernel: Option<kernel::Measured>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) comparisons: Vec<Report>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) hit_rates: Vec<HitRate>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) losses: Vec<Loss>,
 }
@@ -131,22 +136,30 @@ pub fn run(options: &BenchOptions, object: &[u8]) -> Result<()> {
     if is_kernel || is_tcp_alone {
         steps += kernel::steps(options.rounds, is_tcp_alone, &options.peers);
     }
+    if options.wants(Part::HitRate) {
+        steps += hit_rate::steps();
+    }
     steps += usize::from(options.wants(Part::Loss));
     let progress = Progress::new(steps);
-    let mut kernel = Vec::new();
+    let mut kernel = None;
     if is_kernel || is_tcp_alone {
-        kernel = kernel::run(
+        let peers = &options.peers;
+        kernel = Some(kernel::run(
             object,
             options.rounds,
             is_tcp_alone,
-            &options.peers,
+            peers,
             &progress,
-        )?;
+        )?);
     }
     let comparisons = workloads
         .into_iter()
         .map(|(series, workload)| compare(series, workload, options, &progress))
         .collect::<Result<Vec<_>>>()?;
+    let mut hit_rates = Vec::new();
+    if options.wants(Part::HitRate) {
+        hit_rates = hit_rate::run(object, &progress)?;
+    }
     let mut losses = Vec::new();
     if options.wants(Part::Loss) {
         progress.step("losing packets");
@@ -158,6 +171,7 @@ pub fn run(options: &BenchOptions, object: &[u8]) -> Result<()> {
         machine: Machine::this(),
         kernel,
         comparisons,
+        hit_rates,
         losses,
     };
     show(&results, options)?;
@@ -236,7 +250,7 @@ fn compare(
     }
     let names = peers.iter().map(|peer| peer.name.clone());
     let sides = of_peers.iter().filter_map(|sides| combine(sides));
-    let setting = report::setting(&workload, comparison.split());
+    let setting = report::usual_setting(&workload, comparison.split());
     Ok(Report {
         series,
         setting,

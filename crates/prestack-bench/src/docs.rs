@@ -66,7 +66,7 @@ mod tests {
     use crate::table::Table;
 
     fn section(name: &'static str) -> Section {
-        let mut table = Table::new(["", "n"]);
+        let mut table = Table::new(1, ["", "n"]);
         table.row(["row", "1"]);
         Section {
             name,

@@ -13,6 +13,7 @@ mod interrupt;
 mod kernel;
 pub mod load;
 pub mod loss;
+mod lru;
 mod machine;
 mod operations;
 mod pace;

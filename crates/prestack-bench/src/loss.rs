@@ -161,7 +161,7 @@ pub fn text(rows: &[Loss]) -> String {
 /// The same as a table.
 pub(crate) fn table(rows: &[Loss]) -> Table {
     let percents = rows.iter().map(|loss| format!("{} %", 100.0 * loss.share));
-    let mut table = Table::new(std::iter::once("loss".to_owned()).chain(percents));
+    let mut table = Table::new(1, std::iter::once("loss".to_owned()).chain(percents));
     let mut row = |name: &str, cell: &dyn Fn(&Loss) -> String| {
         table.row(std::iter::once(name.to_owned()).chain(rows.iter().map(cell)));
     };

@@ -111,8 +111,8 @@ impl Report {
 
 /// Reports of one kind as a table, a row for each side.
 pub(crate) fn table(reports: &[&Report]) -> Table {
-    let head = "requests/s,to memcached,p50 µs,p99 µs,CPU µs/request,hits,unanswered";
-    let mut table = Table::new(["", ""].into_iter().chain(head.split(',')));
+    let head = ",side,requests/s,to memcached,p50 µs,p99 µs,CPU µs/request,hits,unanswered";
+    let mut table = Table::new(2, head.split(','));
     for report in reports {
         let memcached = report.without.as_ref().map(|side| side.median.rate);
         for (i, (name, side)) in report.sides().enumerate() {
@@ -170,6 +170,28 @@ pub(crate) fn setting(workload: &Workload, split: &CpuSplit) -> String {
         cpus(&split.server),
         cpus(&split.client),
         workload.max_age,
+    )
+}
+
+/// One sentence on how workloads like this one were measured, as far as their labels do not say.
+pub(crate) fn usual_setting(workload: &Workload, split: &CpuSplit) -> String {
+    let usual = match workload.transport {
+        Transport::Udp => {
+            "UDP, where nothing else is said GETs, uniform, with values of 32 bytes and \
+            --max-age 60s"
+                .to_owned()
+        }
+        Transport::Tcp => format!(
+            "{} TCP connections, values of 32 bytes, --max-age {}",
+            workload.connections, workload.max_age
+        ),
+    };
+    format!(
+        "Closed loop over a veth pair and {usual}; keys of {} bytes, every answer checked byte for byte. Server \
+         (memcached, packet processing) on CPU {}, client on CPU {}.",
+        workload.key_size,
+        cpus(&split.server),
+        cpus(&split.client)
     )
 }
 

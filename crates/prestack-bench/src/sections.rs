@@ -1,7 +1,7 @@
 //! The results in sections, for every way in which they are shown.
 
 use crate::bench::Results;
-use crate::kernel;
+use crate::kernel::{self, hit_rate};
 use crate::load::SHARES;
 use crate::loss;
 use crate::plot::{Line, Plot, Scale};
@@ -26,7 +26,10 @@ pub(crate) fn of(results: &Results) -> Vec<Section> {
             table: report::table(&reports),
         });
     }
-    sections.extend(kernel::sections(&results.kernel));
+    sections.extend(results.kernel.iter().flat_map(kernel::sections));
+    if !results.hit_rates.is_empty() {
+        sections.push(hit_rate::section(&results.hit_rates));
+    }
     if !results.losses.is_empty() {
         sections.push(Section {
             name: "loss",

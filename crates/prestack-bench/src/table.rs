@@ -4,17 +4,20 @@ use std::fmt::Write;
 
 use serde::Serialize;
 
-/// Rows under a head. The first column is words, the others numbers.
+/// Rows under a head. The first columns are words, the others numbers.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Table {
+    /// How many columns are words.
+    words: usize,
     head: Vec<String>,
     rows: Vec<Vec<String>>,
 }
 
 impl Table {
-    /// A table without rows.
-    pub(crate) fn new<T: Into<String>>(head: impl IntoIterator<Item = T>) -> Self {
+    /// A table without rows, of whose columns so many are words.
+    pub(crate) fn new<T: Into<String>>(words: usize, head: impl IntoIterator<Item = T>) -> Self {
         Self {
+            words,
             head: head.into_iter().map(Into::into).collect(),
             rows: Vec::new(),
         }
@@ -38,10 +41,11 @@ impl Table {
         for line in self.lines() {
             let mut row = String::new();
             for (i, (cell, width)) in line.iter().zip(&widths).enumerate() {
-                // The kinds of space between columns are the same for all rows.
-                match i {
-                    0 => write!(row, "{cell:<width$}"),
-                    _ => write!(row, "  {cell:>width$}"),
+                let gap = if i == 0 { "" } else { "  " };
+                if i < self.words {
+                    write!(row, "{gap}{cell:<width$}")
+                } else {
+                    write!(row, "{gap}{cell:>width$}")
                 }
                 .expect("a string takes everything");
             }
@@ -53,7 +57,8 @@ impl Table {
     /// As Markdown.
     pub(crate) fn markdown(&self) -> String {
         let line = |cells: &[String]| format!("| {} |\n", cells.join(" | "));
-        let rule = format!("|---|{}\n", "--:|".repeat(self.head.len() - 1));
+        let numbers = self.head.len() - self.words;
+        let rule = format!("|{}{}\n", "---|".repeat(self.words), "--:|".repeat(numbers));
         let rows: String = self.rows.iter().map(|row| line(row)).collect();
         format!("{}{rule}{rows}", line(&self.head))
     }
@@ -61,7 +66,10 @@ impl Table {
     /// As HTML.
     pub(crate) fn html(&self) -> String {
         let line = |cells: &[String], tag: &str| {
-            let cells = cells.iter().map(|cell| format!("<{tag}>{}", escaped(cell)));
+            let cells = cells.iter().enumerate().map(|(i, cell)| {
+                let class = if i < self.words { " class=w" } else { "" };
+                format!("<{tag}{class}>{}", escaped(cell))
+            });
             format!("<tr>{}\n", cells.collect::<String>())
         };
         let rows: String = self.rows.iter().map(|row| line(row, "td")).collect();
@@ -88,7 +96,7 @@ mod tests {
     use super::*;
 
     fn table() -> Table {
-        let mut table = Table::new(["", "µs"]);
+        let mut table = Table::new(1, ["", "µs"]);
         table.row(["a<b", "1"]);
         table.row(["c", "1,000"]);
         table
@@ -106,6 +114,6 @@ mod tests {
             "|  | µs |\n|---|--:|\n| a<b | 1 |\n| c | 1,000 |\n"
         );
         let html = table().html();
-        assert!(html.contains("<tr><td>a&lt;b<td>1\n<tr><td>c<td>1,000\n"));
+        assert!(html.contains("<tr><td class=w>a&lt;b<td>1\n<tr><td class=w>c<td>1,000\n"));
     }
 }

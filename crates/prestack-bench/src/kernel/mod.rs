@@ -6,10 +6,12 @@
 
 mod datapath;
 mod form;
+pub(crate) mod hit_rate;
 mod measure;
 mod packet;
 mod peers;
 mod programs;
+mod scale;
 mod segments;
 mod sequence;
 mod source;
@@ -30,6 +32,7 @@ use crate::table::Table;
 use form::Form;
 use measure::Filled;
 use packet::Layers;
+use scale::Scaling;
 pub(crate) use source::OBJECT;
 
 /// What becomes of a packet.
@@ -106,6 +109,22 @@ struct Setup {
     kinds: &'static [Kind],
 }
 
+impl Setup {
+    /// Whether hits on two CPUs are measured on it.
+    fn scales(&self) -> bool {
+        let Self {
+            keys,
+            value_size,
+            memory_mib,
+            ..
+        } = self;
+        scale::KEYS.contains(keys) && *value_size == 32 && *memory_mib == DEFAULT
+    }
+}
+
+/// The default of `prestack run --memory`.
+const DEFAULT: u32 = 256;
+
 /// Every form of request that prestack answers, and what else can come.
 const KINDS: [Kind; 19] = {
     use Form::{Binary, BinaryKey, Get, Gets, Meta, MetaBase64, MetaFull};
@@ -135,8 +154,6 @@ const KINDS: [Kind; 19] = {
 const SETUPS: [Setup; 12] = {
     const HIT: Kind = Kind::HIT;
     const MISS: Kind = Kind::MISS;
-    /// The default of `prestack run --memory`.
-    const DEFAULT: u32 = 256;
     const fn setup(keys: u32, value_size: usize, memory_mib: u32, kinds: &'static [Kind]) -> Setup {
         Setup {
             keys,
@@ -162,6 +179,15 @@ const SETUPS: [Setup; 12] = {
         setup(1_000, 1_300, DEFAULT, &[HIT]),
     ]
 };
+
+/// All that is measured in the kernel.
+#[derive(Clone, Debug, Default, Serialize)]
+pub(crate) struct Measured {
+    costs: Vec<Cost>,
+    /// Of hits on two CPUs; none where there is only one.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    scaling: Vec<Scaling>,
+}
 
 /// What packets of a kind cost.
 #[derive(Clone, Debug, Serialize)]
@@ -216,7 +242,7 @@ impl Cost {
 pub(crate) fn steps(rounds: u32, is_tcp_alone: bool, peers: &[Peer]) -> usize {
     let of_setup = |setup: &Setup| 1 + setup.kinds.len() * rounds as usize;
     let of_udp: usize = SETUPS.iter().map(of_setup).sum();
-    let of_udp = of_udp + peers::steps(peers, rounds);
+    let of_udp = of_udp + scale::KEYS.len() * scale::steps(rounds) + peers::steps(peers, rounds);
     tcp::steps(rounds) + if is_tcp_alone { 0 } else { of_udp }
 }
 
@@ -227,14 +253,15 @@ pub(crate) fn run(
     is_tcp_alone: bool,
     peers: &[Peer],
     progress: &Progress,
-) -> Result<Vec<Cost>> {
+) -> Result<Measured> {
     ensure!(
         nix::unistd::geteuid().is_root(),
         "loading BPF programs takes root's privileges"
     );
     let measure_all = || {
         cpu::pin_thread(&[last_cpu()?])?;
-        let mut costs = Vec::new();
+        let (mut costs, mut scaling) = (Vec::new(), Vec::new());
+        let has_two_cpus = cpu::all()?.len() > 1;
         for setup in if is_tcp_alone { &[][..] } else { &SETUPS } {
             let keys = whole(setup.keys.into());
             progress.step(&format!("filling the cache with {keys} keys"));
@@ -242,12 +269,17 @@ pub(crate) fn run(
             for &kind in setup.kinds {
                 costs.push(filled.measure(kind, rounds, progress)?);
             }
+            if has_two_cpus && setup.scales() {
+                scaling.push(scale::measure(&filled, rounds, progress)?);
+                cpu::pin_thread(&[last_cpu()?])?;
+            }
         }
         if !is_tcp_alone {
             costs.extend(peers::run(peers, rounds, progress)?);
         }
         costs.extend(tcp::run(object, rounds, progress)?);
-        Ok(costs)
+        scaling.sort_by_key(Scaling::keys);
+        Ok(Measured { costs, scaling })
     };
     // A thread of its own, as it stays on one CPU.
     std::thread::scope(|scope| scope.spawn(measure_all).join()).expect("measuring does not panic")
@@ -259,9 +291,10 @@ fn last_cpu() -> Result<usize> {
     cpus.last().copied().context("this process may use no CPU")
 }
 
-/// The costs of what is not TCP, with a plot by bytes of the value, and those of TCP.
-pub(crate) fn sections(costs: &[Cost]) -> Vec<Section> {
-    let (tcp, udp): (Vec<&Cost>, Vec<&Cost>) = costs
+/// The costs of what is not TCP, with a plot by bytes of the value, those of TCP, and those on two CPUs.
+pub(crate) fn sections(measured: &Measured) -> Vec<Section> {
+    let (tcp, udp): (Vec<&Cost>, Vec<&Cost>) = measured
+        .costs
         .iter()
         .partition(|cost| cost.packet.starts_with(tcp::PREFIX));
     let section = |name, title, plot, costs: &[&Cost]| {
@@ -282,7 +315,14 @@ pub(crate) fn sections(costs: &[Cost]) -> Vec<Section> {
         ),
         section("kernel-tcp", "Nanoseconds of a TCP segment", None, &tcp),
     ];
-    sections.into_iter().flatten().collect()
+    let scale = (!measured.scaling.is_empty()).then(|| Section {
+        name: "scale",
+        title: "Hits on two CPUs at once",
+        setting: String::new(),
+        plot: None,
+        table: scale::table(&measured.scaling),
+    });
+    sections.into_iter().chain([scale]).flatten().collect()
 }
 
 /// Net ns of a plain hit with 1,000 keys, by bytes of the value.
@@ -306,7 +346,7 @@ fn hits_by_size(costs: &[&Cost]) -> Option<Plot> {
 
 fn table(costs: &[&Cost]) -> Table {
     let head = "packet,keys,value,memory,program ns,echo ns,net ns";
-    let mut table = Table::new(head.split(','));
+    let mut table = Table::new(1, head.split(','));
     for cost in costs {
         table.row([
             cost.packet.clone(),
