@@ -259,9 +259,11 @@ pub(crate) fn run(
         "loading BPF programs takes root's privileges"
     );
     let measure_all = || {
-        cpu::pin_thread(&[last_cpu()?])?;
+        let cpus = cpu::all()?;
+        // The last: the first ones have more to do.
+        let last = *cpus.last().context("this process may use no CPU")?;
+        cpu::pin_thread(&[last])?;
         let (mut costs, mut scaling) = (Vec::new(), Vec::new());
-        let has_two_cpus = cpu::all()?.len() > 1;
         for setup in if is_tcp_alone { &[][..] } else { &SETUPS } {
             let keys = whole(setup.keys.into());
             progress.step(&format!("filling the cache with {keys} keys"));
@@ -269,9 +271,10 @@ pub(crate) fn run(
             for &kind in setup.kinds {
                 costs.push(filled.measure(kind, rounds, progress)?);
             }
-            if has_two_cpus && setup.scales() {
-                scaling.push(scale::measure(&filled, rounds, progress)?);
-                cpu::pin_thread(&[last_cpu()?])?;
+            if let ([.., other, _], true) = (&cpus[..], setup.scales()) {
+                let cpus = [last, *other];
+                scaling.push(scale::measure(&filled, cpus, rounds, progress)?);
+                cpu::pin_thread(&[last])?;
             }
         }
         if !is_tcp_alone {
@@ -283,12 +286,6 @@ pub(crate) fn run(
     };
     // A thread of its own, as it stays on one CPU.
     std::thread::scope(|scope| scope.spawn(measure_all).join()).expect("measuring does not panic")
-}
-
-/// The last CPU that this process may use: the first ones have more to do.
-fn last_cpu() -> Result<usize> {
-    let cpus = cpu::all()?;
-    cpus.last().copied().context("this process may use no CPU")
 }
 
 /// The costs of what is not TCP, with a plot by bytes of the value, those of TCP, and those on two CPUs.

@@ -40,9 +40,14 @@ pub(super) fn steps(rounds: u32) -> usize {
     rounds as usize
 }
 
-/// Measures hits in a filled cache: each of two CPUs in turn, then both at once, and the same with the
+/// Measures hits in a filled cache: each of these CPUs in turn, then both at once, and the same with the
 /// program that does nothing. Medians of rounds.
-pub(super) fn measure(filled: &Filled, rounds: u32, progress: &Progress) -> Result<Scaling> {
+pub(super) fn measure(
+    filled: &Filled,
+    cpus: [usize; 2],
+    rounds: u32,
+    progress: &Progress,
+) -> Result<Scaling> {
     let keys = filled.keys();
     let mut sources = [filled.hits()?, filled.hits()?];
     let (mut alone, mut together, mut ratio) = (Vec::new(), Vec::new(), Vec::new());
@@ -54,12 +59,12 @@ pub(super) fn measure(filled: &Filled, rounds: u32, progress: &Progress) -> Resu
                 whole(keys.into())
             ));
         }
-        let echo = times(&mut sources)?;
+        let echo = times(&mut sources, cpus)?;
         let before = filled.datapath().stats()?.udp_hits;
         for source in &mut sources {
             source.aim(Some(filled.datapath().rx()?))?;
         }
-        let hits = times(&mut sources)?;
+        let hits = times(&mut sources, cpus)?;
         let counted = filled.datapath().stats()?.udp_hits - before;
         for source in &mut sources {
             source.aim(None)?;
@@ -88,10 +93,8 @@ pub(super) fn measure(filled: &Filled, rounds: u32, progress: &Progress) -> Resu
 }
 
 /// Nanoseconds of a packet from each of two sources on a CPU of its own: one after the other, and together.
-fn times(sources: &mut [Source; 2]) -> Result<[[f64; 2]; 2]> {
+fn times(sources: &mut [Source; 2], [a, b]: [usize; 2]) -> Result<[[f64; 2]; 2]> {
     let [first, second] = sources;
-    let cpus = cpu::all()?;
-    let (a, b) = (cpus[cpus.len() - 1], cpus[cpus.len() - 2]);
     let alone = [
         run(first, a, &Barrier::new(1))?,
         run(second, b, &Barrier::new(1))?,
