@@ -13,6 +13,7 @@
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 
 mod bounce;
+mod flood;
 mod segment;
 mod sequence;
 mod wire;

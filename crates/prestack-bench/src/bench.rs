@@ -16,6 +16,7 @@ use crate::kernel::hit_rate::{self, HitRate};
 use crate::load::Transport;
 use crate::loss::{self, Loss};
 use crate::machine::Machine;
+use crate::open_loop::{self, Overload};
 use crate::peer::Peer;
 use crate::progress::Progress;
 use crate::report::{self, Report};
@@ -35,6 +36,8 @@ pub enum Part {
     Tcp,
     /// The hit rate by the cache's memory, beside an ideal LRU's
     HitRate,
+    /// More GETs than the server can take, as live XDP frames
+    OpenLoop,
     /// The hit rate of mixed clients where packets are lost
     Loss,
     /// One thing varied at a time: keys, values, mixtures, CPUs, memory (takes long)
@@ -101,6 +104,8 @@ pub(crate) struct Results {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) hit_rates: Vec<HitRate>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) overloads: Vec<Overload>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) losses: Vec<Loss>,
 }
 
@@ -139,6 +144,9 @@ pub fn run(options: &BenchOptions, object: &[u8]) -> Result<()> {
     if options.wants(Part::HitRate) {
         steps += hit_rate::steps();
     }
+    if options.wants(Part::OpenLoop) {
+        steps += open_loop::steps(options.rounds);
+    }
     steps += usize::from(options.wants(Part::Loss));
     let progress = Progress::new(steps);
     let mut kernel = None;
@@ -160,6 +168,11 @@ pub fn run(options: &BenchOptions, object: &[u8]) -> Result<()> {
     if options.wants(Part::HitRate) {
         hit_rates = hit_rate::run(object, &progress)?;
     }
+    let mut overloads = Vec::new();
+    if options.wants(Part::OpenLoop) {
+        let duration = Duration::from_secs(options.seconds.into());
+        overloads = open_loop::run(options.rounds, duration, &progress)?;
+    }
     let mut losses = Vec::new();
     if options.wants(Part::Loss) {
         progress.step("losing packets");
@@ -172,6 +185,7 @@ pub fn run(options: &BenchOptions, object: &[u8]) -> Result<()> {
         kernel,
         comparisons,
         hit_rates,
+        overloads,
         losses,
     };
     show(&results, options)?;
@@ -180,7 +194,7 @@ pub fn run(options: &BenchOptions, object: &[u8]) -> Result<()> {
 
 impl BenchOptions {
     fn wants(&self, part: Part) -> bool {
-        let takes_long = matches!(part, Part::Suite);
+        let takes_long = matches!(part, Part::Suite | Part::OpenLoop);
         match &self.only[..] {
             [] => self.all || !takes_long,
             only => only.contains(&part),

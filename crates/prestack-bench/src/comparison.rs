@@ -20,7 +20,7 @@ use crate::server_cpu::ServerCpu;
 use crate::wire::Echo;
 
 /// memcached's port in the testbed.
-const PORT: u16 = 11211;
+pub(crate) const PORT: u16 = 11211;
 /// The longest time that prestack's cache is given to fill.
 const FILL_LIMIT: Duration = Duration::from_secs(60);
 /// How long memcached alone is warmed up.
@@ -222,29 +222,12 @@ impl Comparison {
             }
         }
         self.measure(&self.load, WARM_UP, &[])?;
-        let seen = self.requests_seen()?;
+        let seen = requests_seen(&self.bed)?;
         let median = self.measure(&self.load, duration, &[])?;
-        let seen = self.requests_seen()? - seen;
+        let seen = requests_seen(&self.bed)? - seen;
         let hits = median.answered.saturating_sub(seen);
         let hit_ratio = hits as f64 / median.answered.max(1) as f64;
         Ok(Side { median, hit_ratio })
-    }
-
-    /// Requests that memcached has seen, by its own account.
-    fn requests_seen(&self) -> Result<u64> {
-        let mut client = TcpClient::connect(&self.bed.server, self.load.server)?;
-        client.send(b"stats\r\n")?;
-        let mut seen = 0;
-        loop {
-            let line = client.line().context("reading memcached's counters")?;
-            let line = String::from_utf8_lossy(&line);
-            let words: Vec<&str> = line.split_whitespace().collect();
-            match words[..] {
-                ["STAT", "cmd_get" | "cmd_set", count] => seen += count.parse::<u64>()?,
-                ["STAT", ..] => {}
-                _ => return Ok(seen),
-            }
-        }
     }
 
     /// Whether hits alone are measured.
@@ -312,6 +295,23 @@ impl Comparison {
         interrupt::check()?;
         ensure!(outcome.answered > 0, "no request was answered");
         Ok(outcome)
+    }
+}
+
+/// Requests that the memcached of a testbed has seen, by its own account.
+pub(crate) fn requests_seen(bed: &Testbed) -> Result<u64> {
+    let mut client = TcpClient::connect(&bed.server, (bed.links[0].server4, PORT).into())?;
+    client.send(b"stats\r\n")?;
+    let mut seen = 0;
+    loop {
+        let line = client.line().context("reading memcached's counters")?;
+        let line = String::from_utf8_lossy(&line);
+        let words: Vec<&str> = line.split_whitespace().collect();
+        match words[..] {
+            ["STAT", "cmd_get" | "cmd_set", count] => seen += count.parse::<u64>()?,
+            ["STAT", ..] => {}
+            _ => return Ok(seen),
+        }
     }
 }
 

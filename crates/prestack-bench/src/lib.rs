@@ -15,6 +15,7 @@ pub mod load;
 pub mod loss;
 mod lru;
 mod machine;
+mod open_loop;
 mod operations;
 mod pace;
 pub mod peer;

@@ -4,6 +4,7 @@ use crate::bench::Results;
 use crate::kernel::{self, hit_rate};
 use crate::load::SHARES;
 use crate::loss;
+use crate::open_loop;
 use crate::plot::{Line, Plot, Scale};
 use crate::report::{self, Report};
 use crate::section::Section;
@@ -29,6 +30,9 @@ pub(crate) fn of(results: &Results) -> Vec<Section> {
     sections.extend(results.kernel.iter().flat_map(kernel::sections));
     if !results.hit_rates.is_empty() {
         sections.push(hit_rate::section(&results.hit_rates));
+    }
+    if !results.overloads.is_empty() {
+        sections.push(open_loop::section(&results.overloads));
     }
     if !results.losses.is_empty() {
         sections.push(Section {

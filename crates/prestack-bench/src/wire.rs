@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use aya::maps::Array;
+use aya::maps::{Array, PerCpuArray};
 use aya::programs::links::FdLink;
 use aya::programs::tc::{self, SchedClassifierLink};
 use aya::programs::{SchedClassifier, TcAttachType, Xdp, XdpMode};
@@ -72,7 +72,7 @@ impl Drop for Wire {
 
 /// An XDP program that sends every UDP datagram over IPv4 back; it goes away when this is dropped.
 pub(crate) struct Echo {
-    _ebpf: Ebpf,
+    ebpf: Ebpf,
     _link: FdLink,
 }
 
@@ -88,10 +88,24 @@ impl Echo {
         });
         let link = link.with_context(|| format!("attaching the echo to {dev}"))?;
         Ok(Self {
-            _ebpf: ebpf,
+            ebpf,
             _link: link.try_into()?,
         })
     }
+
+    /// Datagrams sent back so far.
+    pub(crate) fn count(&self) -> Result<u64> {
+        counted(&self.ebpf, "BOUNCED")
+    }
+}
+
+/// What a program has counted in this map of its object, on all CPUs.
+fn counted(ebpf: &Ebpf, map: &str) -> Result<u64> {
+    let found = ebpf
+        .map(map)
+        .with_context(|| format!("there is no map {map}"))?;
+    let counts = PerCpuArray::<_, u64>::try_from(found)?.get(&0, 0)?;
+    Ok(counts.iter().sum())
 }
 
 /// Pins the echo at `path`, as a peer's program would be.

@@ -5,6 +5,7 @@
 //! `prestack-bench-ebpf`). The same with a program that does nothing is taken off.
 
 mod datapath;
+pub(crate) mod flood;
 mod form;
 pub(crate) mod hit_rate;
 mod measure;

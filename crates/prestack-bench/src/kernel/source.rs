@@ -87,6 +87,17 @@ pub(super) struct Source {
 impl Source {
     /// A source of requests for items of the dataset.
     pub(super) fn load(dataset: &Dataset, requests: Requests) -> Result<Self> {
+        let mut source = Self::load_for(dataset, requests, 0)?;
+        for name in WAYS.into_iter().flat_map(|way| [way.request, way.echo]) {
+            program_mut::<Xdp>(&mut source.ebpf, name)?
+                .load()
+                .map_err(|error| refused(name, error))?;
+        }
+        Ok(source)
+    }
+
+    /// The same for the device with this number, no program of it in the kernel yet.
+    pub(super) fn load_for(dataset: &Dataset, requests: Requests, device: u32) -> Result<Self> {
         let Requests {
             form,
             layers,
@@ -119,7 +130,7 @@ impl Source {
             *word = u64::from_le_bytes(bytes.try_into()?);
         }
         let last = u64::from_le_bytes(request[len - 8..].try_into()?);
-        let mut ebpf = EbpfLoader::new()
+        let ebpf = EbpfLoader::new()
             .override_global("REQUEST", &words[..], true)
             .override_global("LAST", &last, true)
             .override_global("LEN", &(len as u64), true)
@@ -129,14 +140,10 @@ impl Source {
             .override_global("DIGITS_AT", &places[..], true)
             .override_global("FIRST_NUMBER", &u64::from(keys.first), true)
             .override_global("NUMBERS", &u64::from(keys.count), true)
+            .override_global("OUT", &u64::from(device), true)
             .override_global("CUT_HEAD", &u64::from(room == Room::Head), true)
             .load(OBJECT)
             .context("loading the source of requests into the kernel")?;
-        for name in WAYS.into_iter().flat_map(|way| [way.request, way.echo]) {
-            program_mut::<Xdp>(&mut ebpf, name)?
-                .load()
-                .map_err(|error| refused(name, error))?;
-        }
         Ok(Self {
             ebpf,
             requests,
@@ -195,13 +202,18 @@ impl Source {
         Ok(ran.context("running the source of requests")?.duration)
     }
 
+    /// The object that its programs are of.
+    pub(super) fn ebpf(&mut self) -> &mut Ebpf {
+        &mut self.ebpf
+    }
+
     fn program(&self) -> Result<&Xdp> {
         program(&self.ebpf, self.way.request)
     }
 
     /// The packet before the program has made a request of it: as long as it may be to leave no
     /// room behind its end, or short.
-    fn buffer(&self) -> Vec<u8> {
+    pub(super) fn buffer(&self) -> Vec<u8> {
         match self.requests.room {
             Room::Tail => vec![0; self.len],
             Room::Head => vec![0; LONGEST],
