@@ -8,9 +8,9 @@ use crate::table::escaped;
 const HEAD: &str = "<!doctype html>\n<html lang=en>\n<meta charset=\"utf-8\">\n\
 <meta name=viewport content=\"width=device-width\">\n<title>prestack benchmarks</title>\n\
 <style>:root{color-scheme:light}body{font:16px/1.5 sans-serif;color:#222;background:#fff;\
-max-width:62rem;margin:2rem auto;padding:0 1rem}h2{margin-top:3rem}.table{overflow-x:auto}\
+max-width:68rem;margin:2rem auto;padding:0 1rem}h2{margin-top:3rem}.table{overflow-x:auto}\
 table{border-collapse:collapse;font-size:14px;font-variant-numeric:tabular-nums}\
-th,td{padding:.2rem .7rem;text-align:right;border-bottom:1px solid #ddd;white-space:nowrap}\
+th,td{padding:.2rem .6rem;text-align:right;border-bottom:1px solid #ddd;}td{white-space:nowrap}\
 th{border-bottom:2px solid #999;vertical-align:bottom}.w{text-align:left}\
 svg{max-width:100%;height:auto}</style>\n<h1>prestack benchmarks</h1>\n";
 

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use prestack_testbed::cpu::{self, CpuSplit};
 use prestack_testbed::{Memcached, MemcachedOptions, Prestack, Testbed};
 use serde::Serialize;
@@ -28,8 +28,8 @@ const KEYS: [u32; 2] = [1_000, 100_000];
 const MISSING: u32 = 10;
 /// Requests that are sent at once.
 const PIECE: u32 = 1 << 17;
-/// How often a bounded rate sends.
-const TICK: Duration = Duration::from_millis(10);
+/// How long a bounded rate waits for its next request.
+const TICK: Duration = Duration::from_millis(1);
 /// How long a flood goes on before it is measured.
 const WARM_UP: Duration = Duration::from_millis(300);
 
@@ -145,7 +145,9 @@ impl Scene {
             let echo = Echo::new(&self.bed.server, &self.bed.links[0].server_dev)?;
             self.bed.separate_cpus(&self.split)?;
             let count = || echo.count();
-            rows.push(self.measure(&mut flood, ECHO, duration, None, &[], &count)?);
+            let row = self.measure(&mut flood, ECHO, duration, None, &[], &count)?;
+            ensure!(row.answered > 0.0, "the XDP echo answered nothing");
+            rows.push(row);
         }
         let with = self.with(&mut flood, duration)?;
         if self.has_misses {
@@ -184,6 +186,7 @@ impl Scene {
         let pid = [prestack.pid()];
         let row = self.measure(flood, "with prestack", duration, None, &pid, &hits)?;
         prestack.stop()?;
+        ensure!(row.answered > 0.0, "prestack answered nothing");
         Ok(row)
     }
 
@@ -228,16 +231,17 @@ impl Scene {
 
 /// Sends requests for so long; returns how many.
 fn send(flood: &mut Flood<'_>, duration: Duration, rate: Option<f64>) -> Result<u64> {
-    let piece = rate.map_or(PIECE, |rate| (rate * TICK.as_secs_f64()).ceil() as u32);
     let start = Instant::now();
-    let (mut sent, mut next) = (0, start);
+    let mut sent = 0;
     while start.elapsed() < duration {
         interrupt::check()?;
-        flood.send(piece.max(1))?;
-        sent += u64::from(piece);
-        if rate.is_some() {
-            next += TICK;
-            thread::sleep(next.saturating_duration_since(Instant::now()));
+        let due = |rate: f64| (rate * start.elapsed().as_secs_f64()) as u64 - sent;
+        match rate.map_or(PIECE.into(), due) {
+            0 => thread::sleep(TICK),
+            due => {
+                flood.send(due as u32)?;
+                sent += due;
+            }
         }
     }
     Ok(sent)

@@ -14,6 +14,7 @@ use crate::lru::Lru;
 use crate::plot::{Line, Plot, Scale};
 use crate::popularity::Popularity;
 use crate::progress::Progress;
+use crate::report::whole;
 use crate::section::Section;
 use crate::sizes::Sizes;
 use crate::table::Table;
@@ -22,22 +23,25 @@ use crate::table::Table;
 const KEYS: u32 = 100_000;
 /// Memory of the cache, as a share of what all entries take.
 const SHARES: [f64; 3] = [0.01, 0.05, 0.25];
-/// Loads: name, sizes of keys and values, popularity.
-const LOADS: [(&str, Sizes, Sizes, Popularity); 3] = [
+/// Loads: name, short name, sizes of keys and values, popularity.
+const LOADS: [(&str, &str, Sizes, Sizes, Popularity); 3] = [
     (
         "16 B keys, 32 B values, Zipf 0.99",
+        "small",
         Sizes::Fixed(16),
         Sizes::Fixed(32),
         Popularity::Zipf(0.99),
     ),
     (
         "sizes as in ETC, Zipf 0.99",
+        "ETC",
         Sizes::Etc,
         Sizes::Etc,
         Popularity::Zipf(0.99),
     ),
     (
         "sizes in Twitter's manner, Zipf 1.2",
+        "Twitter",
         Sizes::Twitter,
         Sizes::Twitter,
         Popularity::Zipf(1.2),
@@ -70,7 +74,7 @@ pub(crate) fn steps() -> usize {
 /// When the kernel refuses the programs.
 pub(crate) fn run(object: &[u8], progress: &Progress) -> Result<Vec<HitRate>> {
     let mut rows = Vec::new();
-    for (load, keys, values, popularity) in LOADS {
+    for (load, _, keys, values, popularity) in LOADS {
         let dataset = Dataset::with_sizes(KEYS, keys, values)?;
         // What fits no datagram is memcached's in any case.
         let reply = |n| Form::Get(1).hit(&dataset, &[n]);
@@ -156,17 +160,17 @@ pub(crate) fn section(rows: &[HitRate]) -> Section {
         table.row([
             row.load.to_owned(),
             format!("{:.0} %", 100.0 * row.share),
-            format!("{} KiB", row.memory_kib),
+            format!("{} KiB", whole(row.memory_kib as f64)),
             percent(row.prestack),
             percent(row.lru),
             format!("{:+.1}", 100.0 * (row.prestack - row.lru)),
             percent(row.dense_lru),
         ]);
     }
-    let lines = LOADS.iter().flat_map(|(load, ..)| {
+    let lines = LOADS.iter().flat_map(|(load, short, ..)| {
         let of_load = rows.iter().filter(move |row| row.load == *load);
         let line = |name: &str, of: fn(&HitRate) -> f64| Line {
-            name: format!("{name}, {}", load.split(", Zipf").next().unwrap_or(load)),
+            name: format!("{name}, {short}"),
             points: of_load
                 .clone()
                 .map(|row| (100.0 * row.share, 100.0 * of(row)))
