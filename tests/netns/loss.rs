@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::Result;
-use prestack_bench::loss::{Offer, measure, table};
+use prestack_bench::loss::{self, Offer, measure};
 use prestack_testbed::{binary, pace};
 
 /// Clients that read and write over UDP and TCP, with and without replies, have as many hits with one
@@ -19,7 +19,7 @@ fn a_thousandth_of_the_frames_lost_leaves_the_hit_rate() -> Result<()> {
         ..Offer::default()
     };
     let rows = measure(binary()?, &offer, &[0.0, 0.001])?;
-    let shown = table(&rows);
+    let shown = loss::text(&rows);
     println!("{shown}");
     let [without, with] = rows.as_slice() else {
         unreachable!("two shares were asked for");

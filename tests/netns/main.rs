@@ -18,6 +18,7 @@ mod loss;
 mod max_age;
 mod noreply;
 mod overtaking;
+mod peers;
 mod races;
 mod refusals;
 mod restart;

@@ -1,7 +1,8 @@
 //! The least that an answer at XDP can cost: every UDP datagram over IPv4 goes back as it came.
 
 use aya_ebpf::bindings::xdp_action::{XDP_PASS, XDP_TX};
-use aya_ebpf::macros::xdp;
+use aya_ebpf::btf_maps::PerCpuArray;
+use aya_ebpf::macros::{btf_map, xdp};
 use aya_ebpf::programs::XdpContext;
 
 /// Positions in a packet of IPv4 without options.
@@ -14,6 +15,10 @@ const DESTINATION_PORT: usize = 36;
 const CHECKSUM: usize = 40;
 /// Bytes up to the end of the UDP header.
 const HEADERS: usize = 42;
+
+/// Datagrams sent back. prestack counts as well.
+#[btf_map]
+static BOUNCED: PerCpuArray<u64, 1> = PerCpuArray::new();
 
 /// Sends a datagram back.
 #[xdp(frags)]
@@ -42,6 +47,10 @@ pub fn bounce(ctx: XdpContext) -> u32 {
         swap_halves(SOURCE_PORT, DESTINATION_PORT);
         // None: what came from a local stack has not got its own yet.
         packet.add(CHECKSUM).cast::<u16>().write_volatile(0);
+    }
+    if let Some(bounced) = BOUNCED.get_ptr_mut(0) {
+        // SAFETY: this CPU's element.
+        unsafe { *bounced += 1 };
     }
     XDP_TX
 }

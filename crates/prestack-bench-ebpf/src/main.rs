@@ -13,6 +13,7 @@
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 
 mod bounce;
+mod flood;
 mod segment;
 mod sequence;
 mod wire;
@@ -81,6 +82,27 @@ pub fn request(ctx: XdpContext) -> u32 {
         unsafe { TARGET.tail_call(&ctx, 0) };
     }
     XDP_ABORTED
+}
+
+/// The program under test, where it takes no packets in pieces: the kernel has such programs follow only
+/// their like.
+#[btf_map]
+static PLAIN_TARGET: ProgramArray<1> = ProgramArray::new();
+
+/// [`request`] for such a program.
+#[xdp]
+pub fn plain_request(ctx: XdpContext) -> u32 {
+    if write(&ctx).is_some() {
+        // SAFETY: as above.
+        unsafe { PLAIN_TARGET.tail_call(&ctx, 0) };
+    }
+    XDP_ABORTED
+}
+
+/// [`echo`] for such a program.
+#[xdp]
+pub fn plain_echo(_: XdpContext) -> u32 {
+    XDP_TX
 }
 
 /// Does nothing.

@@ -7,14 +7,20 @@ use anyhow::{Context, Result};
 use serde::Serialize;
 
 use crate::comparison::{Comparison, Workload, combine};
+use crate::docs;
 use crate::generator::{self, LoadOptions};
 use crate::html;
 use crate::interrupt;
-use crate::kernel::{self, Cost};
+use crate::kernel;
+use crate::kernel::hit_rate::{self, HitRate};
+use crate::load::Transport;
 use crate::loss::{self, Loss};
 use crate::machine::Machine;
+use crate::open_loop::{self, Overload};
+use crate::peer::Peer;
 use crate::progress::Progress;
 use crate::report::{self, Report};
+use crate::sections;
 use crate::suite::{self, Series};
 
 /// A part of the benchmarks.
@@ -28,6 +34,10 @@ pub enum Part {
     ClosedLoop,
     /// A closed loop of GETs and SETs on TCP connections, without and with prestack
     Tcp,
+    /// The hit rate by the cache's memory, beside an ideal LRU's
+    HitRate,
+    /// More GETs than the server can take, as live XDP frames
+    OpenLoop,
     /// The hit rate of mixed clients where packets are lost
     Loss,
     /// One thing varied at a time: keys, values, mixtures, CPUs, memory (takes long)
@@ -48,9 +58,15 @@ pub struct BenchOptions {
     /// Something else than the benchmarks
     #[command(subcommand)]
     pub command: Option<BenchCommand>,
-    /// Run this part alone
-    #[arg(long, value_name = "PART")]
-    pub only: Option<Part>,
+    /// Run these parts alone
+    #[arg(long, value_name = "PART,…", value_delimiter = ',')]
+    pub only: Vec<Part>,
+    /// Run all parts, those that take long too
+    #[arg(long, conflicts_with = "only")]
+    pub all: bool,
+    /// Measure another XDP cache beside prestack: the programs pinned there are put on the server's device
+    #[arg(long = "peer", value_name = "NAME=XDP_PIN[,TC_PIN]")]
+    pub peers: Vec<Peer>,
     /// Rounds of each side of each comparison
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100))]
     pub rounds: u32,
@@ -69,6 +85,9 @@ pub struct BenchOptions {
     /// Write a page with plots of everything that was measured, too
     #[arg(long, value_name = "FILE")]
     pub html: Option<PathBuf>,
+    /// Write the tables to their places in a Markdown file, too (`<!-- bench: NAME -->`)
+    #[arg(long, value_name = "FILE")]
+    pub docs: Option<PathBuf>,
     /// Print JSON instead of tables
     #[arg(long)]
     pub json: bool,
@@ -78,10 +97,14 @@ pub struct BenchOptions {
 #[derive(Serialize)]
 pub(crate) struct Results {
     pub(crate) machine: Machine,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub(crate) kernel: Vec<Cost>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) kernel: Option<kernel::Measured>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) comparisons: Vec<Report>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) hit_rates: Vec<HitRate>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) overloads: Vec<Overload>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) losses: Vec<Loss>,
 }
@@ -95,39 +118,63 @@ pub fn run(options: &BenchOptions, object: &[u8]) -> Result<()> {
     if let Some(BenchCommand::Load(options)) = &options.command {
         return generator::run(options);
     }
+    for peer in &options.peers {
+        peer.program()?;
+        peer.tc_program()?;
+    }
     interrupt::catch()?;
-    let is_wanted = |part| options.only.is_none_or(|only| only == part);
     let mut workloads = Vec::new();
-    if is_wanted(Part::ClosedLoop) {
+    if options.wants(Part::ClosedLoop) {
         workloads.extend(suite::overview());
     }
-    if is_wanted(Part::Tcp) {
+    if options.wants(Part::Tcp) {
         workloads.extend(suite::tcp(options));
     }
-    // It takes long: not unless asked for.
-    if options.only == Some(Part::Suite) {
+    if options.wants(Part::Suite) {
         workloads.extend(suite::suite());
     }
+    let sides = |workload: &Workload| 3 + options.peers_of(workload).len();
     let rounds = options.rounds as usize;
-    let sides = |(series, _): &(Series, Workload)| if series.has_others() { 3 } else { 1 };
-    let mut steps: usize = workloads.iter().map(|w| 1 + rounds * sides(w)).sum();
-    let is_tcp_alone = options.only == Some(Part::KernelTcp);
-    let is_kernel = is_wanted(Part::Kernel) || is_tcp_alone;
-    if is_kernel {
-        steps += kernel::steps(options.rounds, is_tcp_alone);
+    let mut steps: usize = workloads.iter().map(|(_, w)| 1 + rounds * sides(w)).sum();
+    let is_kernel = options.wants(Part::Kernel);
+    let is_tcp_alone = !is_kernel && options.wants(Part::KernelTcp);
+    if is_kernel || is_tcp_alone {
+        steps += kernel::steps(options.rounds, is_tcp_alone, &options.peers);
     }
-    steps += usize::from(is_wanted(Part::Loss));
+    if options.wants(Part::HitRate) {
+        steps += hit_rate::steps();
+    }
+    if options.wants(Part::OpenLoop) {
+        steps += open_loop::steps(options.rounds);
+    }
+    steps += usize::from(options.wants(Part::Loss));
     let progress = Progress::new(steps);
-    let mut kernel = Vec::new();
-    if is_kernel {
-        kernel = kernel::run(object, options.rounds, is_tcp_alone, &progress)?;
+    let mut kernel = None;
+    if is_kernel || is_tcp_alone {
+        let peers = &options.peers;
+        kernel = Some(kernel::run(
+            object,
+            options.rounds,
+            is_tcp_alone,
+            peers,
+            &progress,
+        )?);
     }
     let comparisons = workloads
         .into_iter()
         .map(|(series, workload)| compare(series, workload, options, &progress))
         .collect::<Result<Vec<_>>>()?;
+    let mut hit_rates = Vec::new();
+    if options.wants(Part::HitRate) {
+        hit_rates = hit_rate::run(object, &progress)?;
+    }
+    let mut overloads = Vec::new();
+    if options.wants(Part::OpenLoop) {
+        let duration = Duration::from_secs(options.seconds.into());
+        overloads = open_loop::run(options.rounds, duration, &progress)?;
+    }
     let mut losses = Vec::new();
-    if is_wanted(Part::Loss) {
+    if options.wants(Part::Loss) {
         progress.step("losing packets");
         let binary = std::env::current_exe().context("finding prestack's own binary")?;
         losses = loss::measure(binary, &loss::Offer::default(), &[0.0, 0.001, 0.01])?;
@@ -137,27 +184,56 @@ pub fn run(options: &BenchOptions, object: &[u8]) -> Result<()> {
         machine: Machine::this(),
         kernel,
         comparisons,
+        hit_rates,
+        overloads,
         losses,
     };
+    show(&results, options)?;
+    results.comparisons.iter().try_for_each(Report::check)
+}
+
+impl BenchOptions {
+    fn wants(&self, part: Part) -> bool {
+        let takes_long = matches!(part, Part::Suite | Part::OpenLoop);
+        match &self.only[..] {
+            [] => self.all || !takes_long,
+            only => only.contains(&part),
+        }
+    }
+
+    /// The peers that are measured with a workload: they are caches of what is asked for over UDP.
+    fn peers_of(&self, workload: &Workload) -> &[Peer] {
+        match workload.transport {
+            Transport::Udp => &self.peers,
+            Transport::Tcp => &[],
+        }
+    }
+}
+
+/// Prints the results, and writes the files that are asked for.
+fn show(results: &Results, options: &BenchOptions) -> Result<()> {
+    let machine = results.machine.line();
+    let sections = sections::of(results);
     if let Some(path) = &options.html {
-        let page = html::page(&results)?;
+        let page = html::page(&machine, &sections)?;
         std::fs::write(path, page).with_context(|| format!("writing {}", path.display()))?;
     }
-    if options.json {
-        println!("{}", serde_json::to_string_pretty(&results)?);
-    } else {
-        println!("{}\n", results.machine.line());
-        if !results.kernel.is_empty() {
-            println!("{}", kernel::table(&results.kernel));
-        }
-        for report in &results.comparisons {
-            println!("{}\n\n{}", report.setting, report.table());
-        }
-        if !results.losses.is_empty() {
-            println!("{}", loss::table(&results.losses));
-        }
+    if let Some(path) = &options.docs {
+        let BenchOptions {
+            rounds, seconds, ..
+        } = options;
+        let how = format!("({machine}; `--rounds {rounds} --seconds {seconds}`)");
+        docs::update(path, &how, &sections)?;
     }
-    results.comparisons.iter().try_for_each(Report::check)
+    if options.json {
+        println!("{}", serde_json::to_string_pretty(results)?);
+    } else {
+        println!("{machine}\n");
+        sections
+            .iter()
+            .for_each(|section| println!("{}", section.text()));
+    }
+    Ok(())
 }
 
 /// Measures the sides of a workload in turns.
@@ -167,29 +243,28 @@ fn compare(
     options: &BenchOptions,
     progress: &Progress,
 ) -> Result<Report> {
-    let name = format!(
-        "{}, {} keys, {}, values of {} bytes, {} % writes",
-        workload.transport,
-        workload.keys,
-        workload.popularity,
-        workload.value_size,
-        100.0 * workload.write_ratio
-    );
+    let name = format!("{}, {}", workload.transport, workload.label());
     progress.step(&format!("{name}: storing the items"));
     let comparison = Comparison::new(&workload)?;
     let duration = Duration::from_secs(options.seconds.into());
     let [mut without, mut bare_xdp, mut with] = [(); 3].map(|()| Vec::new());
+    let peers = options.peers_of(&workload);
+    let mut of_peers = vec![Vec::new(); peers.len()];
     for round in 1..=options.rounds {
-        if series.has_others() {
-            progress.step(&format!("{name}: round {round} without prestack"));
-            without.push(comparison.without(duration)?);
-            progress.step(&format!("{name}: round {round} with another XDP program"));
-            bare_xdp.push(comparison.bare_xdp(duration)?);
+        progress.step(&format!("{name}: round {round} without prestack"));
+        without.push(comparison.without(duration)?);
+        progress.step(&format!("{name}: round {round} with another XDP program"));
+        bare_xdp.push(comparison.bare_xdp(duration)?);
+        for (peer, sides) in peers.iter().zip(&mut of_peers) {
+            progress.step(&format!("{name}: round {round} with {}", peer.name));
+            sides.push(comparison.with_peer(peer, duration)?);
         }
         progress.step(&format!("{name}: round {round} with prestack"));
         with.push(comparison.with(duration)?);
     }
-    let setting = report::setting(&workload, comparison.split());
+    let names = peers.iter().map(|peer| peer.name.clone());
+    let sides = of_peers.iter().filter_map(|sides| combine(sides));
+    let setting = report::usual_setting(&workload, comparison.split());
     Ok(Report {
         series,
         setting,
@@ -197,5 +272,6 @@ fn compare(
         without: combine(&without),
         bare_xdp: combine(&bare_xdp),
         with: combine(&with).context("there is at least one round")?,
+        peers: names.zip(sides).collect(),
     })
 }

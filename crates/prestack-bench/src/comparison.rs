@@ -6,19 +6,21 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use prestack_testbed::cpu::{self, CpuSplit};
-use prestack_testbed::{Memcached, MemcachedOptions, Prestack, Testbed, bpf};
+use prestack_testbed::{Memcached, MemcachedOptions, Prestack, TcpClient, Testbed, bpf};
 use serde::Serialize;
 
 use crate::dataset::Dataset;
 use crate::interrupt;
 use crate::load::{Group, Load, Outcome, SHARES, Transport};
+use crate::peer::Peer;
 use crate::popularity::Popularity;
 use crate::protocol::Protocol;
+use crate::report::whole;
 use crate::server_cpu::ServerCpu;
 use crate::wire::Echo;
 
 /// memcached's port in the testbed.
-const PORT: u16 = 11211;
+pub(crate) const PORT: u16 = 11211;
 /// The longest time that prestack's cache is given to fill.
 const FILL_LIMIT: Duration = Duration::from_secs(60);
 /// How long memcached alone is warmed up.
@@ -68,6 +70,39 @@ impl Workload {
             memory: None,
             shares_cpus: false,
         }
+    }
+
+    /// What it is, as far as it is not as [`gets`](Self::gets).
+    pub(crate) fn label(&self) -> String {
+        let usual = Self::gets(self.keys);
+        let mut label = match self.keys {
+            1 => "1 key".to_owned(),
+            keys => format!("{} keys", whole(keys.into())),
+        };
+        let mut add = |is_other: bool, text: String| {
+            if is_other {
+                label += &format!(", {text}");
+            }
+        };
+        add(self.is_absent, "none there".to_owned());
+        add(
+            self.value_size != usual.value_size,
+            format!("values of {} B", whole(self.value_size as f64)),
+        );
+        add(
+            self.popularity != usual.popularity,
+            self.popularity.to_string(),
+        );
+        add(
+            self.write_ratio > 0.0,
+            format!("{} % SETs", 100.0 * self.write_ratio),
+        );
+        add(
+            self.transport == Transport::Udp && self.max_age != usual.max_age,
+            format!("max-age {}", self.max_age),
+        );
+        add(self.shares_cpus, "both ends on all CPUs".to_owned());
+        label
     }
 }
 
@@ -175,6 +210,33 @@ impl Comparison {
         })
     }
 
+    /// A round with a peer's programs. Its cache is filled before where nothing is written.
+    pub(crate) fn with_peer(&self, peer: &Peer, duration: Duration) -> Result<Side> {
+        let dev = &self.bed.links[0].server_dev;
+        let _attached = peer.attach(&self.bed.server, dev)?;
+        self.bed.separate_cpus(&self.split)?;
+        if self.is_filled() {
+            // Twice: what it has not taken then it does not take.
+            for _ in 0..2 {
+                self.measure(&self.load.sweep(), FILL_LIMIT, &[])?;
+            }
+        }
+        self.measure(&self.load, WARM_UP, &[])?;
+        let seen = requests_seen(&self.bed)?;
+        let median = self.measure(&self.load, duration, &[])?;
+        let seen = requests_seen(&self.bed)? - seen;
+        let hits = median.answered.saturating_sub(seen);
+        let hit_ratio = hits as f64 / median.answered.max(1) as f64;
+        Ok(Side { median, hit_ratio })
+    }
+
+    /// Whether hits alone are measured.
+    fn is_filled(&self) -> bool {
+        self.workload.transport == Transport::Udp
+            && self.workload.write_ratio == 0.0
+            && !self.workload.is_absent
+    }
+
     /// A round with prestack. Where nothing is written its cache is filled before, and the time for which it
     /// waits after a write whose end it cannot see is short.
     pub(crate) fn with(&self, duration: Duration) -> Result<Side> {
@@ -183,9 +245,7 @@ impl Comparison {
         if let Some(memory) = &self.workload.memory {
             args.extend(["--memory", memory]);
         }
-        let is_filled = self.workload.transport == Transport::Udp
-            && self.workload.write_ratio == 0.0
-            && !self.workload.is_absent;
+        let is_filled = self.is_filled();
         if is_filled {
             args.extend(["--settle", "100ms"]);
         }
@@ -235,6 +295,23 @@ impl Comparison {
         interrupt::check()?;
         ensure!(outcome.answered > 0, "no request was answered");
         Ok(outcome)
+    }
+}
+
+/// Requests that the memcached of a testbed has seen, by its own account.
+pub(crate) fn requests_seen(bed: &Testbed) -> Result<u64> {
+    let mut client = TcpClient::connect(&bed.server, (bed.links[0].server4, PORT).into())?;
+    client.send(b"stats\r\n")?;
+    let mut seen = 0;
+    loop {
+        let line = client.line().context("reading memcached's counters")?;
+        let line = String::from_utf8_lossy(&line);
+        let words: Vec<&str> = line.split_whitespace().collect();
+        match words[..] {
+            ["STAT", "cmd_get" | "cmd_set", count] => seen += count.parse::<u64>()?,
+            ["STAT", ..] => {}
+            _ => return Ok(seen),
+        }
     }
 }
 

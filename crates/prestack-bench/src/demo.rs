@@ -73,6 +73,7 @@ pub fn run(options: &DemoOptions) -> Result<()> {
         without: combine(&without),
         bare_xdp: None,
         with: combine(&with).context("there is at least one round")?,
+        peers: Vec::new(),
     };
     if options.json {
         println!("{}", serde_json::to_string_pretty(&report)?);

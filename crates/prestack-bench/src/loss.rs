@@ -1,7 +1,6 @@
 //! What lost packets cost: clients that read and write over UDP and TCP, through a wire that loses a share
 //! of the frames, and the hit rate that is left.
 
-use std::fmt::Write;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -15,6 +14,7 @@ use crate::load::{Group, Load, Transport};
 use crate::popularity::Popularity;
 use crate::protocol::Protocol;
 use crate::report::whole;
+use crate::table::Table;
 use crate::wire::Wire;
 
 /// memcached's port.
@@ -152,19 +152,19 @@ pub fn measure(binary: PathBuf, offer: &Offer, shares: &[f64]) -> Result<Vec<Los
     Ok(rows)
 }
 
-/// The rows as a table.
+/// The rows as text, a column for each.
 #[must_use]
-pub fn table(rows: &[Loss]) -> String {
-    let mut table = format!("{:<20}", "loss");
+pub fn text(rows: &[Loss]) -> String {
+    table(rows).text()
+}
+
+/// The same as a table.
+pub(crate) fn table(rows: &[Loss]) -> Table {
+    let percents = rows.iter().map(|loss| format!("{} %", 100.0 * loss.share));
+    let mut table = Table::new(1, std::iter::once("loss".to_owned()).chain(percents));
     let mut row = |name: &str, cell: &dyn Fn(&Loss) -> String| {
-        if !name.is_empty() {
-            write!(table, "\n{name:<20}").expect("a string takes everything");
-        }
-        for loss in rows {
-            write!(table, "{:>12}", cell(loss)).expect("a string takes everything");
-        }
+        table.row(std::iter::once(name.to_owned()).chain(rows.iter().map(cell)));
     };
-    row("", &|loss| format!("{} %", 100.0 * loss.share));
     row("frames lost", &|loss| whole(loss.lost as f64));
     row("hit rate", &|loss| {
         format!("{:.2} %", 100.0 * loss.hit_ratio)

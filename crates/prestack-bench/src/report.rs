@@ -9,6 +9,7 @@ use serde::Serialize;
 use crate::comparison::{Side, Workload};
 use crate::load::Transport;
 use crate::suite::Series;
+use crate::table::Table;
 
 /// The side of an XDP program that sends requests back.
 pub(crate) const ECHO: &str = "XDP echo";
@@ -27,6 +28,9 @@ pub(crate) struct Report {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) bare_xdp: Option<Side>,
     pub(crate) with: Side,
+    /// Other caches, by name.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) peers: Vec<(String, Side)>,
 }
 
 impl Report {
@@ -77,15 +81,17 @@ impl Report {
     }
 
     /// The sides, each with its name.
-    pub(crate) fn sides(&self) -> impl Iterator<Item = (&'static str, &Side)> {
+    pub(crate) fn sides(&self) -> impl Iterator<Item = (&str, &Side)> {
         let name = match self.workload.transport {
             Transport::Udp => ECHO,
             Transport::Tcp => "XDP alone",
         };
         let bare_xdp = self.bare_xdp.iter().map(move |side| (name, side));
         let without = self.without.iter().map(|side| ("memcached", side));
+        let peers = self.peers.iter().map(|(name, side)| (&name[..], side));
         without
             .chain(bare_xdp)
+            .chain(peers)
             .chain([("with prestack", &self.with)])
     }
 
@@ -101,6 +107,41 @@ impl Report {
         }
         Ok(())
     }
+}
+
+/// Reports of one kind as a table, a row for each side.
+pub(crate) fn table(reports: &[&Report]) -> Table {
+    let head = ",side,requests/s,to memcached,p50 µs,p99 µs,CPU µs/request,hits,unanswered";
+    let mut table = Table::new(2, head.split(','));
+    for report in reports {
+        let memcached = report.without.as_ref().map(|side| side.median.rate);
+        for (i, (name, side)) in report.sides().enumerate() {
+            let Side { median, hit_ratio } = side;
+            let label = if i == 0 {
+                report.workload.label()
+            } else {
+                String::new()
+            };
+            let is_cache =
+                report.workload.transport == Transport::Udp && !["memcached", ECHO].contains(&name);
+            table.row([
+                label,
+                name.to_owned(),
+                whole(median.rate),
+                memcached.map_or_else(String::new, |rate| format!("{:.2}×", median.rate / rate)),
+                whole(median.p50_us),
+                whole(median.p99_us),
+                format!("{:.2}", median.server_cpu_ns / 1e3),
+                if is_cache {
+                    format!("{:.1} %", hit_ratio * 100.0)
+                } else {
+                    String::new()
+                },
+                whole(median.timeouts as f64),
+            ]);
+        }
+    }
+    table
 }
 
 /// One sentence on how it was measured.
@@ -129,6 +170,28 @@ pub(crate) fn setting(workload: &Workload, split: &CpuSplit) -> String {
         cpus(&split.server),
         cpus(&split.client),
         workload.max_age,
+    )
+}
+
+/// One sentence on how workloads like this one were measured, as far as their labels do not say.
+pub(crate) fn usual_setting(workload: &Workload, split: &CpuSplit) -> String {
+    let usual = match workload.transport {
+        Transport::Udp => {
+            "UDP, where nothing else is said GETs, uniform, with values of 32 bytes and \
+            --max-age 60s"
+                .to_owned()
+        }
+        Transport::Tcp => format!(
+            "{} TCP connections, values of 32 bytes, --max-age {}",
+            workload.connections, workload.max_age
+        ),
+    };
+    format!(
+        "Closed loop over a veth pair and {usual}; keys of {} bytes, every answer checked byte for byte. Server \
+         (memcached, packet processing) on CPU {}, client on CPU {}.",
+        workload.key_size,
+        cpus(&split.server),
+        cpus(&split.client)
     )
 }
 

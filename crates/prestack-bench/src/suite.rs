@@ -21,13 +21,33 @@ pub(crate) enum Series {
     Mixes,
     /// Server and client on the same CPUs.
     Cpus,
-    /// The hit rate, by the cache's memory.
-    Memory,
     /// What is followed but not answered.
     Tcp,
 }
 
 impl Series {
+    /// All of them, in the order in which they are shown.
+    pub(crate) const ALL: [Self; 6] = [
+        Self::Overview,
+        Self::Keys,
+        Self::Values,
+        Self::Mixes,
+        Self::Cpus,
+        Self::Tcp,
+    ];
+
+    /// By which docs/benchmarks.md knows it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Overview => "closed-loop",
+            Self::Keys => "keys",
+            Self::Values => "values",
+            Self::Mixes => "mixes",
+            Self::Cpus => "cpus",
+            Self::Tcp => "tcp",
+        }
+    }
+
     /// Its heading.
     pub(crate) fn title(self) -> &'static str {
         match self {
@@ -36,14 +56,8 @@ impl Series {
             Self::Values => "Hits by size of the value",
             Self::Mixes => "Misses, and reads mixed with writes",
             Self::Cpus => "Server and client on the same CPUs",
-            Self::Memory => "Hit rate by memory of the cache",
             Self::Tcp => "TCP, which is followed and not answered",
         }
-    }
-
-    /// Sides that are measured beside prestack's.
-    pub(crate) fn has_others(self) -> bool {
-        self != Self::Memory
     }
 }
 
@@ -133,15 +147,5 @@ pub(crate) fn suite() -> Vec<(Series, Workload)> {
             ..Workload::gets(1_000)
         },
     );
-    for mib in [1, 2, 4, 8, 16, 32] {
-        add(
-            Series::Memory,
-            Workload {
-                popularity: Popularity::Zipf(0.99),
-                memory: Some(format!("{mib}MiB")),
-                ..Workload::gets(100_000)
-            },
-        );
-    }
     all
 }

@@ -1,8 +1,10 @@
 //! Programs of the benchmarks' own on devices: a wire between two devices of a namespace, on which a share
 //! of the frames is lost, and an echo.
 
+use std::path::Path;
+
 use anyhow::{Context, Result};
-use aya::maps::Array;
+use aya::maps::{Array, PerCpuArray};
 use aya::programs::links::FdLink;
 use aya::programs::tc::{self, SchedClassifierLink};
 use aya::programs::{SchedClassifier, TcAttachType, Xdp, XdpMode};
@@ -70,19 +72,15 @@ impl Drop for Wire {
 
 /// An XDP program that sends every UDP datagram over IPv4 back; it goes away when this is dropped.
 pub(crate) struct Echo {
-    _ebpf: Ebpf,
+    ebpf: Ebpf,
     _link: FdLink,
 }
 
 impl Echo {
     /// Attaches it to `dev` in `namespace`.
     pub(crate) fn new(namespace: &Namespace, dev: &str) -> Result<Self> {
-        let mut ebpf = EbpfLoader::new()
-            .load(OBJECT)
-            .context("loading the echo into the kernel")?;
-        let program = ebpf.program_mut(BOUNCE);
-        let program: &mut Xdp = program.context("there is no program bounce")?.try_into()?;
-        program.load().context("loading the echo")?;
+        let mut ebpf = load_echo()?;
+        let program = echo(&mut ebpf)?;
         let link = namespace.run(|| {
             let number = if_nametoindex(dev)?;
             let link = program.attach_to_if_index(number, XdpMode::Driver)?;
@@ -90,10 +88,47 @@ impl Echo {
         });
         let link = link.with_context(|| format!("attaching the echo to {dev}"))?;
         Ok(Self {
-            _ebpf: ebpf,
+            ebpf,
             _link: link.try_into()?,
         })
     }
+
+    /// Datagrams sent back so far.
+    pub(crate) fn count(&self) -> Result<u64> {
+        counted(&self.ebpf, "BOUNCED")
+    }
+}
+
+/// What a program has counted in this map of its object, on all CPUs.
+fn counted(ebpf: &Ebpf, map: &str) -> Result<u64> {
+    let found = ebpf
+        .map(map)
+        .with_context(|| format!("there is no map {map}"))?;
+    let counts = PerCpuArray::<_, u64>::try_from(found)?.get(&0, 0)?;
+    Ok(counts.iter().sum())
+}
+
+/// Pins the echo at `path`, as a peer's program would be.
+///
+/// # Errors
+/// When the kernel refuses, or `path` is not in a BPF file system.
+pub fn pin_echo(path: &Path) -> Result<()> {
+    let mut ebpf = load_echo()?;
+    let pinned = echo(&mut ebpf)?.pin(path);
+    pinned.with_context(|| format!("pinning the echo at {}", path.display()))
+}
+
+fn load_echo() -> Result<Ebpf> {
+    let mut ebpf = EbpfLoader::new()
+        .load(OBJECT)
+        .context("loading the echo into the kernel")?;
+    echo(&mut ebpf)?.load().context("loading the echo")?;
+    Ok(ebpf)
+}
+
+fn echo(ebpf: &mut Ebpf) -> Result<&mut Xdp> {
+    let program = ebpf.program_mut(BOUNCE);
+    Ok(program.context("there is no program bounce")?.try_into()?)
 }
 
 fn join(ebpf: &mut Ebpf, ports: [&str; 2]) -> Result<Vec<SchedClassifierLink>> {

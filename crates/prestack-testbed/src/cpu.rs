@@ -90,6 +90,19 @@ pub fn time_of(pid: i32) -> Result<Duration> {
     Ok(clock_gettime(clock)?.into())
 }
 
+/// Gives the calling thread the usual scheduling policy, under which threads of one CPU take turns, and so the
+/// threads and processes that it starts.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn take_turns() -> Result<()> {
+    let priority = libc::sched_param { sched_priority: 0 };
+    // SAFETY: `priority` is read.
+    let set = unsafe { libc::sched_setscheduler(0, libc::SCHED_OTHER, &raw const priority) };
+    Errno::result(set).context("scheduling this thread")?;
+    Ok(())
+}
+
 /// Gives a thread the scheduling policy and priority of the calling thread.
 ///
 /// # Errors

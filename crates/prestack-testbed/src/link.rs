@@ -29,7 +29,7 @@ pub struct Link {
     /// The client's address in `fd77:n::/64`.
     pub client6: IpAddr,
     /// The XDP programs at the devices that take packets sent by `XDP_TX`.
-    _xdp: Vec<OwnedFd>,
+    xdp: Vec<OwnedFd>,
 }
 
 /// The devices of a namespace in the middle of a link; what joins them is not there yet.
@@ -41,6 +41,11 @@ pub struct Middle {
 }
 
 impl Link {
+    /// Takes the XDP program off the client's device, for one that is to take its place.
+    pub fn free_client_dev(&mut self) {
+        self.xdp.clear();
+    }
+
     /// Joins the namespaces by the `n`-th link. Segmentation offload is off and packets are
     /// received through NAPI at both ends, as they would be from a real network.
     pub(crate) fn new(server: &Namespace, client: &Namespace, n: u8) -> Result<Self> {
@@ -92,7 +97,7 @@ impl Link {
             client4: v4(2),
             server6: v6(1),
             client6: v6(2),
-            _xdp: xdp,
+            xdp,
         })
     }
 }

@@ -32,11 +32,16 @@ impl Datapath {
     /// Loads the `object` with a cache of `memory_mib` MiB.
     pub(super) fn load(object: &[u8], memory_mib: u32) -> Result<Self> {
         let buckets = ((u64::from(memory_mib) << 20) / BUCKET_BYTES as u64) as u32;
+        let loaded = Self::with_buckets(object, buckets);
+        loaded.with_context(|| format!("loading a cache of {memory_mib} MiB into the kernel"))
+    }
+
+    /// Loads the `object` with a cache of so many buckets.
+    pub(super) fn with_buckets(object: &[u8], buckets: u32) -> Result<Self> {
         let mut ebpf = EbpfLoader::new()
             .map_max_entries(names::INDEX, buckets)
             .map_max_entries(names::BLOCKS, buckets)
-            .load(object)
-            .with_context(|| format!("loading a cache of {memory_mib} MiB into the kernel"))?;
+            .load(object)?;
         program_mut::<Xdp>(&mut ebpf, names::RX)?
             .load()
             .map_err(|error| refused(names::RX, error))?;

@@ -14,16 +14,16 @@ use crate::progress::Progress;
 use crate::report::whole;
 
 /// `XDP_TX` (include/uapi/linux/bpf.h).
-const XDP_TX: u32 = 3;
+pub(super) const XDP_TX: u32 = 3;
 /// Test runs of a round, and packets in each. Every one takes some milliseconds beside the packets'
 /// time: the kernel waits for all CPUs to have seen that it starts.
-const RUNS: [u32; 2] = [4, 128_000];
+pub(super) const RUNS: [u32; 2] = [4, 128_000];
 /// The same for requests that are let through. After each run they are answered: prestack does not
 /// have to remember more than it can.
 const MISS_RUNS: [u32; 2] = [50, 1_024];
 /// Greatest share of packets that may take another way than they should. Keys that agree in place
 /// and tag evict each other, and chance fills a set of the memory of unanswered requests.
-const STRAYS: f64 = 0.01;
+pub(super) const STRAYS: f64 = 0.01;
 
 /// A cache with all keys of a dataset in it.
 pub(super) struct Filled {
@@ -64,6 +64,21 @@ impl Filled {
         })
     }
 
+    /// How many keys it has.
+    pub(super) fn keys(&self) -> u32 {
+        self.setup.keys
+    }
+
+    /// prestack's programs.
+    pub(super) fn datapath(&self) -> &Datapath {
+        &self.datapath
+    }
+
+    /// A source of plain GETs that are hits.
+    pub(super) fn hits(&self) -> Result<Source> {
+        Source::load(&self.dataset, self.requests(Kind::HIT))
+    }
+
     /// Measures what packets of a kind cost: medians of `rounds`, in each of which the program
     /// that does nothing takes its turn as well.
     pub(super) fn measure(&self, kind: Kind, rounds: u32, progress: &Progress) -> Result<Cost> {
@@ -73,19 +88,7 @@ impl Filled {
             memory_mib,
             ..
         } = self.setup;
-        let (first, port, room) = match kind.fate {
-            Fate::Hit => (0, PORT, Room::Tail),
-            Fate::HitGrownAtHead => (0, PORT, Room::Head),
-            Fate::Miss => (keys, PORT, Room::Tail),
-            Fate::OtherPort => (0, OTHER_PORT, Room::Tail),
-        };
-        let requests = Requests {
-            form: kind.form,
-            layers: kind.layers,
-            port,
-            keys: Keys { first, count: keys },
-            room,
-        };
+        let requests = self.requests(kind);
         let mut source = Source::load(&self.dataset, requests)?;
         self.check_source(&mut source, requests)
             .with_context(|| format!("the source of requests: {kind}"))?;
@@ -105,6 +108,24 @@ impl Filled {
             (keys, value_size, memory_mib),
             &costs,
         ))
+    }
+
+    /// Requests that make packets of a kind.
+    fn requests(&self, kind: Kind) -> Requests {
+        let keys = self.setup.keys;
+        let (first, port, room) = match kind.fate {
+            Fate::Hit => (0, PORT, Room::Tail),
+            Fate::HitGrownAtHead => (0, PORT, Room::Head),
+            Fate::Miss => (keys, PORT, Room::Tail),
+            Fate::OtherPort => (0, OTHER_PORT, Room::Tail),
+        };
+        Requests {
+            form: kind.form,
+            layers: kind.layers,
+            port,
+            keys: Keys { first, count: keys },
+            room,
+        }
     }
 
     /// The source makes the packets that are expected of it.

@@ -5,26 +5,35 @@
 //! `prestack-bench-ebpf`). The same with a program that does nothing is taken off.
 
 mod datapath;
+pub(crate) mod flood;
 mod form;
+pub(crate) mod hit_rate;
 mod measure;
 mod packet;
+mod peers;
 mod programs;
+mod scale;
 mod segments;
 mod sequence;
 mod source;
 mod tcp;
 
-use std::fmt::{self, Write};
+use std::fmt;
 
 use anyhow::{Context, Result, ensure};
 use prestack_testbed::cpu;
 use serde::Serialize;
 
+use crate::peer::Peer;
+use crate::plot::{Line, Plot, Scale};
 use crate::progress::Progress;
 use crate::report::whole;
+use crate::section::Section;
+use crate::table::Table;
 use form::Form;
 use measure::Filled;
 use packet::Layers;
+use scale::Scaling;
 pub(crate) use source::OBJECT;
 
 /// What becomes of a packet.
@@ -101,6 +110,22 @@ struct Setup {
     kinds: &'static [Kind],
 }
 
+impl Setup {
+    /// Whether hits on two CPUs are measured on it.
+    fn scales(&self) -> bool {
+        let Self {
+            keys,
+            value_size,
+            memory_mib,
+            ..
+        } = self;
+        scale::KEYS.contains(keys) && *value_size == 32 && *memory_mib == DEFAULT
+    }
+}
+
+/// The default of `prestack run --memory`.
+const DEFAULT: u32 = 256;
+
 /// Every form of request that prestack answers, and what else can come.
 const KINDS: [Kind; 19] = {
     use Form::{Binary, BinaryKey, Get, Gets, Meta, MetaBase64, MetaFull};
@@ -130,8 +155,6 @@ const KINDS: [Kind; 19] = {
 const SETUPS: [Setup; 12] = {
     const HIT: Kind = Kind::HIT;
     const MISS: Kind = Kind::MISS;
-    /// The default of `prestack run --memory`.
-    const DEFAULT: u32 = 256;
     const fn setup(keys: u32, value_size: usize, memory_mib: u32, kinds: &'static [Kind]) -> Setup {
         Setup {
             keys,
@@ -158,6 +181,15 @@ const SETUPS: [Setup; 12] = {
     ]
 };
 
+/// All that is measured in the kernel.
+#[derive(Clone, Debug, Default, Serialize)]
+pub(crate) struct Measured {
+    costs: Vec<Cost>,
+    /// Of hits on two CPUs; none where there is only one.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    scaling: Vec<Scaling>,
+}
+
 /// What packets of a kind cost.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Cost {
@@ -165,7 +197,8 @@ pub(crate) struct Cost {
     packet: String,
     keys: u32,
     value_size: usize,
-    memory_mib: u32,
+    /// Not known of other caches.
+    memory_mib: Option<u32>,
     /// Making the packet and running `rx` on it, or `tx` if it is memcached's.
     rx_ns: f64,
     /// Making the packet and running a program on it that does nothing.
@@ -179,13 +212,22 @@ impl Cost {
     /// The medians of rounds, each of which gives the time with a program and the time with one that does
     /// nothing; of so many keys, bytes of a value and MiB.
     fn new(packet: String, of: (u32, usize, u32), rounds: &[(f64, f64)]) -> Self {
-        let median = |of: fn(&(f64, f64)) -> f64| crate::comparison::median(rounds.iter().map(of));
         let (keys, value_size, memory_mib) = of;
+        Self {
+            memory_mib: Some(memory_mib),
+            ..Self::of_unknown_memory(packet, (keys, value_size), rounds)
+        }
+    }
+
+    /// The same, where the memory is not known.
+    fn of_unknown_memory(packet: String, of: (u32, usize), rounds: &[(f64, f64)]) -> Self {
+        let median = |of: fn(&(f64, f64)) -> f64| crate::comparison::median(rounds.iter().map(of));
+        let (keys, value_size) = of;
         Self {
             packet,
             keys,
             value_size,
-            memory_mib,
+            memory_mib: None,
             rx_ns: median(|(program, _)| *program),
             echo_ns: median(|(_, echo)| *echo),
             net_ns: median(|(program, echo)| program - echo),
@@ -198,26 +240,31 @@ impl Cost {
 }
 
 /// Steps of [`run`] for its progress.
-pub(crate) fn steps(rounds: u32, is_tcp_alone: bool) -> usize {
+pub(crate) fn steps(rounds: u32, is_tcp_alone: bool, peers: &[Peer]) -> usize {
     let of_setup = |setup: &Setup| 1 + setup.kinds.len() * rounds as usize;
     let of_udp: usize = SETUPS.iter().map(of_setup).sum();
+    let of_udp = of_udp + scale::KEYS.len() * scale::steps(rounds) + peers::steps(peers, rounds);
     tcp::steps(rounds) + if is_tcp_alone { 0 } else { of_udp }
 }
 
-/// Measures prestack's `object`, or what it does with TCP alone.
+/// Measures prestack's `object` and peers, or what prestack does with TCP alone.
 pub(crate) fn run(
     object: &[u8],
     rounds: u32,
     is_tcp_alone: bool,
+    peers: &[Peer],
     progress: &Progress,
-) -> Result<Vec<Cost>> {
+) -> Result<Measured> {
     ensure!(
         nix::unistd::geteuid().is_root(),
         "loading BPF programs takes root's privileges"
     );
     let measure_all = || {
-        cpu::pin_thread(&[last_cpu()?])?;
-        let mut costs = Vec::new();
+        let cpus = cpu::all()?;
+        // The last: the first ones have more to do.
+        let last = *cpus.last().context("this process may use no CPU")?;
+        cpu::pin_thread(&[last])?;
+        let (mut costs, mut scaling) = (Vec::new(), Vec::new());
         for setup in if is_tcp_alone { &[][..] } else { &SETUPS } {
             let keys = whole(setup.keys.into());
             progress.step(&format!("filling the cache with {keys} keys"));
@@ -225,59 +272,90 @@ pub(crate) fn run(
             for &kind in setup.kinds {
                 costs.push(filled.measure(kind, rounds, progress)?);
             }
+            if let ([.., other, _], true) = (&cpus[..], setup.scales()) {
+                let cpus = [last, *other];
+                scaling.push(scale::measure(&filled, cpus, rounds, progress)?);
+                cpu::pin_thread(&[last])?;
+            }
+        }
+        if !is_tcp_alone {
+            costs.extend(peers::run(peers, rounds, progress)?);
         }
         costs.extend(tcp::run(object, rounds, progress)?);
-        Ok(costs)
+        scaling.sort_by_key(Scaling::keys);
+        Ok(Measured { costs, scaling })
     };
     // A thread of its own, as it stays on one CPU.
     std::thread::scope(|scope| scope.spawn(measure_all).join()).expect("measuring does not panic")
 }
 
-/// The last CPU that this process may use: the first ones have more to do.
-fn last_cpu() -> Result<usize> {
-    let cpus = cpu::all()?;
-    cpus.last().copied().context("this process may use no CPU")
+/// The costs of what is not TCP, with a plot by bytes of the value, those of TCP, and those on two CPUs.
+pub(crate) fn sections(measured: &Measured) -> Vec<Section> {
+    let (tcp, udp): (Vec<&Cost>, Vec<&Cost>) = measured
+        .costs
+        .iter()
+        .partition(|cost| cost.packet.starts_with(tcp::PREFIX));
+    let section = |name, title, plot, costs: &[&Cost]| {
+        (!costs.is_empty()).then(|| Section {
+            name,
+            title,
+            setting: String::new(),
+            plot,
+            table: table(costs),
+        })
+    };
+    let sections = [
+        section(
+            "kernel",
+            "Nanoseconds in the kernel",
+            hits_by_size(&udp),
+            &udp,
+        ),
+        section("kernel-tcp", "Nanoseconds of a TCP segment", None, &tcp),
+    ];
+    let scale = (!measured.scaling.is_empty()).then(|| Section {
+        name: "scale",
+        title: "Hits on two CPUs at once",
+        setting: String::new(),
+        plot: None,
+        table: scale::table(&measured.scaling),
+    });
+    sections.into_iter().chain([scale]).flatten().collect()
 }
 
 /// Net ns of a plain hit with 1,000 keys, by bytes of the value.
-pub(crate) fn hits_by_size(costs: &[Cost]) -> Vec<(f64, f64)> {
-    let is_hit = |cost: &&Cost| cost.packet == Kind::HIT.to_string() && cost.keys == 1_000;
-    let mut points: Vec<_> = costs
-        .iter()
-        .filter(is_hit)
+fn hits_by_size(costs: &[&Cost]) -> Option<Plot> {
+    let is_hit = |cost: &&&Cost| cost.packet == Kind::HIT.to_string() && cost.keys == 1_000;
+    let hits = costs.iter().filter(is_hit);
+    let mut points: Vec<_> = hits
         .map(|cost| (cost.value_size as f64, cost.net_ns))
         .collect();
     points.sort_by(|(a, _), (b, _)| a.total_cmp(b));
-    points
+    let line = Line {
+        name: "hit, 1,000 keys".to_owned(),
+        points,
+    };
+    (line.points.len() > 1).then(|| Plot {
+        axes: ["bytes of the value", "net ns"],
+        scale: Scale::Linear,
+        lines: vec![line],
+    })
 }
 
-/// The costs as a table.
-pub(crate) fn table(costs: &[Cost]) -> String {
-    let mut table = String::new();
-    let mut row = |packet: &str, cells: [&str; 6]| {
-        let [keys, value, memory, rx, echo, net] = cells;
-        writeln!(
-            table,
-            "{packet:<33}{keys:>9}{value:>7}{memory:>9}{rx:>8}{echo:>8}{net:>8}"
-        )
-        .expect("a string takes everything");
-    };
-    row(
-        "packet",
-        ["keys", "value", "memory", "program", "echo", "net ns"],
-    );
+fn table(costs: &[&Cost]) -> Table {
+    let head = "packet,keys,value,memory,program ns,echo ns,net ns";
+    let mut table = Table::new(1, head.split(','));
     for cost in costs {
-        row(
-            &cost.packet,
-            [
-                &whole(cost.keys.into()),
-                &cost.value_size.to_string(),
-                &format!("{} MiB", cost.memory_mib),
-                &format!("{:.1}", cost.rx_ns),
-                &format!("{:.1}", cost.echo_ns),
-                &format!("{:.1}", cost.net_ns),
-            ],
-        );
+        table.row([
+            cost.packet.clone(),
+            whole(cost.keys.into()),
+            format!("{} B", whole(cost.value_size as f64)),
+            cost.memory_mib
+                .map_or_else(String::new, |mib| format!("{mib} MiB")),
+            format!("{:.0}", cost.rx_ns),
+            format!("{:.0}", cost.echo_ns),
+            format!("{:.0}", cost.net_ns),
+        ]);
     }
     table
 }

@@ -16,8 +16,10 @@ pub(super) const OTHER_PORT: u16 = 11212;
 pub(super) const VLAN: u16 = 42;
 /// The MAC address of the server: its last byte is the address's.
 pub(super) const SERVER_MAC: [u8; 6] = [2, 0, 0, 0, 0, SERVER4[3]];
+/// The same of the client.
+pub(super) const CLIENT_MAC: [u8; 6] = [2, 0, 0, 0, 0, CLIENT4[3]];
 /// The client, and the networks that it is in.
-const CLIENT4: [u8; 4] = [10, 0, 0, 2];
+pub(super) const CLIENT4: [u8; 4] = [10, 0, 0, 2];
 const CLIENT6: [u8; 16] = v6(2);
 const CLIENT_PORT: u16 = 40_000;
 pub(super) const NETWORK4: ([u8; 4], [u8; 4]) = ([10, 0, 0, 0], [255, 255, 255, 0]);

@@ -16,9 +16,27 @@ use crate::dataset::Dataset;
 /// The compiled programs (`cargo xtask build` makes them).
 pub(crate) static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("PRESTACK_BENCH_BPF_OBJECT"));
 
-/// Programs of the object.
-const REQUEST: &str = "request";
-const ECHO: &str = "echo";
+/// Programs and the map of the object by which requests get to the program under test.
+#[derive(Clone, Copy, Debug)]
+struct Way {
+    request: &'static str,
+    echo: &'static str,
+    target: &'static str,
+}
+
+/// To programs that take packets in pieces, and to those that do not.
+const WAYS: [Way; 2] = [
+    Way {
+        request: "request",
+        echo: "echo",
+        target: "TARGET",
+    },
+    Way {
+        request: "plain_request",
+        echo: "plain_echo",
+        target: "PLAIN_TARGET",
+    },
+];
 
 /// Most words and keys of a request.
 const MAX_WORDS: usize = 24;
@@ -59,6 +77,7 @@ impl Requests {
 pub(super) struct Source {
     ebpf: Ebpf,
     requests: Requests,
+    way: Way,
     /// Bytes of a request.
     len: usize,
     /// Requests made so far.
@@ -68,6 +87,17 @@ pub(super) struct Source {
 impl Source {
     /// A source of requests for items of the dataset.
     pub(super) fn load(dataset: &Dataset, requests: Requests) -> Result<Self> {
+        let mut source = Self::load_for(dataset, requests, 0)?;
+        for name in WAYS.into_iter().flat_map(|way| [way.request, way.echo]) {
+            program_mut::<Xdp>(&mut source.ebpf, name)?
+                .load()
+                .map_err(|error| refused(name, error))?;
+        }
+        Ok(source)
+    }
+
+    /// The same for the device with this number, no program of it in the kernel yet.
+    pub(super) fn load_for(dataset: &Dataset, requests: Requests, device: u32) -> Result<Self> {
         let Requests {
             form,
             layers,
@@ -100,7 +130,7 @@ impl Source {
             *word = u64::from_le_bytes(bytes.try_into()?);
         }
         let last = u64::from_le_bytes(request[len - 8..].try_into()?);
-        let mut ebpf = EbpfLoader::new()
+        let ebpf = EbpfLoader::new()
             .override_global("REQUEST", &words[..], true)
             .override_global("LAST", &last, true)
             .override_global("LEN", &(len as u64), true)
@@ -110,30 +140,38 @@ impl Source {
             .override_global("DIGITS_AT", &places[..], true)
             .override_global("FIRST_NUMBER", &u64::from(keys.first), true)
             .override_global("NUMBERS", &u64::from(keys.count), true)
+            .override_global("OUT", &u64::from(device), true)
             .override_global("CUT_HEAD", &u64::from(room == Room::Head), true)
             .load(OBJECT)
             .context("loading the source of requests into the kernel")?;
-        for name in [REQUEST, ECHO] {
-            program_mut::<Xdp>(&mut ebpf, name)?
-                .load()
-                .map_err(|error| refused(name, error))?;
-        }
         Ok(Self {
             ebpf,
             requests,
+            way: WAYS[0],
             len,
             made: 0,
         })
+    }
+
+    /// Finds the way to programs such as `target`.
+    pub(super) fn suit(&mut self, target: &Xdp) -> Result<()> {
+        self.way = WAYS[0];
+        if self.aim(Some(target)).is_ok() {
+            return Ok(());
+        }
+        self.way = WAYS[1];
+        let aimed = self.aim(Some(target));
+        aimed.context("the kernel does not let programs for XDP tail-call it")
     }
 
     /// Hands the requests to `target` from now on, or to the program that does nothing.
     pub(super) fn aim(&mut self, target: Option<&Xdp>) -> Result<()> {
         let fd = match target {
             Some(target) => target.fd()?,
-            None => program::<Xdp>(&self.ebpf, ECHO)?.fd()?,
+            None => program::<Xdp>(&self.ebpf, self.way.echo)?.fd()?,
         };
         let fd = fd.try_clone()?;
-        let mut map: ProgramArray<_> = map_mut(&mut self.ebpf, "TARGET")?;
+        let mut map: ProgramArray<_> = map_mut(&mut self.ebpf, self.way.target)?;
         Ok(map.set(0, &fd, 0)?)
     }
 
@@ -164,13 +202,18 @@ impl Source {
         Ok(ran.context("running the source of requests")?.duration)
     }
 
+    /// The object that its programs are of.
+    pub(super) fn ebpf(&mut self) -> &mut Ebpf {
+        &mut self.ebpf
+    }
+
     fn program(&self) -> Result<&Xdp> {
-        program(&self.ebpf, REQUEST)
+        program(&self.ebpf, self.way.request)
     }
 
     /// The packet before the program has made a request of it: as long as it may be to leave no
     /// room behind its end, or short.
-    fn buffer(&self) -> Vec<u8> {
+    pub(super) fn buffer(&self) -> Vec<u8> {
         match self.requests.room {
             Room::Tail => vec![0; self.len],
             Room::Head => vec![0; LONGEST],

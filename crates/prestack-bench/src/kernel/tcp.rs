@@ -16,6 +16,8 @@ use crate::interrupt;
 use crate::progress::Progress;
 use crate::report::whole;
 
+/// How the names of all packets begin.
+pub(super) const PREFIX: &str = "TCP, ";
 /// Bytes of a value.
 const VALUE_SIZE: usize = 32;
 /// Memory of the cache, the default of `prestack run`.
@@ -128,7 +130,7 @@ pub(super) fn steps(rounds: u32) -> usize {
 pub(super) fn run(object: &[u8], rounds: u32, progress: &Progress) -> Result<Vec<Cost>> {
     let mut costs = Vec::new();
     for (kind, keys) in SETUPS {
-        let name = format!("TCP, {kind}, {} keys", whole(keys.into()));
+        let name = format!("{PREFIX}{kind}, {} keys", whole(keys.into()));
         progress.step(&format!("{name}: opening the flows"));
         let mut measured = Measured::new(object, kind, keys)?;
         // The first runs find caches cold.
@@ -149,8 +151,8 @@ pub(super) fn run(object: &[u8], rounds: u32, progress: &Progress) -> Result<Vec
         let cost = |packet: String, costs: &[(f64, f64)]| {
             Cost::new(packet, (keys, VALUE_SIZE, MEMORY_MIB), costs)
         };
-        costs.push(cost(format!("TCP, {kind}"), &requests));
-        costs.push(cost(format!("TCP, {kind}: {reply}"), &replies));
+        costs.push(cost(format!("{PREFIX}{kind}"), &requests));
+        costs.push(cost(format!("{PREFIX}{kind}: {reply}"), &replies));
     }
     Ok(costs)
 }
