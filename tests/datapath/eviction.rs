@@ -84,3 +84,55 @@ fn items_that_change_size_among_others() {
     assert!(hits > 0);
     println!("{hits} hits, {} evictions", path.stats().evictions);
 }
+
+/// More and more of the cache comes into use. What is written dies where it is then, and what it has left
+/// elsewhere is never found again.
+#[test]
+fn nothing_stale_comes_back_when_the_cache_grows() {
+    let mut random = random();
+    let mut path = Datapath::with(&Setup {
+        seed: random.u64(..),
+        buckets: 4,
+        ..Setup::default()
+    });
+    let names: Vec<_> = (0..volume(600)).map(|i| format!("key-{i}")).collect();
+    let mut written = vec![0; names.len()];
+    for parts in [1, 2, 4, 8, 16] {
+        path.kernel().controls.use_parts(parts);
+        let mut hits = 0;
+        for _ in 0..2 * names.len() {
+            let i = random.usize(..names.len());
+            let name = &names[i];
+            let request = path.get_of(name);
+            let current = hit(name, value(name, written[i], 20));
+            match path.rx(&request) {
+                Verdict::Served(reply) => {
+                    assert_eq!(reply, current, "{name}, {parts} parts");
+                    hits += 1;
+                }
+                Verdict::Passed => path.tx(&request.reply(current)),
+            }
+            if random.u32(..4) == 0 {
+                written[i] += 1;
+                let new = value(name, written[i], 20);
+                let text = format!("set {name} 0 0 {}\r\n", new.len());
+                let text = [text.as_bytes(), &new, b"\r\n"].concat();
+                path.exchange(text, "STORED\r\n");
+                path.assert_miss(name);
+                path.fill(name, &new);
+            }
+        }
+        assert!(hits > 0, "{parts} parts");
+    }
+    let request_of = |name| path.get_of(name);
+    let requests: Vec<_> = names.iter().map(request_of).collect();
+    let hits = requests
+        .iter()
+        .filter(|request| path.rx(request) != Verdict::Passed);
+    let hits = hits.count();
+    assert!(
+        hits > names.len() / 2,
+        "{hits} of {} are there",
+        names.len()
+    );
+}

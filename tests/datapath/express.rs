@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use fastrand::Rng;
 use prestack::doors::DoorSpec;
-use prestack_abi::cache::{Index, Line};
+use prestack_abi::cache::{GROUPS, Group, Index};
 use prestack_abi::flow::{Flow, MAX_ASKED, Mode};
 
 use crate::bytes::{get, hit, item, key_of, value_for_reply};
@@ -797,8 +797,9 @@ fn a_lost_race_leaves_the_request_as_it_was() {
     for key in &keys {
         let value = value_for_reply(key, key.len() + random.usize(40..1000)).unwrap_or_default();
         path.fill(key, &value);
-        let seqs = [0, 1].map(|line| {
-            let at = offset_of!(Index, lines) + line * size_of::<Line>() + offset_of!(Line, seq);
+        let seqs: [_; GROUPS] = std::array::from_fn(|number| {
+            let group = offset_of!(Index, groups) + number * size_of::<Group>();
+            let at = group + offset_of!(Group, seq);
             path.kernel().cache.index.atomic_u32(0, at)
         });
         is_over.store(false, Ordering::SeqCst);

@@ -32,6 +32,8 @@ const TC_ACT_UNSPEC: u32 = u32::MAX;
 pub struct Setup {
     pub seed: u64,
     pub buckets: u32,
+    /// How many times as many are in use.
+    pub parts: u32,
     pub mtu: u32,
     /// From now; zero means not at all.
     pub serve_for: Duration,
@@ -56,6 +58,7 @@ impl Default for Setup {
         Self {
             seed: 0x0123_4567_89ab_cdef,
             buckets: 64,
+            parts: 1,
             mtu: 1500,
             serve_for: Duration::from_secs(3600),
             max_age: Duration::from_secs(3600),
@@ -139,7 +142,9 @@ impl Setup {
             refresh_age_ns: clock::nanoseconds(self.refresh_age),
             settle_ns: clock::nanoseconds(self.settle),
             remember_ns: clock::nanoseconds(self.remember),
-            buckets: self.buckets,
+            base: self.buckets,
+            parts: self.parts,
+            controls: self.buckets,
             mtu: self.mtu,
             serve_reserved_ports: self.serve_reserved_ports.into(),
             rate_interval_ns: clock::nanoseconds(self.rate_interval),
@@ -148,7 +153,7 @@ impl Setup {
             tcp: self.tcp as u32,
             ..Config::empty()
         };
-        assert!(self.buckets <= BUCKETS);
+        assert!(self.buckets * self.parts <= BUCKETS);
         // As in life: exact addresses before wildcards.
         let mut doors = self.doors.clone();
         doors.sort_by_key(|door| door.address.is_none());

@@ -25,7 +25,7 @@ fn place(path: &Datapath, backend: u8, key: &str) -> Place {
 
 /// Keys of one length.
 fn keys() -> impl Iterator<Item = String> {
-    (10_000..100_000).map(|i| format!("key-{i}"))
+    (0..10_000_000).map(|i| format!("key-{i:07}"))
 }
 
 /// `count` keys of the first backend in one group, each with a tag of its own.
@@ -48,15 +48,15 @@ fn neighbours(path: &Datapath, count: usize) -> Vec<String> {
 #[test]
 fn a_key_in_the_place_of_another() {
     let mut path = one_bucket();
-    let shared = place(&path, 0, "key-00000");
+    let shared = place(&path, 0, "key-of-some");
     let other = keys().find(|key| place(&path, 0, key) == shared);
     let other = other.expect("two keys of one place");
-    path.fill("key-00000", "value");
+    path.fill("key-of-some", "value");
     path.assert_miss(&other);
-    path.fill("key-00000", "value");
+    path.fill("key-of-some", "value");
     path.fill(&other, "other");
     path.assert_hit(&other, "other");
-    path.assert_miss("key-00000");
+    path.assert_miss("key-of-some");
 }
 
 /// Their hashes are unrelated, but may agree by chance.

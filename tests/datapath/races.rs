@@ -12,7 +12,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use prestack_abi::backend::Backend;
-use prestack_abi::cache::{GRANULE, HEADER_BYTES, Index, LINE_GROUPS, Line};
+use prestack_abi::cache::{GRANULE, Group, HEADER_BYTES, Index, WAYS};
 
 use crate::binary;
 use crate::bytes::{get, hit, item};
@@ -283,14 +283,12 @@ impl<'a> Kept<'a> {
         let cache = &path.kernel().cache;
         let config = path.kernel().controls.config();
         let (place, _) = prestack::cache::place(&config, 0, key.as_bytes());
-        let line = place.group as usize / LINE_GROUPS;
-        let index = cache.index.read(place.bucket).lines[line];
-        let group = index.groups[place.group as usize % LINE_GROUPS];
-        let way = group
-            .tags
-            .to_le_bytes()
-            .into_iter()
-            .position(|tag| tag == place.tag);
+        let number = place.group as usize;
+        let group = cache.index.read(place.bucket).groups[number];
+        let way = (0..WAYS).position(|way| {
+            let of_way = |bytes: u64| bytes.to_le_bytes()[way];
+            of_way(group.tags) == place.tag && of_way(group.upper) == place.upper
+        });
         let at = group.at.to_le_bytes()[way.expect("the key is cached")];
         // What follows it in its last word is not its own.
         let len = HEADER_BYTES + hit(key, value).len();
@@ -298,7 +296,7 @@ impl<'a> Kept<'a> {
         Self {
             seq: cache.index.atomic_u32(
                 place.bucket,
-                offset_of!(Index, lines) + line * size_of::<Line>() + offset_of!(Line, seq),
+                offset_of!(Index, groups) + number * size_of::<Group>() + offset_of!(Group, seq),
             ),
             words: (0..len / 8)
                 .map(|number| cache.blocks.atomic_u64(place.bucket, word(number)))

@@ -1,6 +1,6 @@
-//! The cache proper: per bucket an index of two cache lines, and a block that holds the entries.
+//! The cache proper: per bucket an index of four cache lines, and a block that holds the entries.
 //!
-//! A key's hash names its bucket, a group of eight ways in it and an eight-bit tag. The index
+//! A key's hash names its bucket, a group of eight ways in it and a tag of 16 bits. The index
 //! alone tells a miss; a way whose tag matches says where in the block its entry lies. A block is
 //! written from start to end and around: what lies where the next entry goes is evicted. Entries
 //! take only the space they need, in granules.
@@ -16,12 +16,8 @@ pub const GRANULES: usize = BLOCK_BYTES / GRANULE;
 pub const ENTRY_GRANULES: usize = GRANULES - 1;
 /// Ways in a group.
 pub const WAYS: usize = 8;
-/// Groups in a line of the index.
-pub const LINE_GROUPS: usize = 3;
-/// Lines in a bucket's index.
-pub const LINES: usize = 2;
-/// Groups in a bucket.
-pub const GROUPS: usize = LINES * LINE_GROUPS;
+/// Groups in a bucket (a power of two).
+pub const GROUPS: usize = 8;
 
 /// Longest reply that is served, in bytes without the UDP frame: memcached's limit for one
 /// datagram (`UDP_MAX_PAYLOAD_SIZE` 1400 in memcached.h, less its 8-byte frame).
@@ -31,36 +27,40 @@ pub const MAX_REPLY: usize = 1392;
 pub const MAX_STORED: usize =
     "VALUE ".len() + 250 + " 4294967295 1364\r\n".len() + (MAX_REPLY - 28) + "\r\nEND\r\n".len();
 
-/// Eight ways of a bucket.
-#[repr(C)]
+/// Eight ways of a bucket: half a cache line.
+#[repr(C, align(32))]
 #[derive(Clone, Copy, Default)]
 pub struct Group {
-    /// One tag a byte, way 0 in the least significant; 0 is an empty way.
+    /// Seqlock of these ways and of their entries: odd while a writer is at work.
+    pub seq: u32,
+    /// In the first group: the granule at which the next entry goes.
+    pub head: u32,
+    /// The lower byte of each way's tag, way 0 in the least significant; 0 is an empty way.
     pub tags: u64,
+    /// The upper bytes, which say nothing of an empty way.
+    pub upper: u64,
     /// For each way the granule at which its entry starts, way 0 in the least significant byte.
     pub at: u64,
-}
-
-/// One cache line of a bucket's index.
-#[repr(C, align(64))]
-#[derive(Clone, Copy, Default)]
-pub struct Line {
-    /// Seqlock of the ways in this line and of their entries: odd while a writer is at work.
-    pub seq: u32,
-    /// In the first line: the granule at which the next entry goes.
-    pub head: u32,
-    /// Explicit padding.
-    pub reserved: u64,
-    /// The ways.
-    pub groups: [Group; LINE_GROUPS],
 }
 
 /// An element of the `INDEX` map.
 #[repr(C, align(64))]
 #[derive(Clone, Copy, Default)]
 pub struct Index {
-    /// The index's two cache lines.
-    pub lines: [Line; LINES],
+    /// The ways.
+    pub groups: [Group; GROUPS],
+}
+
+impl Index {
+    /// How many ways are used.
+    #[must_use]
+    pub fn used(&self) -> u64 {
+        let tags = self
+            .groups
+            .iter()
+            .flat_map(|group| group.tags.to_le_bytes());
+        tags.filter(|tag| *tag != 0).count() as u64
+    }
 }
 
 /// What precedes an entry's reply in the block.
@@ -124,25 +124,32 @@ pub struct Block {
 /// Where a key's entry would be found.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Place {
-    /// Index into `INDEX` and `BLOCKS`; [`control_of`](crate::control::control_of) it is that into
-    /// `CONTROL`.
+    /// Index into `INDEX` and `BLOCKS`.
     pub bucket: u32,
     /// Group in the bucket, below [`GROUPS`].
     pub group: u32,
-    /// Never 0.
+    /// The tag's lower byte, never 0.
     pub tag: u8,
+    /// Its upper byte.
+    pub upper: u8,
 }
 
 impl Place {
-    /// The place of the key with this hash (see `prestack_proto::hash`) among `buckets` buckets.
+    /// The place of the key with this hash (see `prestack_proto::hash`) while `parts` parts (a power of
+    /// two) of `base` buckets each are in use.
+    ///
+    /// With twice the parts a key stays where it is, or its place is in a part that was not in use: what
+    /// it has left elsewhere is never its place again.
     #[inline(always)]
     #[must_use]
-    pub const fn of(hash: u64, buckets: u32) -> Self {
+    pub const fn of(hash: u64, base: u32, parts: u32) -> Self {
         let tag = (hash & 0xff) as u8;
+        let part = (hash >> 32) as u32 & parts.wrapping_sub(1);
         Self {
-            bucket: (((hash >> 32) * buckets as u64) >> 32) as u32,
-            group: ((((hash >> 16) & 0xffff) * GROUPS as u64) >> 16) as u32,
+            bucket: (((hash >> 32) * base as u64) >> 32) as u32 + part * base,
+            group: (hash >> 16) as u32 & (GROUPS as u32 - 1),
             tag: if tag == 0 { 1 } else { tag },
+            upper: (hash >> 8) as u8,
         }
     }
 }
@@ -150,8 +157,8 @@ impl Place {
 /// Bytes of map memory that one bucket takes, over all maps sized by it.
 pub const BUCKET_BYTES: usize = size_of::<Index>() + size_of::<Block>();
 
-const _: () = assert!(size_of::<Line>() == 64);
-const _: () = assert!(size_of::<Index>() == 128);
+const _: () = assert!(size_of::<Group>() == 32);
+const _: () = assert!(size_of::<Index>() == 256);
 const _: () = assert!(size_of::<Block>() == BLOCK_BYTES);
 const _: () = assert!(HEADER_BYTES == 32 && HEADER_BYTES.is_multiple_of(GRANULE));
 const _: () = assert!(GRANULES == 256);
@@ -165,15 +172,37 @@ mod tests {
     #[test]
     fn places_stay_in_range_and_spread() {
         let mut groups = [0u32; GROUPS];
+        let mut buckets = [0u32; 1000];
         for i in 0..60_000u64 {
             let hash = i.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-            let place = Place::of(hash, 1000);
-            assert!(place.bucket < 1000 && place.group < GROUPS as u32 && place.tag != 0);
+            let place = Place::of(hash, 250, 4);
+            buckets[place.bucket as usize] += 1;
+            assert!(place.group < GROUPS as u32 && place.tag != 0);
             groups[place.group as usize] += 1;
         }
         assert!(
-            groups.iter().all(|&n| (9_000..11_000).contains(&n)),
+            groups.iter().all(|&n| (7_000..8_000).contains(&n)),
             "{groups:?}"
         );
+        assert!(
+            buckets.iter().all(|&n| (20..120).contains(&n)),
+            "{buckets:?}"
+        );
+    }
+
+    #[test]
+    fn a_place_that_was_left_is_never_taken_again() {
+        for i in 0..10_000u64 {
+            let hash = i.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            let bucket = |doublings: u32| Place::of(hash, 100, 1 << doublings).bucket;
+            let mut staying = 0;
+            for doublings in 1..17 {
+                let (old, new) = (bucket(doublings - 1), bucket(doublings));
+                staying += u32::from(old == new);
+                assert!(new == old || new >= 100 << (doublings - 1));
+                assert!(new < 100 << doublings);
+            }
+            assert!(staying < 16 || hash >> 32 & 0xffff == 0, "it never moves");
+        }
     }
 }

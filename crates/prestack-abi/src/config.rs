@@ -1,6 +1,8 @@
 //! What user space tells the datapath: written at start and when the host's sockets or
 //! addresses change, read on every packet.
 
+use crate::cache::Place;
+
 /// Most doors (address and port pairs of all backends) that can be configured.
 pub const MAX_DOORS: usize = 64;
 /// Most networks in the allow list, for each of IPv4 and IPv6.
@@ -31,8 +33,13 @@ pub struct Config {
     /// How long in ns an unanswered request is remembered; below 2³⁷ (137 s), for the stamps of
     /// forgotten ones wrap around.
     pub remember_ns: u64,
-    /// Number of buckets of the cache: elements of `INDEX` and `BLOCKS`.
-    pub buckets: u32,
+    /// Buckets of the cache, elements of `INDEX` and `BLOCKS`, in a part of it.
+    pub base: u32,
+    /// How many parts of it are in use: a power of two, which only grows (see
+    /// [`Extent`](crate::extent::Extent)).
+    pub parts: u32,
+    /// Elements of `CONTROL` that are in use.
+    pub controls: u32,
     /// Smallest MTU of the attached interfaces, in bytes: no longer IP packet is sent.
     pub mtu: u32,
     /// Used elements of `doors`.
@@ -204,7 +211,9 @@ impl Config {
             refresh_age_ns: 0,
             settle_ns: 0,
             remember_ns: 0,
-            buckets: 1,
+            base: 1,
+            parts: 1,
+            controls: 1,
             mtu: 0,
             doors_len: 0,
             allow4_len: 0,
@@ -240,6 +249,13 @@ impl Config {
         }
     }
 
+    /// Where the entry of the key with this hash is.
+    #[inline(always)]
+    #[must_use]
+    pub const fn place(&self, hash: u64) -> Place {
+        Place::of(hash, self.base, self.parts)
+    }
+
     /// Marks `port` (host byte order) as one that some door has.
     pub const fn add_port(&mut self, port: u16) {
         self.ports[port as usize / 64] |= 1 << (port % 64);
@@ -250,4 +266,4 @@ const _: () = assert!(size_of::<Door>() == 20);
 const _: () = assert!(size_of::<Link>() == 24);
 const _: () = assert!(MAX_ALLOWED == 32);
 const _: () = assert!(size_of::<Config>().is_multiple_of(64));
-const _: () = assert!(core::mem::offset_of!(Config, buckets) == 48);
+const _: () = assert!(core::mem::offset_of!(Config, base) == 48);

@@ -1,22 +1,32 @@
-//! For some buckets at a time: the lock that their writers take, their version, and the keys in them that
-//! have a write outstanding.
+//! For some keys at a time: a lock, a version, and those of them that have a write outstanding.
 //!
-//! However many buckets there are, these are so few that they stay in the CPU's cache. Buckets that share
-//! one also share its version: a write voids the tickets of a few keys more.
+//! However many keys there are, these are so few that they stay in the CPU's cache. Keys that share one
+//! also share its version: a write voids the tickets of a few keys more. Which control a key has does not
+//! depend on where its entry is.
 
-/// Elements of the `CONTROL` map (a power of two).
+/// Elements of the `CONTROL` map.
 pub const CONTROLS: usize = 8192;
 
-/// The control of a bucket.
+/// The control of the key with this hash, of the first `controls`.
 #[inline(always)]
 #[must_use]
-pub const fn control_of(bucket: u32) -> u32 {
-    bucket & (CONTROLS as u32 - 1)
+pub const fn control_of(hash: u64, controls: u32) -> u32 {
+    (((hash >> 32) * controls as u64) >> 32) as u32
+}
+
+/// Elements of the `LOCKS` map (a power of two).
+pub const LOCKS: usize = 8192;
+
+/// The lock of a bucket: buckets share them.
+#[inline(always)]
+#[must_use]
+pub const fn lock_of(bucket: u32) -> u32 {
+    bucket & (LOCKS as u32 - 1)
 }
 
 /// Outstanding writes that are told apart; when there are more, all keys count as written.
 pub const OUTSTANDING_KEYS: usize = 6;
-/// Keys of one bucket that can each have one ticket at a time.
+/// Keys of one control that can each have one ticket at a time.
 pub const CLAIMS: usize = 4;
 
 /// The kernel's `struct bpf_spin_lock` (include/uapi/linux/bpf.h). The kernel finds it by this
@@ -32,22 +42,32 @@ pub struct bpf_spin_lock {
 #[repr(C)]
 #[derive(Clone, Copy, Default)]
 pub struct Control {
-    /// Held to change the bucket's index, its block or this.
+    /// Held to change this.
     pub lock: bpf_spin_lock,
-    /// Raised by every write to a key of the bucket, after the write is marked outstanding: a
+    /// Raised by every write to one of the keys, after the write is marked outstanding: a
     /// ticket with the current version implies that the mark was seen.
     pub version: u32,
     /// Writes that are outstanding.
     pub outstanding: [Outstanding; OUTSTANDING_KEYS],
-    /// Time (see [`crate::time::SETTLE_SHIFT`]) until when every key of the bucket counts as written.
+    /// Time (see [`crate::time::SETTLE_SHIFT`]) until when all of the keys count as written.
     pub crowded_until: u32,
     /// Time (in the same unit, never 0) at which a write on a TCP flow found no mark, 0 if none has: while
-    /// some flow of the backend is owed a reply to such a write, and was ever since then, every key of
-    /// the bucket counts as written.
+    /// some flow of the backend is owed a reply to such a write, and was ever since then, all of the
+    /// keys count as written.
     pub crowded_at: u32,
     /// Tickets given: fingerprint in the upper, time (see [`crate::time::CLAIM_SHIFT`]) in the lower
     /// 16 bits; chosen by the fingerprint's last bits.
     pub claims: [u32; CLAIMS],
+}
+
+/// An element of the `LOCKS` map: held to change the indices and blocks of its buckets.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+pub struct Lock {
+    /// The kernel's.
+    pub lock: bpf_spin_lock,
+    /// Explicit padding.
+    pub reserved: u32,
 }
 
 /// A key with a write outstanding: on a TCP flow until its reply has left, else until it was answered
@@ -64,7 +84,7 @@ pub struct Outstanding {
     pub flow: u16,
     /// Upper 16 bits of the command's number on its flow.
     pub number_high: u16,
-    /// Its lower 32 bits. Of UDP writes, the bucket's version when this element was given to the key,
+    /// Its lower 32 bits. Of UDP writes, the control's version when this element was given to the key,
     /// so that a late reply to a write that has settled does not end another one.
     pub number: u32,
     /// Time (see [`crate::time::SETTLE_SHIFT`]) at which the writes count as ended if nothing ends them
@@ -90,7 +110,7 @@ impl Outstanding {
     }
 }
 
-/// What tells the keys of a bucket apart in [`Control`]: 16 bits of the key's hash.
+/// What tells keys apart in their [`Control`]: 16 bits of the key's hash.
 #[inline(always)]
 #[must_use]
 pub const fn fingerprint(hash: u64) -> u16 {
@@ -99,5 +119,6 @@ pub const fn fingerprint(hash: u64) -> u16 {
 
 const _: () = assert!(size_of::<Outstanding>() == 16);
 const _: () = assert!(size_of::<Control>() == 128);
-const _: () = assert!(CONTROLS.is_power_of_two());
+const _: () = assert!(LOCKS.is_power_of_two());
+const _: () = assert!(size_of::<Lock>() == 8);
 const _: () = assert!(core::mem::offset_of!(Control, lock) == 0);

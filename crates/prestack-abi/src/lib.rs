@@ -9,6 +9,7 @@ pub mod backend;
 pub mod cache;
 pub mod config;
 pub mod control;
+pub mod extent;
 pub mod flow;
 pub mod requests;
 pub mod socket;
@@ -57,8 +58,8 @@ pub mod names {
     pub const INDEX: &str = "INDEX";
     /// [`Block`](crate::cache::Block), by bucket.
     pub const BLOCKS: &str = "BLOCKS";
-    /// [`Control`](crate::control::Control), by what [`control_of`](crate::control::control_of) says of the
-    /// bucket.
+    /// [`Control`](crate::control::Control), by what [`control_of`](crate::control::control_of) says of a
+    /// key.
     pub const CONTROL: &str = "CONTROL";
     /// [`RequestSet`](crate::requests::RequestSet), by request name.
     pub const REQUESTS: &str = "REQUESTS";
@@ -85,4 +86,4 @@ pub mod names {
 
 /// Changes with every incompatible change of a map layout: what is pinned under another number
 /// is not adopted.
-pub const LAYOUT: u32 = 6;
+pub const LAYOUT: u32 = 7;

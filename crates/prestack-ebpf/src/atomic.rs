@@ -20,6 +20,26 @@ pub unsafe fn add(word: *mut u64, value: u64) {
     }
 }
 
+/// Raises a word by one. No load that follows is done before others see it.
+///
+/// # Safety
+///
+/// `word` is valid, aligned, and nobody else writes it.
+#[inline(always)]
+pub unsafe fn raise(word: *mut u32) {
+    // SAFETY: the caller's.
+    #[cfg(target_arch = "bpf")]
+    unsafe {
+        core::arch::asm!("lock *(u32 *)({word} + 0) += {one}", word = in(reg) word, one = in(reg) 1u64);
+    }
+    // SAFETY: the caller's.
+    #[cfg(not(target_arch = "bpf"))]
+    unsafe {
+        core::sync::atomic::AtomicU32::from_ptr(word)
+            .fetch_add(1, core::sync::atomic::Ordering::SeqCst);
+    }
+}
+
 /// Puts a value in the place of another, which is returned.
 ///
 /// # Safety

@@ -17,6 +17,7 @@ mod clock;
 mod inbound;
 mod ledger;
 mod lo;
+mod lock;
 mod maps;
 mod packet;
 mod rx;

@@ -6,7 +6,9 @@ use aya_ebpf::macros::btf_map;
 use prestack_abi::backend::{Backend, Flushes, MAX_BACKENDS, MAX_SOCKETS};
 use prestack_abi::cache::{Block, Index};
 use prestack_abi::config::Config;
-use prestack_abi::control::{CONTROLS, Control, control_of};
+use prestack_abi::control::{
+    CONTROLS, Control, LOCKS as LOCKS_COUNT, Lock, bpf_spin_lock, control_of, lock_of,
+};
 use prestack_abi::flow::{FLOW_SETS as SETS, Flow, FlowSet, HOLES as HOLES_COUNT, Hole, MAX_FLOWS};
 use prestack_abi::requests::{KeyTickets, REQUEST_SETS, RequestKey, RequestSet, SET_WAYS};
 use prestack_abi::stats::Stats;
@@ -46,10 +48,21 @@ pub static BLOCKS: Array<Block, 1, SHARED> = Array::new();
 #[btf_map]
 pub static CONTROL: Array<Control, CONTROLS> = Array::new();
 
-/// The control of a bucket.
+/// The control of the key with this hash.
 #[inline(always)]
-pub fn control(bucket: u32) -> Option<*mut Control> {
-    CONTROL.get_ptr_mut(control_of(bucket))
+pub fn control(config: &Config, hash: u64) -> Option<*mut Control> {
+    CONTROL.get_ptr_mut(control_of(hash, config.controls))
+}
+
+#[btf_map]
+pub static LOCKS: Array<Lock, LOCKS_COUNT> = Array::new();
+
+/// The lock of a bucket.
+#[inline(always)]
+pub fn lock(bucket: u32) -> Option<*mut bpf_spin_lock> {
+    let element: *mut Lock = LOCKS.get_ptr_mut(lock_of(bucket))?;
+    // SAFETY: a map element.
+    Some(unsafe { &raw mut (*element).lock })
 }
 
 #[btf_map]

@@ -3,16 +3,14 @@
 use std::sync::atomic::{Ordering, fence};
 
 use prestack_abi::{
-    cache::{
-        BLOCK_BYTES, EntryHeader, GRANULE, GROUPS, HEADER_BYTES, LINE_GROUPS, Line, Place, WAYS,
-    },
+    cache::{BLOCK_BYTES, EntryHeader, GRANULE, Group, HEADER_BYTES, Place, WAYS},
     config::Config,
 };
-use prestack_proto::hash;
+use prestack_proto::{hash, text::reply::KEY_AT};
 
 use crate::maps::{CacheMaps, Controls};
 
-/// Times a line is read again when the datapath was writing to it.
+/// Times a group is read again when the datapath was writing to it.
 const ATTEMPTS: u32 = 100;
 
 /// How much a backend has in the cache.
@@ -53,23 +51,24 @@ impl Present {
 /// Packets flow meanwhile, so the counts are of no single moment.
 #[must_use]
 pub fn usage(maps: &CacheMaps, controls: &Controls, backends: u8, now: u64) -> Vec<Usage> {
+    let config = controls.config();
     let present = Present {
         now,
-        max_age: controls.config().max_age_ns,
+        max_age: config.max_age_ns,
         epochs: (0..backends)
             .map(|backend| controls.epoch_of(backend) as u32)
             .collect(),
     };
     let mut usage = vec![Usage::default(); usize::from(backends)];
-    for bucket in 0..maps.index.len() {
+    for bucket in 0..config.base * config.parts {
         let index = maps.index.read(bucket);
-        if index.lines.iter().all(is_empty) {
+        if index.groups.iter().all(is_empty) {
             continue;
         }
         let block = maps.blocks.read(bucket);
-        for at in index.lines.iter().flat_map(positions) {
+        for at in index.groups.iter().flat_map(positions) {
             let header = header(&block.bytes, at);
-            if present.is_live(&header) {
+            if present.is_live(&header) && is_in_place(&config, bucket, &block.bytes, at) {
                 let mine = &mut usage[usize::from(header.backend)];
                 mine.entries += 1;
                 mine.bytes += EntryHeader::granules(header.reply_len.into()) * GRANULE as u64;
@@ -79,20 +78,25 @@ pub fn usage(maps: &CacheMaps, controls: &Controls, backends: u8, now: u64) -> V
     usage
 }
 
-fn is_empty(line: &Line) -> bool {
-    line.groups.iter().all(|group| group.tags == 0)
+/// Whether the entry at a granule of a bucket is where its key is looked for: not what was left there when
+/// more of the cache came into use.
+fn is_in_place(config: &Config, bucket: u32, block: &[u8; BLOCK_BYTES], at: u8) -> bool {
+    let header = header(block, at);
+    let key_at = usize::from(at) * GRANULE + HEADER_BYTES + KEY_AT as usize;
+    block
+        .get(key_at..key_at + usize::from(header.key_len))
+        .is_some_and(|key| place(config, header.backend, key).0.bucket == bucket)
 }
 
-/// The granules at which the entries of a line start.
-fn positions(line: &Line) -> impl Iterator<Item = u8> {
-    line.groups.iter().flat_map(|group| {
-        let ways = group
-            .tags
-            .to_le_bytes()
-            .into_iter()
-            .zip(group.at.to_le_bytes());
-        ways.filter(|(tag, _)| *tag != 0).map(|(_, at)| at)
-    })
+fn is_empty(group: &Group) -> bool {
+    group.tags == 0
+}
+
+/// The granules at which the entries of a group start.
+fn positions(group: &Group) -> impl Iterator<Item = u8> {
+    let tags = group.tags.to_le_bytes().into_iter();
+    let ways = tags.zip(group.at.to_le_bytes());
+    ways.filter(|(tag, _)| *tag != 0).map(|(_, at)| at)
 }
 
 fn header(block: &[u8; BLOCK_BYTES], at: u8) -> EntryHeader {
@@ -109,28 +113,28 @@ fn header(block: &[u8; BLOCK_BYTES], at: u8) -> EntryHeader {
 #[must_use]
 pub fn place(config: &Config, backend: u8, key: &[u8]) -> (Place, u64) {
     let hash = hash::key_hash(hash::backend_seed(config.seed, backend), key);
-    (Place::of(hash, config.buckets), hash)
+    (config.place(hash), hash)
 }
 
 /// The entry of a backend for `key`, dead or alive; `None` also if the datapath never stops
 /// writing to it.
 #[must_use]
 pub fn find(maps: &CacheMaps, place: Place, backend: u8, key: &[u8]) -> Option<Entry> {
-    debug_assert!((place.group as usize) < GROUPS);
-    let line = place.group as usize / LINE_GROUPS;
-    let group = place.group as usize % LINE_GROUPS;
+    let number = place.group as usize;
     for _ in 0..ATTEMPTS {
-        let before = maps.index.read(place.bucket).lines[line];
+        let before = maps.index.read(place.bucket).groups[number];
         fence(Ordering::SeqCst);
+        let tags = |bytes: u64, way: usize| bytes.to_le_bytes()[way];
         let found = (0..WAYS)
-            .filter(|way| before.groups[group].tags.to_le_bytes()[*way] == place.tag)
+            .filter(|way| tags(before.tags, *way) == place.tag)
+            .filter(|way| tags(before.upper, *way) == place.upper)
             .find_map(|way| {
                 let block = maps.blocks.read(place.bucket);
-                let at = before.groups[group].at.to_le_bytes()[way];
+                let at = before.at.to_le_bytes()[way];
                 read_entry(&block.bytes, at, backend, key)
             });
         fence(Ordering::SeqCst);
-        let after = maps.index.read(place.bucket).lines[line];
+        let after = maps.index.read(place.bucket).groups[number];
         if before.seq.is_multiple_of(2) && before.seq == after.seq {
             return found;
         }
@@ -169,7 +173,6 @@ impl Entry {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use prestack_abi::cache::Group;
 
     fn block(at: u8, header: &EntryHeader, reply: &[u8]) -> Box<[u8; BLOCK_BYTES]> {
         let mut block = Box::new([0; BLOCK_BYTES]);
@@ -206,13 +209,13 @@ mod tests {
 
     #[test]
     fn positions_are_those_of_used_ways() {
-        let mut line = Line::default();
-        assert!(is_empty(&line));
-        line.groups[1] = Group {
+        assert!(is_empty(&Group::default()));
+        let group = Group {
             tags: u64::from_le_bytes([0, 5, 0, 0, 0, 0, 0, 9]),
             at: u64::from_le_bytes([1, 2, 3, 4, 5, 6, 7, 8]),
+            ..Group::default()
         };
-        assert_eq!(positions(&line).collect::<Vec<_>>(), [2, 8]);
+        assert_eq!(positions(&group).collect::<Vec<_>>(), [2, 8]);
     }
 
     #[test]

@@ -16,7 +16,7 @@ use nix::{
         signalfd::{SfdFlags, SignalFd},
     },
 };
-use prestack_abi::{LAYOUT, config::Config};
+use prestack_abi::{LAYOUT, config::Config, control::CONTROLS, extent::Extent};
 use tracing::{debug, info, warn};
 
 use crate::{
@@ -88,6 +88,7 @@ pub struct Daemon {
     sweep: Sweep,
     swept: Instant,
     attention: Attention,
+    extent: Extent,
     mtu: u32,
     /// Said already.
     trouble: Option<String>,
@@ -131,6 +132,7 @@ impl Daemon {
             sweep: Sweep::default(),
             swept: Instant::now(),
             attention: Attention::new(options),
+            extent: options.extent,
             mtu,
             trouble: None,
         };
@@ -245,6 +247,7 @@ impl Daemon {
             if !self.attention.is_off() {
                 self.controls.serve_for(SERVE_AHEAD);
             }
+            self.look_at_extent();
             self.wait(signals)?;
             if signals.received() {
                 return Ok(());
@@ -269,6 +272,30 @@ impl Daemon {
                     debug!("cannot look for TCP connections that are gone: {error:#}");
                 }
             }
+        }
+    }
+
+    /// Gives the datapath more of the cache if what it has is full.
+    fn look_at_extent(&mut self) {
+        match maps::counters(&self.datapath.maps) {
+            Ok(stats) => {
+                if self.extent.is_full(stats.fills, stats.evictions) {
+                    self.grow();
+                }
+            }
+            Err(error) => debug!("cannot see whether the cache is full: {error}"),
+        }
+    }
+
+    /// Gives the datapath twice as much of the cache.
+    fn grow(&mut self) {
+        match maps::entries(&self.datapath.maps, self.extent.in_use()) {
+            Ok(entries) => {
+                self.extent.grow(entries);
+                self.controls.use_parts(self.extent.parts);
+                debug!("{} buckets of the cache are in use", self.extent.in_use());
+            }
+            Err(error) => debug!("cannot see what is in the cache: {error}"),
         }
     }
 
@@ -402,7 +429,9 @@ fn config(options: &Options, mtu: u32) -> io::Result<Config> {
         refresh_age_ns: max_age_ns / 4 * 3,
         settle_ns: covering_ns(options.settle),
         remember_ns: covering_ns(REMEMBER),
-        buckets: options.buckets,
+        base: options.extent.base,
+        parts: options.extent.parts,
+        controls: CONTROLS as u32,
         mtu,
         wall_offset_ns: clock::wall_offset_ns(),
         serve_reserved_ports: options.serve_reserved_ports.into(),
@@ -455,7 +484,7 @@ fn first_state(
         programs: datapath.programs.clone(),
         maps: datapath.maps,
         memory: options.memory.as_u64(),
-        buckets: options.buckets,
+        buckets: options.extent.buckets(),
         max_age_ms: u64::try_from(options.max_age.as_millis())?,
         ports: options.ports.clone(),
         pinned: options.pin,

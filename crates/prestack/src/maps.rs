@@ -15,7 +15,7 @@ use prestack_abi::{
     backend::{Backend, MAX_BACKENDS},
     cache::{Block, Index},
     config::{Config, Door, Tcp},
-    control::{Control, control_of},
+    control::Control,
     flow::{Dead, FLOW_SETS, FLOW_WAYS, Flow, FlowKey, FlowSet},
     names,
     stats::Stats,
@@ -169,6 +169,13 @@ impl Controls {
         std::thread::sleep(PROGRAMS_END);
     }
 
+    /// Says how many parts of the cache are in use: a power of two, and never fewer than before.
+    pub fn use_parts(&self, parts: u32) {
+        self.config
+            .atomic_u32(0, offset_of!(Config, parts))
+            .store(parts, Ordering::SeqCst);
+    }
+
     /// Stops serving.
     pub fn stop_serving(&self) {
         self.config
@@ -261,6 +268,15 @@ impl CacheMaps {
     }
 }
 
+/// How many entries there are in the first `buckets`, dead ones included.
+///
+/// # Errors
+/// The map is gone, or this process may not use it.
+pub fn entries(ids: &MapIds, buckets: u32) -> Result<u64, MapsError> {
+    let index: Mapping<Index> = map(names::INDEX, ids.index, buckets)?;
+    Ok((0..buckets).map(|bucket| index.read(bucket).used()).sum())
+}
+
 #[derive(Clone, Copy)]
 #[repr(transparent)]
 struct Counted(Stats);
@@ -290,15 +306,15 @@ pub fn counters(ids: &MapIds) -> Result<Stats, MapsError> {
     Ok(sum)
 }
 
-/// The outstanding writes of a bucket and those that share its lock, copied under it.
+/// The outstanding writes of a control, copied under its lock.
 ///
 /// # Errors
 /// The map is gone, or this process may not use it.
-pub fn control(ids: &MapIds, bucket: u32) -> Result<Control, MapsError> {
+pub fn control(ids: &MapIds, number: u32) -> Result<Control, MapsError> {
     let fails = || fails::<MapError>(names::CONTROL);
     let map = aya::maps::Map::Array(open(names::CONTROL, ids.control)?);
     let map = Array::<_, Controlled>::try_from(map).map_err(fails())?;
-    map.get(&control_of(bucket), LOCKED)
+    map.get(&number, LOCKED)
         .map(|Controlled(control)| control)
         .map_err(fails())
 }

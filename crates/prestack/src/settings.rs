@@ -11,7 +11,7 @@ use std::{
 use bytesize::ByteSize;
 use clap::{Args, ValueEnum};
 use ipnet::IpNet;
-use prestack_abi::cache::BUCKET_BYTES;
+use prestack_abi::{cache::BUCKET_BYTES, extent::Extent};
 use serde::{Deserialize, Deserializer};
 
 use crate::{
@@ -255,7 +255,7 @@ impl Settings {
             ports,
             addresses: self.address,
             mode: self.mode.unwrap_or_default(),
-            buckets: buckets(memory)?,
+            extent: Extent::new(buckets(memory)?),
             memory,
             max_age,
             settle,
@@ -319,7 +319,7 @@ pub struct Options {
     /// Memory of the cache.
     pub memory: ByteSize,
     /// Buckets that fit in `memory`.
-    pub buckets: u32,
+    pub extent: Extent,
     /// Greatest age of an entry.
     pub max_age: Duration,
     /// How long a write without a visible end stays outstanding.
@@ -394,10 +394,8 @@ mod tests {
         assert_eq!(options.memory, ByteSize::mib(256));
         assert_eq!(options.instance.as_str(), "default");
         assert!(options.watch_lo);
-        assert_eq!(
-            u64::from(options.buckets),
-            (256 << 20) / BUCKET_BYTES as u64
-        );
+        let bytes = u64::from(options.extent.buckets()) * BUCKET_BYTES as u64;
+        assert!(bytes <= 256 << 20 && bytes > 252 << 20, "{bytes}");
     }
 
     #[test]

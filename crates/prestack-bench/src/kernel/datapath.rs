@@ -2,16 +2,20 @@
 
 use std::collections::HashMap;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail};
 use aya::maps::{Array, PerCpuArray, ProgramArray};
 use aya::programs::{SchedClassifier, Xdp};
 use aya::{Ebpf, EbpfLoader};
-use prestack_abi::cache::BUCKET_BYTES;
+use prestack_abi::cache::{BUCKET_BYTES, Index};
 use prestack_abi::config::{Config, Door, Link, MAPPED_V4, Net4, Net6, Tcp};
+use prestack_abi::control::CONTROLS;
+use prestack_abi::extent::Extent;
 use prestack_abi::names;
 use prestack_abi::stats::Stats;
 
-use super::packet::{NETWORK4, NETWORK6, PORT, SERVER_MAC, SERVER4, SERVER6, VLAN};
+use crate::interrupt;
+
+use super::packet::{Layers, NETWORK4, NETWORK6, PORT, SERVER_MAC, SERVER4, SERVER6, VLAN};
 use super::programs::{Element, Ran, map_mut, program, program_mut, refused, run_once};
 
 /// `XDP_PASS` (include/uapi/linux/bpf.h).
@@ -23,9 +27,15 @@ const HOUR: u64 = 3_600_000_000_000;
 /// For how long an unanswered request is remembered, in ns, as `prestack run` sets it.
 const REMEMBER: u64 = 130_000_000_000;
 
+/// How often keys are asked for, at most: the cache grows meanwhile, and loses some.
+const PASSES: u32 = 30;
+/// Requests after which it is seen whether it should grow.
+const GROWS_AFTER: u32 = 1_000;
+
 /// The loaded programs and maps.
 pub(super) struct Datapath {
     ebpf: Ebpf,
+    extent: Extent,
 }
 
 impl Datapath {
@@ -38,6 +48,8 @@ impl Datapath {
 
     /// Loads the `object` with a cache of so many buckets.
     pub(super) fn with_buckets(object: &[u8], buckets: u32) -> Result<Self> {
+        let extent = Extent::new(buckets);
+        let buckets = extent.buckets();
         let mut ebpf = EbpfLoader::new()
             .map_max_entries(names::INDEX, buckets)
             .map_max_entries(names::BLOCKS, buckets)
@@ -49,9 +61,27 @@ impl Datapath {
             .load()
             .map_err(|error| refused(names::TX, error))?;
         load_steps(&mut ebpf)?;
-        let mut path = Self { ebpf };
-        path.configure(&config(buckets))?;
+        let mut path = Self { ebpf, extent };
+        path.configure(&config(extent.base))?;
         Ok(path)
+    }
+
+    /// Uses more of the cache if what is used is full, as the daemon has it.
+    fn grow(&mut self) -> Result<()> {
+        let stats = self.stats()?;
+        if !self.extent.is_full(stats.fills, stats.evictions) {
+            return Ok(());
+        }
+        let index: Array<_, Element<Index>> = map_mut(&mut self.ebpf, names::INDEX)?;
+        let mut entries = 0;
+        for bucket in 0..self.extent.in_use() {
+            let Element(index) = index.get(&bucket, 0)?;
+            entries += index.used();
+        }
+        self.extent.grow(entries);
+        let config = self.config()?;
+        let parts = self.extent.parts;
+        self.configure(&Config { parts, ..config })
     }
 
     /// Has every entry be too old at once, so that every GET fetches it anew.
@@ -99,14 +129,41 @@ impl Datapath {
         run_once(self.rx()?, packet)
     }
 
-    /// Lets a request through and the answer out, as if memcached had given it.
-    pub(super) fn exchange(&self, request: &[u8], reply: &[u8]) -> Result<()> {
-        let action = self.run_rx(request)?.action;
-        ensure!(
-            action == XDP_PASS,
-            "an empty cache did not let a request pass (XDP action {action})"
-        );
-        self.answer(reply)
+    /// Has keys asked for until all but a share of `strays` are in the cache. `lesson` gives the request
+    /// and the answer for each.
+    pub(super) fn teach(
+        &mut self,
+        keys: u32,
+        strays: f64,
+        lesson: impl Fn(u32) -> [Vec<u8>; 2],
+    ) -> Result<()> {
+        for _ in 0..PASSES {
+            let mut missed = 0;
+            for n in 0..keys {
+                let [request, reply] = lesson(n);
+                missed += u32::from(self.exchange(
+                    &Layers::V4.to_server(PORT, n as u16, &request),
+                    &Layers::V4.to_client(n as u16, &reply),
+                )?);
+                if n % GROWS_AFTER == 0 {
+                    interrupt::check()?;
+                    self.grow()?;
+                }
+            }
+            if f64::from(missed) <= strays * f64::from(keys) {
+                return Ok(());
+            }
+        }
+        bail!("after {PASSES} passes over {keys} keys too few are in the cache")
+    }
+
+    /// Lets a request through and the answer out, as if memcached had given it. False if prestack answered.
+    fn exchange(&self, request: &[u8], reply: &[u8]) -> Result<bool> {
+        let passes = self.run_rx(request)?.action == XDP_PASS;
+        if passes {
+            self.answer(reply)?;
+        }
+        Ok(passes)
     }
 
     /// Lets an answer of memcached's out.
@@ -155,7 +212,7 @@ pub(super) fn changes(before: &Stats, after: &Stats) -> HashMap<&'static str, u6
 
 /// As `prestack run` configures a memcached that listens on all addresses of a host with an IPv4
 /// and an IPv6 address.
-fn config(buckets: u32) -> Config {
+fn config(base: u32) -> Config {
     let mut config = Config {
         seed: 0x0123_4567_89ab_cdef,
         serve_until: u64::MAX,
@@ -163,7 +220,8 @@ fn config(buckets: u32) -> Config {
         refresh_age_ns: HOUR,
         settle_ns: HOUR,
         remember_ns: REMEMBER,
-        buckets,
+        base,
+        controls: CONTROLS as u32,
         mtu: 1500,
         doors_len: 3,
         allow4_len: 1,

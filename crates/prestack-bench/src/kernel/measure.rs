@@ -4,7 +4,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 use super::datapath::{Datapath, changes};
 use super::form::Spelling;
-use super::packet::{Layers, OTHER_PORT, PORT};
+use super::packet::{OTHER_PORT, PORT};
 use super::sequence::Keys;
 use super::source::{KEY_SIZE, Requests, Room, Source};
 use super::{Cost, Fate, Kind, Setup};
@@ -36,27 +36,14 @@ impl Filled {
     /// Loads prestack's `object` and has every key asked for and answered once.
     pub(super) fn new(object: &[u8], setup: Setup) -> Result<Self> {
         let dataset = Dataset::new(setup.keys, KEY_SIZE, setup.value_size)?;
-        let datapath = Datapath::load(object, setup.memory_mib)?;
-        let mut asked = 0;
+        let mut datapath = Datapath::load(object, setup.memory_mib)?;
         for spelling in [Spelling::Plain, Spelling::Base64] {
             let is_hit = |kind: &Kind| kind.is_hit() && kind.form.spelling() == spelling;
             if !setup.kinds.iter().any(is_hit) {
                 continue;
             }
-            for n in 0..setup.keys {
-                let [request, reply] = spelling.lesson(&dataset, n);
-                datapath.exchange(
-                    &Layers::V4.to_server(PORT, n as u16, &request),
-                    &Layers::V4.to_client(n as u16, &reply),
-                )?;
-                if n % 10_000 == 0 {
-                    interrupt::check()?;
-                }
-            }
-            asked += u64::from(setup.keys);
+            datapath.teach(setup.keys, STRAYS / 2.0, |n| spelling.lesson(&dataset, n))?;
         }
-        let fills = datapath.stats()?.fills;
-        ensure!(fills == asked, "{fills} answers of {asked} were stored");
         Ok(Self {
             setup,
             dataset,

@@ -69,7 +69,8 @@ impl Entry {
             if self.word(KEY_AT + done) != source.word(at + done) {
                 return false;
             }
-            done += 8;
+            // What follows is the same however many words there were: it need not be verified for each.
+            done = source.forgotten(done + 8);
         }
         let rest = len - done;
         if rest == 0 {

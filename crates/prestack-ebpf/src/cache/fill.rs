@@ -2,7 +2,7 @@
 
 use prestack_abi::cache::{
     BLOCK_BYTES, Block, ENTRY_GRANULES, EntryHeader, GRANULE, GRANULES, GROUPS, Group,
-    HEADER_BYTES, Index, LINE_GROUPS, MAX_STORED, Place, WAYS,
+    HEADER_BYTES, Index, MAX_STORED, Place, WAYS,
 };
 use prestack_abi::config::Config;
 use prestack_proto::swar;
@@ -10,8 +10,8 @@ use prestack_proto::window::{Source, Window};
 
 use super::entry::Entry;
 use super::kill::kill;
-use super::{fence, group_of};
-use crate::ledger::writes::{lock, unlock};
+use super::{fence, group_of, matches};
+use crate::lock::{lock, unlock};
 use crate::maps::{self, BLOCKS, INDEX, count};
 use crate::scratch::sum_of_reply;
 use prestack_proto::verifier::opaque;
@@ -20,7 +20,7 @@ use prestack_proto::verifier::opaque;
 pub struct Ticket {
     /// Hash of the key.
     pub key: u64,
-    /// The bucket's version when the GET arrived.
+    /// The version of the key's control when the GET arrived.
     pub version: u32,
     /// The backend's epoch then.
     pub epoch: u32,
@@ -45,7 +45,7 @@ pub struct Item {
     /// Coarse monotonic time in ns of the GET that fetched the oldest of what is known.
     pub time: u64,
     /// Where the entry is from which some of what is known was taken, if it was: its granule, and
-    /// the seqlock of its line.
+    /// the seqlock of its group.
     pub older: Option<(u64, u32)>,
 }
 
@@ -53,9 +53,10 @@ pub struct Item {
 /// given, or the older entry is no longer there.
 #[inline(always)]
 pub fn fill(config: &Config, window: &Window, item: &Item, ticket: &Ticket) -> bool {
-    let place = Place::of(ticket.key, config.buckets);
-    let (Some(control), Some(index), Some(block)) = (
-        maps::control(place.bucket),
+    let place = config.place(ticket.key);
+    let (Some(control), Some(held), Some(index), Some(block)) = (
+        maps::control(config, ticket.key),
+        maps::lock(place.bucket),
         INDEX.get_ptr_mut(place.bucket),
         BLOCKS.get_ptr_mut(place.bucket),
     ) else {
@@ -78,17 +79,20 @@ pub fn fill(config: &Config, window: &Window, item: &Item, ticket: &Ticket) -> b
         cas: item.cas,
     };
     let mut evicted = 0;
-    // SAFETY: the pointers are map elements of the same bucket; all calls between the lock and its
-    // release are inlined.
+    // A write raises the version before it takes the bucket's lock to kill the entry: either the version
+    // tells of it here, or it comes later and finds the entry.
+    // SAFETY: the pointers are map elements of the bucket, and the control of the key; all calls between
+    // the lock and its release are inlined.
     let is_valid = unsafe {
-        lock(control);
-        let is_valid = (*control).version == ticket.version && is_there(index, place, item.older);
+        lock(held);
+        let version = (&raw const (*control).version).read_volatile();
+        let is_valid = version == ticket.version && is_there(index, place, item.older);
         if is_valid {
             raise_seq(index);
             evicted = store(index, block, place, window, &header);
             raise_seq(index);
         }
-        unlock(control);
+        unlock(held);
         is_valid
     };
     count!(evictions, evicted);
@@ -102,43 +106,29 @@ unsafe fn is_there(index: *mut Index, place: Place, older: Option<(u64, u32)>) -
         return true;
     };
     let group = group_of(index, place.group);
-    let line = usize::from(place.group >= LINE_GROUPS as u32);
     // SAFETY: `index` is an element of `INDEX`, and only the lock's holder writes it.
     unsafe {
-        let same = swar::equal(tags_of(group), place.tag);
+        let same = matches(group, place);
         let at = (&raw const (*group).at).read_volatile() >> (8 * swar::first(same));
         // An entry that was killed in between has lost its tag.
-        same != 0
-            && at & 0xff == granule
-            && (&raw const (*index).lines[line].seq).read_volatile() == seq
+        same != 0 && at & 0xff == granule && (&raw const (*group).seq).read_volatile() == seq
     }
 }
 
 /// Drops the entry of the key with this hash: memcached no longer has it, or not as it was.
 #[inline(always)]
 pub fn drop_key(config: &Config, hash: u64) {
-    let place = Place::of(hash, config.buckets);
-    let (Some(control), Some(index)) =
-        (maps::control(place.bucket), INDEX.get_ptr_mut(place.bucket))
-    else {
-        return;
-    };
-    // SAFETY: as in `fill`.
-    unsafe {
-        lock(control);
-        kill(index, place);
-        unlock(control);
-    }
+    kill(config.place(hash));
 }
 
 /// Makes the seqlocks odd, or even again.
 #[inline(always)]
 unsafe fn raise_seq(index: *mut Index) {
     fence();
-    for line in 0..2 {
+    for group in 0..GROUPS {
         // SAFETY: `index` is an element of `INDEX`; only the lock's holder writes it.
         unsafe {
-            let seq = &raw mut (*index).lines[line].seq;
+            let seq = &raw mut (*index).groups[group].seq;
             seq.write_volatile(seq.read_volatile().wrapping_add(1));
         }
     }
@@ -159,7 +149,7 @@ unsafe fn store(
     let mut evicted = 0;
     // SAFETY: `index` and `block` are map elements, and only the lock's holder writes them.
     unsafe {
-        let same = swar::equal(tags_of(group), place.tag);
+        let same = matches(group, place);
         let mut at = GRANULES as u64;
         if same != 0 {
             // Fetched anew: an entry that fits stays where it is.
@@ -176,14 +166,14 @@ unsafe fn store(
         if at < GRANULES as u64 {
             way = swar::first(same);
         } else {
-            let head = &raw mut (*index).lines[0].head;
+            let head = &raw mut (*index).groups[0].head;
             at = u64::from(head.read_volatile());
             if at + granules > ENTRY_GRANULES as u64 {
                 at = 0;
             }
             evicted += clear(index, at as u8, granules as u8);
             // The entry itself may have been in the way.
-            let same = swar::equal(tags_of(group), place.tag);
+            let same = matches(group, place);
             let free = swar::equal(tags_of(group), 0);
             way = if same != 0 {
                 swar::first(same)
@@ -200,7 +190,10 @@ unsafe fn store(
         let tags = tags_of(group) & !(0xff << shift) | u64::from(place.tag) << shift;
         let ats =
             (&raw const (*group).at).read_volatile() & !(0xff << shift) | (at & 0xff) << shift;
+        let upper = (&raw const (*group).upper).read_volatile() & !(0xff << shift)
+            | u64::from(place.upper) << shift;
         (&raw mut (*group).at).write_volatile(ats);
+        (&raw mut (*group).upper).write_volatile(upper);
         (&raw mut (*group).tags).write_volatile(tags);
     }
     evicted

@@ -1,13 +1,13 @@
 //! Finding an entry: one load from the index tells a miss.
 
-use prestack_abi::cache::{EntryHeader, LINE_GROUPS, Line, Place};
+use prestack_abi::cache::{EntryHeader, Group};
 use prestack_abi::config::Config;
 use prestack_proto::swar;
 use prestack_proto::text::reply::END_LEN;
 use prestack_proto::window::Source;
 
 use super::entry::Entry;
-use super::{fence, group_of};
+use super::{fence, group_of, matches};
 use crate::maps::{BLOCKS, INDEX};
 
 /// A live entry as it was when it was looked at. After its bytes have been copied,
@@ -15,8 +15,8 @@ use crate::maps::{BLOCKS, INDEX};
 #[derive(Clone, Copy)]
 pub struct Found {
     pub entry: Entry,
-    line: *const Line,
-    /// The seqlock of its line.
+    group: *const Group,
+    /// The seqlock of its group.
     pub seq: u32,
     /// Its position, in granules.
     pub granule: u64,
@@ -58,8 +58,8 @@ impl Found {
     #[inline(always)]
     pub fn is_unchanged(&self) -> bool {
         fence();
-        // SAFETY: the line is an element of `INDEX`.
-        unsafe { (&raw const (*self.line).seq).read_volatile() == self.seq }
+        // SAFETY: the group is part of an element of `INDEX`.
+        unsafe { (&raw const (*self.group).seq).read_volatile() == self.seq }
     }
 }
 
@@ -92,22 +92,15 @@ pub fn find_with(query: Query, key_len: u64, has_key: impl FnOnce(Entry) -> bool
         now,
         hash,
     } = query;
-    let place = Place::of(hash, config.buckets);
+    let place = config.place(hash);
     let index = INDEX.get_ptr_mut(place.bucket)?;
-    let line = (index as u64
-        + if place.group >= LINE_GROUPS as u32 {
-            64
-        } else {
-            0
-        }) as *const Line;
     let group = group_of(index, place.group);
-    // SAFETY: `line` and `group` are parts of an element of `INDEX`.
-    let (seq, tags) = unsafe {
-        let seq = (&raw const (*line).seq).read_volatile();
+    // SAFETY: `group` is part of an element of `INDEX`.
+    let (seq, matches) = unsafe {
+        let seq = (&raw const (*group).seq).read_volatile();
         fence();
-        (seq, (&raw const (*group).tags).read_volatile())
+        (seq, matches(group, place))
     };
-    let matches = swar::equal(tags, place.tag);
     if matches == 0 || seq & 1 != 0 {
         return None;
     }
@@ -130,7 +123,7 @@ pub fn find_with(query: Query, key_len: u64, has_key: impl FnOnce(Entry) -> bool
     }
     Some(Found {
         entry,
-        line,
+        group,
         seq,
         granule,
         reply_len: u64::from(header.reply_len),

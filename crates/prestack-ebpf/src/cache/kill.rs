@@ -3,22 +3,39 @@
 use prestack_abi::cache::{Index, Place};
 use prestack_proto::swar;
 
-use super::group_of;
+use super::{group_of, matches};
+use crate::lock::{lock, unlock};
+use crate::maps::{self, INDEX};
 
-/// Removes what is in the cache under the tag of `place`: the entry of the key, or of one that
-/// could be taken for it. The bucket's lock is held.
+/// Removes what is in the cache at `place`: the entry of the key, or of one that could be taken for it.
+#[inline(always)]
+pub fn kill(place: Place) {
+    let (Some(held), Some(index)) = (maps::lock(place.bucket), INDEX.get_ptr_mut(place.bucket))
+    else {
+        return;
+    };
+    // SAFETY: the index is that of the lock's bucket; all calls between the lock and its release are
+    // inlined.
+    unsafe {
+        lock(held);
+        remove(index, place);
+        unlock(held);
+    }
+}
+
+/// [`kill`] while the bucket's lock is held.
 ///
 /// # Safety
 ///
 /// `index` points to the element of `INDEX` that `place` names.
 #[inline(always)]
-pub unsafe fn kill(index: *mut Index, place: Place) {
+unsafe fn remove(index: *mut Index, place: Place) {
     let group = group_of(index, place.group);
     // SAFETY: the group is part of an element of `INDEX`; only the lock's holder writes it.
     unsafe {
-        let tags = (&raw mut (*group).tags).read_volatile();
-        let matches = swar::equal_all(tags, place.tag);
+        let matches = matches(group, place);
         if matches != 0 {
+            let tags = (&raw mut (*group).tags).read_volatile();
             (&raw mut (*group).tags).write_volatile(tags & !swar::widen(matches));
         }
     }

@@ -7,8 +7,8 @@ pub mod kill;
 
 use core::sync::atomic::{Ordering, compiler_fence};
 
-use prestack_abi::cache::{Group, Index, LINE_GROUPS};
-
+use prestack_abi::cache::{Group, Index, Place};
+use prestack_proto::swar;
 use prestack_proto::verifier::opaque;
 
 /// Keeps loads and stores on their side of this point. The architectures supported (x86-64) keep
@@ -21,12 +21,23 @@ pub fn fence() {
 /// The group with this number, which is below `GROUPS`.
 #[inline(always)]
 pub fn group_of(index: *mut Index, group: u32) -> *mut Group {
-    let group = opaque(u64::from(group));
-    let line = u64::from(group >= LINE_GROUPS as u64);
-    // The second line's head comes between the third and the fourth group.
-    let at = 16 + group * 16 + line * 16;
+    let at = opaque(u64::from(group)) * size_of::<Group>() as u64;
     (index as u64 + at) as *mut Group
 }
 
-const _: () = assert!(size_of::<Group>() == 16 && LINE_GROUPS == 3);
-const _: () = assert!(core::mem::offset_of!(prestack_abi::cache::Line, groups) == 16);
+/// The top bit of the byte of every way that is used under the tag of this place.
+///
+/// # Safety
+///
+/// `group` is part of an element of `INDEX`.
+#[inline(always)]
+pub unsafe fn matches(group: *const Group, place: Place) -> u64 {
+    // SAFETY: the caller's.
+    let (tags, upper) = unsafe {
+        (
+            (&raw const (*group).tags).read_volatile(),
+            (&raw const (*group).upper).read_volatile(),
+        )
+    };
+    swar::equal_all(tags, place.tag) & swar::equal_all(upper, place.upper)
+}

@@ -1,6 +1,5 @@
 //! Tickets: the licence of a GET's reply to fill the cache.
 
-use prestack_abi::cache::Place;
 use prestack_abi::config::Config;
 use prestack_abi::control::{CLAIMS, fingerprint};
 use prestack_abi::time::{CLAIM_SHIFT, CLAIM_UNITS};
@@ -10,7 +9,7 @@ use super::{backend, flushes};
 use crate::cache::fence;
 use crate::maps;
 
-/// A ticket for this key: the version that its bucket must still have when the reply comes. `None`
+/// A ticket for this key: the version that its control must still have when the reply comes. `None`
 /// while a write to the key may be under way or another GET is fetching it.
 #[inline(always)]
 pub fn take(config: &Config, backend: u8, hash: u64, now: u64) -> Option<u32> {
@@ -21,7 +20,7 @@ pub fn take(config: &Config, backend: u8, hash: u64, now: u64) -> Option<u32> {
 /// Claims the key for one GET: false while another one is fetching it.
 #[inline(always)]
 fn claim(config: &Config, hash: u64, now: u64) -> bool {
-    let Some(control) = maps::control(Place::of(hash, config.buckets).bucket) else {
+    let Some(control) = maps::control(config, hash) else {
         return false;
     };
     let key = fingerprint(hash);
@@ -42,7 +41,7 @@ fn claim(config: &Config, hash: u64, now: u64) -> bool {
 /// Gives up the claim on a key: the next GET may fetch it.
 #[inline(always)]
 pub fn release(config: &Config, hash: u64) {
-    let Some(control) = maps::control(Place::of(hash, config.buckets).bucket) else {
+    let Some(control) = maps::control(config, hash) else {
         return;
     };
     let key = fingerprint(hash);
@@ -63,8 +62,7 @@ pub fn release(config: &Config, hash: u64) {
 /// one, and the ticket void.
 #[inline(always)]
 fn version(config: &Config, number: u8, hash: u64, now: u64) -> Option<u32> {
-    let bucket = Place::of(hash, config.buckets).bucket;
-    let control = maps::control(bucket)?;
+    let control = maps::control(config, hash)?;
     let backend = backend::backend(number)?;
     if flushes::is_due(backend, now) {
         flushes::look(number);
@@ -80,5 +78,5 @@ fn version(config: &Config, number: u8, hash: u64, now: u64) -> Option<u32> {
         }
         version
     };
-    (!is_outstanding(bucket, number, fingerprint(hash), now)).then_some(version)
+    (!is_outstanding(config, number, hash, now)).then_some(version)
 }

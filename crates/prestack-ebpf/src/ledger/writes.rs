@@ -1,17 +1,17 @@
 //! Writes: from the moment one arrives until it ends, no ticket is given for its key.
 
-use aya_ebpf::helpers::{bpf_spin_lock, bpf_spin_unlock};
 use prestack_abi::cache::Place;
 use prestack_abi::config::Config;
-use prestack_abi::control::{Control, OUTSTANDING_KEYS, Outstanding, fingerprint};
+use prestack_abi::control::{Control, OUTSTANDING_KEYS, Outstanding, control_of, fingerprint};
 use prestack_abi::time::{SETTLE_SHIFT, is_ahead};
 
-use crate::cache::{fence, group_of, kill::kill};
-use crate::clock;
+use crate::cache::{fence, kill::kill};
 use crate::ledger::backend;
-use crate::maps::{self, FLOWS, INDEX, count};
+use crate::lock::{lock, unlock};
+use crate::maps::{self, CONTROL, FLOWS, count};
 use crate::scratch::scratch;
 use crate::tcp::doubt;
+use crate::{atomic, clock};
 
 /// What ends a write.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -24,28 +24,6 @@ pub enum End {
     Owed { flow: u16, number: u64 },
     /// The reply to any command from this number on, or time.
     Quiet { flow: u16, number: u64 },
-}
-
-/// The lock of a bucket.
-///
-/// # Safety
-///
-/// `control` is an element of `CONTROL`; until [`unlock`] nothing is called.
-#[inline(always)]
-pub unsafe fn lock(control: *mut Control) {
-    // SAFETY: the caller's.
-    unsafe { bpf_spin_lock((&raw mut (*control).lock).cast()) };
-}
-
-/// Opens the lock of a bucket.
-///
-/// # Safety
-///
-/// The lock is held.
-#[inline(always)]
-pub unsafe fn unlock(control: *mut Control) {
-    // SAFETY: the caller's.
-    unsafe { bpf_spin_unlock((&raw mut (*control).lock).cast()) };
 }
 
 /// What became of the mark of a write.
@@ -94,15 +72,9 @@ extern "C" fn prestack_write_arrived(hash: u64, writes: u64, flow: u64, number: 
     let Some(config) = backend::config() else {
         return 0;
     };
-    let place = Place::of(hash, config.buckets);
-    let (Some(control), Some(index)) =
-        (maps::control(place.bucket), INDEX.get_ptr_mut(place.bucket))
-    else {
+    let Some(control) = maps::control(config, hash) else {
         return 0;
     };
-    // On its way from memory while the marks are looked at: under the lock it would be waited for.
-    // SAFETY: a map element.
-    unsafe { (&raw const (*group_of(index, place.group)).tags).read_volatile() };
     let now = clock::now();
     // A reply over UDP may be late as long as its request is remembered.
     let is_udp_owed = writes as u16 == 1;
@@ -120,23 +92,30 @@ extern "C" fn prestack_write_arrived(hash: u64, writes: u64, flow: u64, number: 
         until: settles_at(now + span),
     };
     let key = u64::from(fingerprint(hash));
-    let over = prestack_look_at_marks(u64::from(place.bucket), key, now);
+    let over = prestack_look_at_marks(u64::from(control_of(hash, config.controls)), key, now);
     let Some(scratch) = scratch() else { return 0 };
     // SAFETY: this CPU's scratch.
     let seen = unsafe { &raw const (*scratch).marks };
-    // SAFETY: `control` and `index` are map elements of the same bucket; all calls between the lock
-    // and its release are inlined.
+    // SAFETY: `control` is a map element; all calls between the lock and its release are inlined.
     let marked = unsafe {
-        lock(control);
+        lock(&raw mut (*control).lock);
         let marked = mark(control, &new, seen, over);
         fence();
-        let version = (*control).version.wrapping_add(1);
-        (&raw mut (*control).version).write_volatile(version);
-        kill(index, place);
-        unlock(control);
+        atomic::raise(&raw mut (*control).version);
+        unlock(&raw mut (*control).lock);
         marked
     };
+    kill(current_place(config, hash));
     MADE | marked
+}
+
+/// Where the entry of a key is, read anew: a fill that comes to know of more parts of the cache after this
+/// also knows of the version that was raised before.
+#[inline(always)]
+fn current_place(config: &Config, hash: u64) -> Place {
+    // SAFETY: a reference; user space writes it.
+    let parts = unsafe { (&raw const config.parts).read_volatile() };
+    Place::of(hash, config.base, parts)
 }
 
 /// A time in ns in the unit of `Outstanding::until`, rounded up.
@@ -151,13 +130,13 @@ fn later(a: u32, b: u32) -> u32 {
     if a.wrapping_sub(b) as i32 > 0 { a } else { b }
 }
 
-/// Copies the marks of a bucket to the scratch's `marks`, and returns one bit for each that is known to be
+/// Copies the marks of a control to the scratch's `marks`, and returns one bit for each that is known to be
 /// over: those with this fingerprint, and the first of the others that are, which is all that a new mark
 /// needs. Done before the lock is taken, under which no flow can be looked up.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn prestack_look_at_marks(bucket: u64, key: u64, now: u64) -> u64 {
-    let (Some(scratch), Some(control)) = (scratch(), maps::control(bucket as u32)) else {
+extern "C" fn prestack_look_at_marks(number: u64, key: u64, now: u64) -> u64 {
+    let (Some(scratch), Some(control)) = (scratch(), CONTROL.get_ptr_mut(number as u32)) else {
         return 0;
     };
     let mut over = 0;
@@ -236,7 +215,7 @@ unsafe fn is_same(a: *const Outstanding, b: *const Outstanding) -> bool {
 ///
 /// # Safety
 ///
-/// The bucket's lock is held.
+/// The control's lock is held.
 #[inline(always)]
 unsafe fn mark(
     control: *mut Control,
@@ -304,10 +283,10 @@ unsafe fn mark(
     CROWDED
 }
 
-/// Every key of the bucket of this one counts as written from now on, while flows crowd the backend.
+/// Every key of the control of this one counts as written from now on, while flows crowd the backend.
 #[inline(always)]
 pub fn crowd(config: &Config, hash: u64) {
-    if let Some(control) = maps::control(Place::of(hash, config.buckets).bucket) {
+    if let Some(control) = maps::control(config, hash) {
         let now = (clock::now() >> SETTLE_SHIFT) as u32;
         // SAFETY: `control` is a map element; of two times that are written at once either will do.
         unsafe { (&raw mut (*control).crowded_at).write_volatile(now | u32::from(now == 0)) };
@@ -318,17 +297,14 @@ pub fn crowd(config: &Config, hash: u64) {
 /// since may be older than it, and is killed.
 #[inline(always)]
 pub fn ended(config: &Config, hash: u64, generation: u32) {
-    let place = Place::of(hash, config.buckets);
-    let (Some(control), Some(index)) =
-        (maps::control(place.bucket), INDEX.get_ptr_mut(place.bucket))
-    else {
+    let Some(control) = maps::control(config, hash) else {
         return;
     };
     let key = fingerprint(hash);
     let now = clock::now();
     // SAFETY: as in `arrived`.
-    unsafe {
-        lock(control);
+    let is_outstanding = unsafe {
+        lock(&raw mut (*control).lock);
         let mut is_outstanding = is_ahead((*control).crowded_until, now);
         for i in 0..OUTSTANDING_KEYS {
             let mark = &raw mut (*control).outstanding[i];
@@ -348,28 +324,33 @@ pub fn ended(config: &Config, hash: u64, generation: u32) {
             }
         }
         if !is_outstanding {
-            let version = (*control).version.wrapping_add(1);
-            (&raw mut (*control).version).write_volatile(version);
-            kill(index, place);
+            atomic::raise(&raw mut (*control).version);
         }
-        unlock(control);
+        unlock(&raw mut (*control).lock);
+        is_outstanding
+    };
+    if !is_outstanding {
+        kill(current_place(config, hash));
     }
 }
 
-/// Whether a write to a key of the bucket, with this fingerprint, is outstanding. Takes no lock: see
+/// Whether a write to the key with this hash may be outstanding. Takes no lock: see
 /// [`version`](super::tickets).
 #[inline(always)]
-pub fn is_outstanding(bucket: u32, backend: u8, key: u16, now: u64) -> bool {
-    prestack_is_outstanding(u64::from(bucket), u64::from(backend), u64::from(key), now) != 0
+pub fn is_outstanding(config: &Config, backend: u8, hash: u64, now: u64) -> bool {
+    let number = control_of(hash, config.controls);
+    let key = fingerprint(hash);
+    prestack_is_outstanding(number.into(), backend.into(), key.into(), now) != 0
 }
 
 /// A global function, like [`prestack_write_arrived`].
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn prestack_is_outstanding(bucket: u64, number: u64, key: u64, now: u64) -> u64 {
-    let (Some(control), Some(backend)) =
-        (maps::control(bucket as u32), backend::backend(number as u8))
-    else {
+extern "C" fn prestack_is_outstanding(control: u64, backend: u64, key: u64, now: u64) -> u64 {
+    let (Some(control), Some(backend)) = (
+        CONTROL.get_ptr_mut(control as u32),
+        backend::backend(backend as u8),
+    ) else {
         return 1;
     };
     // SAFETY: map elements.

@@ -2,7 +2,7 @@
 
 use aya_ebpf::helpers::generated::bpf_skb_load_bytes;
 use aya_ebpf::programs::TcContext;
-use prestack_abi::cache::{EntryHeader, MAX_REPLY, Place};
+use prestack_abi::cache::{EntryHeader, MAX_REPLY};
 use prestack_abi::config::Config;
 use prestack_abi::requests::{KeyTicket, Kind, MULTI_KEYS, REQUEST_KEY_WORDS, Request, RequestKey};
 use prestack_proto::hash::{backend_seed, hash_key, scan_key};
@@ -292,7 +292,7 @@ fn store(
 /// Whether an entry has the data that the reply shows.
 #[inline(always)]
 fn has_data(config: &Config, hash: u64, item: &Item, entry: &Found) -> bool {
-    let bucket = Place::of(hash, config.buckets).bucket;
+    let bucket = config.place(hash).bucket;
     let len = item.data_len;
     prestack_has_data(u64::from(bucket), entry.granule, entry.data, item.data, len) != 0
 }

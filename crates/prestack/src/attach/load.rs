@@ -68,7 +68,7 @@ impl Datapath {
     /// # Errors
     /// The kernel refused.
     pub fn load(options: &Options) -> Result<Self, LoadError> {
-        let (buckets, memory) = (options.buckets, options.memory);
+        let (buckets, memory) = (options.extent.buckets(), options.memory);
         let sources = if options.rate_limit.is_some() {
             RATED_SOURCES
         } else {

@@ -4,7 +4,7 @@ use std::{os::unix::ffi::OsStrExt as _, time::Duration};
 
 use prestack_abi::{
     cache::EntryHeader,
-    control::{Control, Outstanding, fingerprint},
+    control::{Control, Outstanding, control_of, fingerprint},
     time::is_ahead,
 };
 use prestack_proto::MAX_KEY;
@@ -47,7 +47,7 @@ pub fn inspect(args: &InspectArgs) -> anyhow::Result<String> {
         let number = backend.number;
         let (place, hash) = cache::place(&config, number, key);
         let entry = cache::find(&maps, place, number, key);
-        let control = maps::control(&running.state.maps, place.bucket)?;
+        let control = maps::control(&running.state.maps, control_of(hash, config.controls))?;
         let now = clock::now_ns();
         let epoch = running.controls.epoch_of(number);
         let mut rows = vec![("backend", format!("{number} (memcached {})", backend.pid))];

@@ -1,0 +1,129 @@
+//! How much of the cache is in use: few buckets for few keys, so that they lie close together.
+//!
+//! The cache is divided into parts of the same number of buckets. One is in use at first, and twice as
+//! many whenever so much is evicted that hits must be lost, until all are.
+
+/// Fewest buckets in a part, unless there are fewer in all.
+const LEAST: u32 = 64;
+/// Evictions that are counted before anything follows from them.
+const ENOUGH: u64 = 64;
+/// There are too few parts if more than one in so many fills evicts.
+const FEW: u64 = 16;
+
+/// The parts of a cache, and those in use.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Extent {
+    /// Buckets in a part.
+    pub base: u32,
+    /// Parts in use.
+    pub parts: u32,
+    /// Parts in all, a power of two as well.
+    pub most: u32,
+    /// Fills and evictions that have been judged.
+    fills: u64,
+    evictions: u64,
+    /// Fills after which it is judged again.
+    rests_until: u64,
+}
+
+impl Extent {
+    /// A cache of at most `buckets` (1 or more), in its first part.
+    #[must_use]
+    pub const fn new(buckets: u32) -> Self {
+        let mut doublings = 0;
+        while buckets >> (doublings + 1) >= LEAST {
+            doublings += 1;
+        }
+        Self {
+            base: buckets >> doublings,
+            parts: 1,
+            most: 1 << doublings,
+            fills: 0,
+            evictions: 0,
+            rests_until: 0,
+        }
+    }
+
+    /// All buckets: up to one in 64 fewer than there could be.
+    #[must_use]
+    pub const fn buckets(&self) -> u32 {
+        self.base * self.most
+    }
+
+    /// All buckets that are in use.
+    #[must_use]
+    pub const fn in_use(&self) -> u32 {
+        self.base * self.parts
+    }
+
+    /// Whether these totals say that too few parts are in use: then [`grow`](Self::grow).
+    ///
+    /// What is evicted is also what nobody asks for any more, or what is too old to be served: then
+    /// nothing is gained but nothing lost either.
+    pub const fn is_full(&mut self, fills: u64, evictions: u64) -> bool {
+        if self.parts == self.most {
+            return false;
+        }
+        if fills < self.rests_until {
+            self.fills = fills;
+            self.evictions = evictions;
+            return false;
+        }
+        let evicted = evictions.saturating_sub(self.evictions);
+        if evicted <= ENOUGH {
+            return false;
+        }
+        let is_full = evicted.saturating_mul(FEW) > fills.saturating_sub(self.fills);
+        self.fills = fills;
+        self.evictions = evictions;
+        is_full
+    }
+
+    /// Doubles the parts in use. There are so many `entries`, half of which will be asked for elsewhere:
+    /// what evicts those says nothing, so as many fills are let go by.
+    pub const fn grow(&mut self, entries: u64) {
+        self.parts *= 2;
+        self.rests_until = self.fills + entries;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn little_is_left_over() {
+        for buckets in 1..10_000 {
+            let extent = Extent::new(buckets);
+            assert!(extent.base < 2 * LEAST && extent.parts == 1);
+            assert!(extent.buckets() <= buckets && extent.most.is_power_of_two());
+            assert!(buckets - extent.buckets() <= buckets / 64);
+            assert_eq!(Extent::new(extent.buckets()), extent);
+        }
+        assert_eq!(Extent::new(u32::MAX).most, 1 << 25);
+    }
+
+    #[test]
+    fn it_is_full_when_much_is_evicted() {
+        let mut extent = Extent::new(256);
+        assert_eq!((extent.base, extent.most, extent.in_use()), (64, 4, 64));
+        assert!(!extent.is_full(5_000, 0), "nothing is evicted");
+        assert!(!extent.is_full(5_064, 64), "too few to say");
+        assert!(!extent.is_full(6_100, 65), "few of the fills evict");
+        assert!(!extent.is_full(6_140, 105), "too few since then");
+        assert!(extent.is_full(6_200, 165), "half of them do");
+    }
+
+    #[test]
+    fn it_rests_after_it_has_grown() {
+        let mut extent = Extent::new(256);
+        assert!(extent.is_full(5_000, 2_000));
+        extent.grow(1_000);
+        assert_eq!(extent.in_use(), 128);
+        assert!(!extent.is_full(5_999, 2_900), "what was left is evicted");
+        assert!(!extent.is_full(6_000, 2_964), "too few since then");
+        assert!(extent.is_full(6_100, 3_064));
+        extent.grow(0);
+        assert!(!extent.is_full(9_000, 5_000), "there are no more");
+    }
+}
