@@ -28,8 +28,8 @@ pub struct bpf_spin_lock {
     pub val: u32,
 }
 
-/// An element of the `CONTROL` map.
-#[repr(C)]
+/// An element of the `CONTROL` map: two cache lines.
+#[repr(C, align(64))]
 #[derive(Clone, Copy, Default)]
 pub struct Control {
     /// Held to change the bucket's index, its block or this.
@@ -37,8 +37,6 @@ pub struct Control {
     /// Raised by every write to a key of the bucket, after the write is marked outstanding: a
     /// ticket with the current version implies that the mark was seen.
     pub version: u32,
-    /// Writes that are outstanding.
-    pub outstanding: [Outstanding; OUTSTANDING_KEYS],
     /// Time (see [`crate::time::SETTLE_SHIFT`]) until when every key of the bucket counts as written.
     pub crowded_until: u32,
     /// Time (in the same unit, never 0) at which a write on a TCP flow found no mark, 0 if none has: while
@@ -48,6 +46,8 @@ pub struct Control {
     /// Tickets given: fingerprint in the upper, time (see [`crate::time::CLAIM_SHIFT`]) in the lower
     /// 16 bits; chosen by the fingerprint's last bits.
     pub claims: [u32; CLAIMS],
+    /// Writes that are outstanding.
+    pub outstanding: [Outstanding; OUTSTANDING_KEYS],
 }
 
 /// A key with a write outstanding: on a TCP flow until its reply has left, else until it was answered

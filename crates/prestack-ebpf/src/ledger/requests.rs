@@ -6,6 +6,7 @@ use prestack_abi::requests::{
     Kind, LOST_SHIFT, LOST_STAMPS, REQUEST_SETS, Request, SEEN_SHIFT, SET_WAYS,
 };
 use prestack_proto::hash;
+use prestack_proto::verifier::opaque;
 
 use super::backend;
 use super::writes::{self, End};
@@ -131,6 +132,38 @@ fn rank(request: &Request) -> u64 {
     dear << TIME_BITS | request.time
 }
 
+/// Less than any [`rank`]: the place is free.
+const FREE: u64 = 0;
+
+/// Whether a request has been remembered for as long as it is to be, at the time `now` in the unit of
+/// `Request::seen`.
+///
+/// # Safety
+///
+/// The request can be read.
+#[inline(always)]
+unsafe fn is_over(request: *const Request, now: u32, config: &Config) -> bool {
+    // SAFETY: the caller's.
+    age(unsafe { (*request).seen }, now) << SEEN_SHIFT > config.remember_ns
+}
+
+/// The [`rank`] of a request, or [`FREE`] if it [`is_over`].
+///
+/// # Safety
+///
+/// The request can be read.
+#[inline(always)]
+unsafe fn rank_or_free(request: *const Request, now: u32, config: &Config) -> u64 {
+    // SAFETY: the caller's.
+    unsafe {
+        if is_over(request, now, config) {
+            FREE
+        } else {
+            rank(&*request)
+        }
+    }
+}
+
 /// Place of a request in `REQUESTS`, also its index in `KEY_TICKETS`.
 pub type Slot = u32;
 
@@ -142,6 +175,21 @@ pub enum Asker {
     /// Of one that may not, and shall not fill the memory of requests: of its requests only writes, and
     /// what was not understood, are remembered.
     Stranger,
+}
+
+/// Has what [`remember`] will look at brought from memory meanwhile: under the lock it would be waited for.
+#[inline(always)]
+pub fn expect(name: u64) {
+    let Some(requests) = REQUESTS.get_ptr_mut(set_of(name)) else {
+        return;
+    };
+    let stamp = (name >> 1) as usize & (LOST_STAMPS - 1);
+    // SAFETY: a map element, and an index in bounds.
+    unsafe {
+        (&raw const (*requests).names[0]).read_volatile();
+        (&raw const (*requests).requests[0].seen).read_volatile();
+        (&raw const (*requests).stamps[stamp].lost).read_volatile();
+    }
 }
 
 /// Remembers a request that is let through. Returns its place, and the serial number of its tickets,
@@ -171,98 +219,97 @@ pub fn remember(
         !is_strange || request.kind == Kind::Write as u8 || request.kind == Kind::Odd as u8;
     let is_certain;
     let serial;
-    // SAFETY: `requests` is a map element; nothing is called under its lock.
+    // SAFETY: `requests` is a map element, and indices are in bounds; nothing is called under its lock.
     unsafe {
         bpf_spin_lock((&raw mut (*requests).lock).cast());
         serial = (*requests).serial.wrapping_add(1);
         (*requests).serial = serial;
         let mut cheapest = u64::MAX;
         for i in 0..SET_WAYS {
-            let held = (*requests).names[i];
-            let age = age((*requests).requests[i].seen, seen);
-            let is_over = held == 0 || age << SEEN_SHIFT > config.remember_ns;
+            let held = (&raw const (*requests).names[i]).read_volatile();
             // The name itself is found even when its time is over: it is then taken anew.
             if held == name {
                 way = i;
-                is_known = !is_over;
+                is_known = !is_over(&raw const (*requests).requests[i], seen, config);
                 has_lost = false;
                 break;
             }
-            let rank = if is_over {
-                0
+            // Nothing is cheaper than a place that is free.
+            if cheapest == FREE {
+                continue;
+            }
+            let rank = if held == 0 {
+                FREE
             } else {
-                rank(&(*requests).requests[i])
+                rank_or_free(&raw const (*requests).requests[i], seen, config)
             };
             if rank < cheapest {
                 cheapest = rank;
                 way = i;
-                has_lost = !is_over;
+                has_lost = rank != FREE;
             }
         }
-        for i in 0..SET_WAYS {
-            if i != way {
-                continue;
-            }
-            let held = &raw mut (*requests).requests[i];
-            if !is_known && !is_kept {
-                continue;
-            }
-            if is_known {
-                // Replies under this name can no longer be told apart. The first GET's ticket
-                // stands: nothing has been written since, or its version tells. What ends the
-                // answer to one key is no end among several, so only GETs of one kind are counted.
-                let gets = request.kind <= Kind::MultiGet as u8 && (*held).kind == request.kind;
-                if gets && (*held).unanswered < u8::MAX {
-                    (*held).unanswered += 1;
-                } else {
-                    let is_odd = request.kind == Kind::Odd as u8 || (*held).kind == Kind::Odd as u8;
-                    if (*held).kind == Kind::Write as u8 {
-                        doubted = [(*held).key, u64::from((*held).version)];
-                    }
-                    (*held).kind = if is_odd { Kind::Odd } else { Kind::Endless } as u8;
-                    (*held).tickets = 0;
-                    (*held).time = now;
-                }
+        let place = opaque(way as u64) & (SET_WAYS as u64 - 1);
+        let held_name = (&raw mut (*requests).names)
+            .cast::<u64>()
+            .add(place as usize);
+        let held = (&raw mut (*requests).requests)
+            .cast::<Request>()
+            .add(place as usize);
+        if is_known {
+            // Replies under this name can no longer be told apart. The first GET's ticket
+            // stands: nothing has been written since, or its version tells. What ends the
+            // answer to one key is no end among several, so only GETs of one kind are counted.
+            let gets = request.kind <= Kind::MultiGet as u8 && (*held).kind == request.kind;
+            if gets && (*held).unanswered < u8::MAX {
+                (*held).unanswered += 1;
             } else {
-                if has_lost {
-                    let lost = ((*requests).names[i] >> 1) as usize & (LOST_STAMPS - 1);
-                    let (old, new) = ((*requests).lost[lost], stamp_of((*held).seen));
-                    (*requests).lost[lost] = later_stamp(old, new, stamp);
+                let is_odd = request.kind == Kind::Odd as u8 || (*held).kind == Kind::Odd as u8;
+                if (*held).kind == Kind::Write as u8 {
+                    doubted = [(*held).key, u64::from((*held).version)];
                 }
-                (*requests).names[i] = name;
-                *held = *request;
-                if request.kind == Kind::MultiGet as u8 {
-                    (*held).version = serial;
-                }
+                (*held).kind = if is_odd { Kind::Odd } else { Kind::Endless } as u8;
+                (*held).tickets = 0;
+                (*held).time = now;
             }
-            if !is_known || (own_seen.wrapping_sub((*held).seen) as i32) > 0 {
+            if (own_seen.wrapping_sub((*held).seen) as i32) > 0 {
                 (*held).seen = own_seen;
             }
+        } else if is_kept {
+            if has_lost {
+                let lost = (held_name.read_volatile() >> 1) as usize & (LOST_STAMPS - 1);
+                let lost = &raw mut (*requests).stamps[lost].lost;
+                *lost = later_stamp(*lost, stamp_of((*held).seen), stamp);
+            }
+            held_name.write_volatile(name);
+            *held = *request;
+            (*held).seen = own_seen;
+            if request.kind == Kind::MultiGet as u8 {
+                (*held).version = serial;
+            }
         }
-        let is_free = |stamps: *const [u8; LOST_STAMPS]| {
-            let stamped = (*stamps)[own_stamp];
-            stamped == 0 || is_old(stamped, stamp, horizon)
-        };
-        let may_follow_lost = !is_free(&raw const (*requests).lost);
-        is_certain = is_kept
-            && !is_known
-            && !may_follow_lost
-            && is_free(&raw const (*requests).unsure)
-            && (!is_strange || is_free(&raw const (*requests).strange));
+        let stamps = &raw mut (*requests).stamps[own_stamp];
         if !is_kept {
-            (*requests).strange[own_stamp] = stamp;
-        } else if may_follow_lost && !is_known {
-            let (old, new) = ((*requests).unsure[own_stamp], stamp_of(own_seen));
-            (*requests).unsure[own_stamp] = later_stamp(old, new, stamp);
-        }
-        if !is_certain && !is_known && is_kept {
-            for i in 0..SET_WAYS {
-                if i == way {
-                    (*requests).requests[i].tickets = 0;
-                    // A reply whose owner is in doubt ends no write.
-                    if (*requests).requests[i].kind == Kind::Write as u8 {
-                        (*requests).requests[i].kind = Kind::Endless as u8;
-                    }
+            is_certain = false;
+            (*stamps).strange = stamp;
+        } else {
+            let all = stamps.cast::<u32>().read_volatile();
+            let is_free =
+                |stamp_before: u8| stamp_before == 0 || is_old(stamp_before, stamp, horizon);
+            let [lost, unsure, strange, _] = all.to_le_bytes();
+            // Most names never shared a stamp: one look tells.
+            let may_follow_lost = all != 0 && !is_free(lost);
+            is_certain = !is_known
+                && (all == 0
+                    || !may_follow_lost && is_free(unsure) && (!is_strange || is_free(strange)));
+            if may_follow_lost && !is_known {
+                (*stamps).unsure = later_stamp(unsure, stamp_of(own_seen), stamp);
+            }
+            if !is_certain && !is_known {
+                (*held).tickets = 0;
+                // A reply whose owner is in doubt ends no write.
+                if (*held).kind == Kind::Write as u8 {
+                    (*held).kind = Kind::Endless as u8;
                 }
             }
         }

@@ -2,7 +2,7 @@
 
 use prestack_abi::cache::Place;
 use prestack_abi::config::Config;
-use prestack_abi::control::{CLAIMS, fingerprint};
+use prestack_abi::control::{CLAIMS, Control, OUTSTANDING_KEYS, fingerprint};
 use prestack_abi::time::{CLAIM_SHIFT, CLAIM_UNITS};
 
 use super::writes::is_outstanding;
@@ -14,16 +14,29 @@ use crate::maps;
 /// while a write to the key may be under way or another GET is fetching it.
 #[inline(always)]
 pub fn take(config: &Config, backend: u8, hash: u64, now: u64) -> Option<u32> {
+    let bucket = Place::of(hash, config.buckets).bucket;
+    let control = maps::control(bucket)?;
     // The claim comes last: who gets no ticket leaves the key to others.
-    version(config, backend, hash, now).filter(|_| claim(config, hash, now))
+    version(control, bucket, backend, hash, now).filter(|_| claim(control, hash, now))
+}
+
+/// Has what [`take`] will look at brought from memory meanwhile.
+#[inline(always)]
+pub fn expect(config: &Config, hash: u64) {
+    if let Some(control) = maps::control(Place::of(hash, config.buckets).bucket) {
+        // SAFETY: a map element.
+        unsafe {
+            (&raw const (*control).version).read_volatile();
+            (&raw const (*control).outstanding[OUTSTANDING_KEYS - 1])
+                .cast::<u32>()
+                .read_volatile();
+        }
+    }
 }
 
 /// Claims the key for one GET: false while another one is fetching it.
 #[inline(always)]
-fn claim(config: &Config, hash: u64, now: u64) -> bool {
-    let Some(control) = maps::control(Place::of(hash, config.buckets).bucket) else {
-        return false;
-    };
+fn claim(control: *mut Control, hash: u64, now: u64) -> bool {
     let key = fingerprint(hash);
     let time = (now >> CLAIM_SHIFT) as u16;
     let slot = usize::from(key >> 8) % CLAIMS;
@@ -62,9 +75,7 @@ pub fn release(config: &Config, hash: u64) {
 /// writes are marked before they raise the version: if a mark was missed, the version is the old
 /// one, and the ticket void.
 #[inline(always)]
-fn version(config: &Config, number: u8, hash: u64, now: u64) -> Option<u32> {
-    let bucket = Place::of(hash, config.buckets).bucket;
-    let control = maps::control(bucket)?;
+fn version(control: *mut Control, bucket: u32, number: u8, hash: u64, now: u64) -> Option<u32> {
     let backend = backend::backend(number)?;
     if flushes::is_due(backend, now) {
         flushes::look(number);
@@ -80,5 +91,5 @@ fn version(config: &Config, number: u8, hash: u64, now: u64) -> Option<u32> {
         }
         version
     };
-    (!is_outstanding(bucket, number, fingerprint(hash), now)).then_some(version)
+    (!is_outstanding(control, bucket, number, fingerprint(hash), now)).then_some(version)
 }

@@ -353,11 +353,33 @@ pub fn ended(config: &Config, hash: u64, generation: u32) {
     }
 }
 
-/// Whether a write to a key of the bucket, with this fingerprint, is outstanding. Takes no lock: see
-/// [`version`](super::tickets).
+/// Whether a write to a key of the bucket that has this control, with this fingerprint, is outstanding. Takes
+/// no lock: see [`version`](super::tickets).
 #[inline(always)]
-pub fn is_outstanding(bucket: u32, backend: u8, key: u16, now: u64) -> bool {
-    prestack_is_outstanding(u64::from(bucket), u64::from(backend), u64::from(key), now) != 0
+pub fn is_outstanding(
+    control: *const Control,
+    bucket: u32,
+    backend: u8,
+    key: u16,
+    now: u64,
+) -> bool {
+    // Most keys have no mark, and most buckets were never crowded: one condition tells.
+    // SAFETY: the caller's: a map element.
+    let is_suspect = unsafe {
+        let until = (&raw const (*control).crowded_until).read_volatile();
+        let at = (&raw const (*control).crowded_at).read_volatile();
+        let mut is_suspect = until | at != 0;
+        for i in 0..OUTSTANDING_KEYS {
+            // Fingerprint and count.
+            let mark = (&raw const (*control).outstanding[i])
+                .cast::<u32>()
+                .read_volatile();
+            is_suspect |= mark as u16 == key && mark >> 16 != 0;
+        }
+        is_suspect
+    };
+    is_suspect
+        && prestack_is_outstanding(u64::from(bucket), u64::from(backend), u64::from(key), now) != 0
 }
 
 /// A global function, like [`prestack_write_arrived`].

@@ -4,7 +4,7 @@ use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_TX};
 use aya_ebpf::programs::XdpContext;
 use prestack_abi::backend::Backend;
 use prestack_abi::cache::{EntryHeader, MAX_REPLY};
-use prestack_abi::config::Door;
+use prestack_abi::config::{Config, Door};
 use prestack_abi::requests::{Kind, Request};
 use prestack_proto::window::Source;
 
@@ -93,12 +93,14 @@ fn note(datagram: &Datagram<'_>, hash: u64, now: u64, epoch: u32) {
         tickets: u8::from(datagram.may_fill()),
         backend: datagram.door.backend,
     };
-    note_request(scratch, &request, datagram.name());
+    note_request(datagram.config, scratch, &request, datagram.name());
 }
 
-/// [`note`]s this request.
+/// [`note`]s this request, and has what that step needs brought from memory.
 #[inline(always)]
-pub fn note_request(scratch: *mut Scratch, request: &Request, name: u64) {
+pub fn note_request(config: &Config, scratch: *mut Scratch, request: &Request, name: u64) {
+    requests::expect(name);
+    tickets::expect(config, request.key);
     // SAFETY: this CPU's scratch.
     unsafe {
         (&raw mut (*scratch).request).write_volatile(*request);
