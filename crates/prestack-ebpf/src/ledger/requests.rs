@@ -6,13 +6,13 @@ use prestack_abi::requests::{
     Kind, LOST_SHIFT, LOST_STAMPS, REQUEST_SETS, Request, SEEN_SHIFT, SET_WAYS,
 };
 use prestack_proto::hash;
-use prestack_proto::verifier::opaque;
+use prestack_proto::verifier::forgotten;
 
 use super::backend;
 use super::writes::{self, End};
 use crate::maps::{REQUESTS, count};
 use crate::packet::Addresses;
-use crate::scratch::scratch;
+use crate::scratch::{Scratch, scratch};
 
 /// The name of a request: flow and id. The server is named by its backend, for memcached may reply
 /// from another of the host's addresses than it was asked at. Ports are in network byte order.
@@ -195,12 +195,53 @@ pub fn expect(name: u64) {
 /// Remembers a request that is let through. Returns its place, and the serial number of its tickets,
 /// if its name is free of doubt: only then may tickets stand.
 #[inline(always)]
-pub fn remember(
+pub fn remember(name: u64, request: &Request, asker: Asker) -> Option<(Slot, u32)> {
+    let scratch = scratch()?;
+    // SAFETY: this CPU's scratch.
+    unsafe { (&raw mut (*scratch).request).write_volatile(*request) };
+    let place = prestack_remember(name, u64::from(asker == Asker::Stranger));
+    (place & CERTAIN != 0).then_some((place as Slot & SLOTS, (place >> 32) as u32))
+}
+
+/// [`remember`]s the request in the scratch, under the name in its `slot`.
+#[inline(always)]
+pub fn remember_noted(asker: Asker) {
+    let Some(scratch) = scratch() else { return };
+    // SAFETY: this CPU's scratch.
+    let name = unsafe { (&raw const (*scratch).slot).read_volatile() };
+    prestack_remember(name, u64::from(asker == Asker::Stranger));
+}
+
+/// Set in what [`prestack_remember`] returns if the name is free of doubt.
+const CERTAIN: u64 = 1 << 31;
+/// The bits of a [`Slot`].
+const SLOTS: Slot = (REQUEST_SETS * SET_WAYS) as Slot - 1;
+
+/// Remembers the request in the scratch: returns its place, [`CERTAIN`], and in the upper half the serial number
+/// of its tickets. A global function (by its unmangled name): the verifier checks it once, for all arguments,
+/// and its stack is its own.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn prestack_remember(name: u64, is_strange: u64) -> u64 {
+    let (Some(scratch), Some(config)) = (scratch(), backend::config()) else {
+        return 0;
+    };
+    match remember_of(config, scratch, name, is_strange != 0) {
+        Some((slot, serial)) => u64::from(serial) << 32 | CERTAIN | u64::from(slot),
+        None => 0,
+    }
+}
+
+#[inline(always)]
+fn remember_of(
     config: &Config,
+    scratch: *mut Scratch,
     name: u64,
-    request: &Request,
-    asker: Asker,
+    is_strange: bool,
 ) -> Option<(Slot, u32)> {
+    // Read where it is needed, to take no stack.
+    // SAFETY: this CPU's scratch, in which nothing else is changed here but `doubted`.
+    let (request, doubted) = unsafe { (&(*scratch).request, &raw mut (*scratch).doubted) };
     let set = set_of(name);
     let requests = REQUESTS.get_ptr_mut(set)?;
     let now = request.time;
@@ -213,12 +254,14 @@ pub fn remember(
     let mut way = SET_WAYS;
     let mut is_known = false;
     let mut has_lost = false;
-    let mut doubted = [0; 2];
-    let is_strange = asker == Asker::Stranger;
     let is_kept =
         !is_strange || request.kind == Kind::Write as u8 || request.kind == Kind::Odd as u8;
+    let mut is_doubted = false;
     let is_certain;
     let serial;
+    let place;
+    // SAFETY: `config` is a reference. Volatile: the compiler must not conclude anything.
+    let zero = unsafe { (&raw const config.zero).read_volatile() };
     // SAFETY: `requests` is a map element, and indices are in bounds; nothing is called under its lock.
     unsafe {
         bpf_spin_lock((&raw mut (*requests).lock).cast());
@@ -249,7 +292,10 @@ pub fn remember(
                 has_lost = rank != FREE;
             }
         }
-        let place = opaque(way as u64) & (SET_WAYS as u64 - 1);
+        // All ways to have found it are one for the verifier.
+        place = forgotten(way as u64, zero) & (SET_WAYS as u64 - 1);
+        is_known = forgotten(u64::from(is_known), zero) != 0;
+        has_lost = forgotten(u64::from(has_lost), zero) != 0;
         let held_name = (&raw mut (*requests).names)
             .cast::<u64>()
             .add(place as usize);
@@ -266,7 +312,8 @@ pub fn remember(
             } else {
                 let is_odd = request.kind == Kind::Odd as u8 || (*held).kind == Kind::Odd as u8;
                 if (*held).kind == Kind::Write as u8 {
-                    doubted = [(*held).key, u64::from((*held).version)];
+                    doubted.write_volatile([(*held).key, u64::from((*held).version)]);
+                    is_doubted = true;
                 }
                 (*held).kind = if is_odd { Kind::Odd } else { Kind::Endless } as u8;
                 (*held).tickets = 0;
@@ -282,7 +329,11 @@ pub fn remember(
                 *lost = later_stamp(*lost, stamp_of((*held).seen), stamp);
             }
             held_name.write_volatile(name);
-            *held = *request;
+            // By words: a copy of the whole becomes a call.
+            let (from, to) = ((&raw const *request).cast::<u64>(), held.cast::<u64>());
+            for i in 0..size_of::<Request>() / 8 {
+                to.add(i).write_volatile(from.add(i).read_volatile());
+            }
             (*held).seen = own_seen;
             if request.kind == Kind::MultiGet as u8 {
                 (*held).version = serial;
@@ -318,16 +369,11 @@ pub fn remember(
     if has_lost && is_kept {
         count!(requests_lost);
     }
-    if !is_certain && request.kind == Kind::Write as u8 && doubted[0] == 0 {
-        doubted = [request.key, u64::from(request.version)];
-    }
-    if doubted[0] != 0
-        && let Some(scratch) = scratch()
-    {
+    if !is_certain && request.kind == Kind::Write as u8 && !is_doubted {
         // SAFETY: this CPU's scratch.
-        unsafe { (&raw mut (*scratch).doubted).write_volatile(doubted) };
+        unsafe { doubted.write_volatile([request.key, u64::from(request.version)]) };
     }
-    is_certain.then_some((set * SET_WAYS as u32 + way as u32, serial))
+    is_certain.then_some((set * SET_WAYS as u32 + place as u32, serial))
 }
 
 /// Lets a write settle of which [`remember`] has found that its reply cannot be told from others.

@@ -303,7 +303,7 @@ fn express(ctx: &XdpContext) -> Option<u32> {
             tickets: 1,
             backend: number,
         };
-        note_request(config, scratch, &request, name(config, &head, number));
+        note_request(scratch, &request, name(config, &head, number));
         count!(udp_misses);
         return Some(MISS);
     };
