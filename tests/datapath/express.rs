@@ -3,6 +3,7 @@
 //! The same packets go through two datapaths. To one an unrelated door was added, which comes first: the
 //! express ways look at the first alone, so that the general steps decide everything there.
 
+use std::cell::RefCell;
 use std::mem::offset_of;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,6 +14,7 @@ use fastrand::Rng;
 use prestack::doors::DoorSpec;
 use prestack_abi::cache::{GROUPS, Group, Index};
 use prestack_abi::flow::{Flow, MAX_ASKED, Mode};
+use prestack_abi::requests::{Request, RequestSet};
 
 use crate::bytes::{get, hit, item, key_of, value_for_reply};
 use crate::harness::{Datapath, Setup, Verdict, random, random_v4};
@@ -99,8 +101,20 @@ impl Both {
         }
     }
 
-    /// Compares what is known of the flows, and what is cached and may be.
+    /// Compares what is known of the flows and of requests, and what is cached and may be.
     fn compare(&mut self, keys: &[Vec<u8>]) {
+        let [express, general] = [&mut self.express, &mut self.general].map(|path| {
+            let requests = RefCell::new(Vec::new());
+            path.kernel_mut()
+                .alter_requests(|set| requests.borrow_mut().push(remembered(set)));
+            requests.into_inner()
+        });
+        for (express, general) in express.iter().zip(&general) {
+            if express != general {
+                self.differences
+                    .push(format!("express {express}\ngeneral {general}"));
+            }
+        }
         let mut flows = [Vec::new(), Vec::new()];
         for (path, flows) in [&mut self.express, &mut self.general]
             .into_iter()
@@ -123,6 +137,32 @@ impl Both {
             }
         }
     }
+}
+
+/// What is known of requests, but for times.
+fn remembered(set: &RequestSet) -> String {
+    if set.serial == 0 {
+        return String::new();
+    }
+    let requests = set.requests.map(|request| {
+        let Request {
+            key,
+            version,
+            epoch,
+            kind,
+            unanswered,
+            tickets,
+            backend,
+            ..
+        } = request;
+        (key, version, epoch, kind, unanswered, tickets, backend)
+    });
+    let stamps: Vec<_> = set
+        .stamps
+        .iter()
+        .map(|stamps| [stamps.lost, stamps.unsure, stamps.strange].map(|stamp| stamp != 0))
+        .collect();
+    format!("{} {:?} {requests:?} {stamps:?}", set.serial, set.names)
 }
 
 /// What is known of a flow, but for times.

@@ -84,10 +84,12 @@ fn a_forgotten_get_leaves_its_successor_in_doubt() {
     path.pass(&ask());
     path.tx(&ask().reply(hit("key", "old")));
     assert_eq!(path.stats().fills, 0);
-    path.kernel_mut().alter_requests(|set| set.lost.fill(0));
+    path.kernel_mut()
+        .alter_requests(|set| set.stamps.iter_mut().for_each(|stamps| stamps.lost = 0));
     assert_in_doubt(&mut path, "the second has not been answered");
     // That the third was in doubt puts nobody in doubt after it.
-    path.kernel_mut().alter_requests(|set| set.unsure.fill(0));
+    path.kernel_mut()
+        .alter_requests(|set| set.stamps.iter_mut().for_each(|stamps| stamps.unsure = 0));
     wait(CLAIMED);
     path.pass(&ask());
     path.tx(&ask().reply(hit("key", "new")));
@@ -117,8 +119,11 @@ fn a_get_of_the_next_moment_keeps_its_name() {
 fn a_get_forgotten_in_the_next_moment_leaves_its_name_in_doubt() {
     let mut path = Datapath::new();
     let now = (prestack::clock::now_ns() >> LOST_SHIFT) as u8;
-    path.kernel_mut()
-        .alter_requests(|set| set.lost.fill(now.wrapping_add(2).max(1)));
+    path.kernel_mut().alter_requests(|set| {
+        for stamps in &mut set.stamps {
+            stamps.lost = now.wrapping_add(2).max(1);
+        }
+    });
     assert!(!path.can_fill("key", "old"));
 }
 

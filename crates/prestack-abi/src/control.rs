@@ -38,8 +38,8 @@ pub struct bpf_spin_lock {
     pub val: u32,
 }
 
-/// An element of the `CONTROL` map.
-#[repr(C)]
+/// An element of the `CONTROL` map: two cache lines.
+#[repr(C, align(64))]
 #[derive(Clone, Copy, Default)]
 pub struct Control {
     /// Held to change this.
@@ -47,8 +47,6 @@ pub struct Control {
     /// Raised by every write to one of the keys, after the write is marked outstanding: a
     /// ticket with the current version implies that the mark was seen.
     pub version: u32,
-    /// Writes that are outstanding.
-    pub outstanding: [Outstanding; OUTSTANDING_KEYS],
     /// Time (see [`crate::time::SETTLE_SHIFT`]) until when all of the keys count as written.
     pub crowded_until: u32,
     /// Time (in the same unit, never 0) at which a write on a TCP flow found no mark, 0 if none has: while
@@ -58,6 +56,8 @@ pub struct Control {
     /// Tickets given: fingerprint in the upper, time (see [`crate::time::CLAIM_SHIFT`]) in the lower
     /// 16 bits; chosen by the fingerprint's last bits.
     pub claims: [u32; CLAIMS],
+    /// Writes that are outstanding.
+    pub outstanding: [Outstanding; OUTSTANDING_KEYS],
 }
 
 /// An element of the `LOCKS` map: held to change the indices and blocks of its buckets.

@@ -78,8 +78,28 @@ pub struct Request {
     pub backend: u8,
 }
 
-/// An element of the `REQUESTS` map.
+/// Stamps of requests that were let go: when such a one was seen last (in units of 2^[`LOST_SHIFT`] ns,
+/// modulo 256; 0 for never). One that seems young because the time has wrapped around costs a ticket and no
+/// more.
 #[repr(C)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+pub struct Stamps {
+    /// Of those that were forgotten in a full set: until that is old, no ticket is given under any name
+    /// that shares the stamp.
+    pub lost: u8,
+    /// Of those that were remembered under a young stamp of `lost`: the reply that has ended such a one may
+    /// have been its predecessor's, and its own still be under way.
+    pub unsure: u8,
+    /// Of those that were let through without being remembered, because their source may not be served. It
+    /// concerns the writes of such sources alone.
+    pub strange: u8,
+    /// Explicit padding.
+    pub reserved: u8,
+}
+
+/// An element of the `REQUESTS` map. Whoever remembers a request looks at three cache lines of it: the names,
+/// a request and its stamps.
+#[repr(C, align(64))]
 #[derive(Clone, Copy)]
 pub struct RequestSet {
     /// Held to change the set.
@@ -88,20 +108,13 @@ pub struct RequestSet {
     pub serial: u32,
     /// Names of `requests`; 0 when free.
     pub names: [u64; SET_WAYS],
-    /// The requests.
+    /// Explicit padding.
+    pub reserved: [u64; 3],
+    /// The requests. When there is no place left the oldest is forgotten (of the endless ones, if there are
+    /// any; an odd one last).
     pub requests: [Request; SET_WAYS],
-    /// When a set is full its oldest request is forgotten (of the endless ones, if there are any; an
-    /// odd one last), and when it was seen (in units of 2^[`LOST_SHIFT`] ns, modulo 256; 0 for never)
-    /// noted here under its name: until that is old, no ticket is given under any name that shares
-    /// the stamp. A stamp that seems young because the time has wrapped around costs a ticket and no
-    /// more.
-    pub lost: [u8; LOST_STAMPS],
-    /// The same of the last request that was remembered under a young stamp of `lost`: the reply that has
-    /// ended it may have been its predecessor's, and its own still be under way.
-    pub unsure: [u8; LOST_STAMPS],
-    /// The same of the last request to be let through without being remembered, because its source may not
-    /// be served. It concerns the writes of such sources alone.
-    pub strange: [u8; LOST_STAMPS],
+    /// The stamps, by name.
+    pub stamps: [Stamps; LOST_STAMPS],
 }
 
 /// A ticket for one key of a multi-key GET.
@@ -161,5 +174,7 @@ pub struct RequestKey {
 pub const REQUEST_KEY_WORDS: usize = 32;
 
 const _: () = assert!(size_of::<Request>() == 32);
-const _: () = assert!(size_of::<RequestSet>() == 360);
+const _: () = assert!(size_of::<RequestSet>() == 448);
+const _: () = assert!(core::mem::offset_of!(RequestSet, requests) == 64);
+const _: () = assert!(core::mem::offset_of!(RequestSet, lock) == 0 && size_of::<Stamps>() == 4);
 const _: () = assert!(REQUEST_SETS.is_power_of_two() && LOST_STAMPS.is_power_of_two());

@@ -15,7 +15,7 @@ use prestack_abi::stats::Stats;
 
 use crate::scratch::Scratch;
 
-/// User space maps it to memory; the values then also start on a page.
+/// User space can map it to memory; the values then also start on a page, and so on a cache line.
 const SHARED: usize = BPF_F_MMAPABLE as usize;
 
 /// What `rx` goes on with: a program for TCP alone, which the verifier checks on its own.
@@ -46,7 +46,7 @@ pub static INDEX: Array<Index, 1, SHARED> = Array::new();
 pub static BLOCKS: Array<Block, 1, SHARED> = Array::new();
 
 #[btf_map]
-pub static CONTROL: Array<Control, CONTROLS> = Array::new();
+pub static CONTROL: Array<Control, CONTROLS, SHARED> = Array::new();
 
 /// The control of the key with this hash.
 #[inline(always)]
@@ -66,7 +66,7 @@ pub fn lock(bucket: u32) -> Option<*mut bpf_spin_lock> {
 }
 
 #[btf_map]
-pub static REQUESTS: Array<RequestSet, REQUEST_SETS> = Array::new();
+pub static REQUESTS: Array<RequestSet, REQUEST_SETS, SHARED> = Array::new();
 
 #[btf_map]
 pub static KEY_TICKETS: Array<KeyTickets, { REQUEST_SETS * SET_WAYS }> = Array::new();

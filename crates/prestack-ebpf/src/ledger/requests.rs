@@ -6,12 +6,13 @@ use prestack_abi::requests::{
     Kind, LOST_SHIFT, LOST_STAMPS, REQUEST_SETS, Request, SEEN_SHIFT, SET_WAYS,
 };
 use prestack_proto::hash;
+use prestack_proto::verifier::forgotten;
 
 use super::backend;
 use super::writes::{self, End};
 use crate::maps::{REQUESTS, count};
 use crate::packet::Addresses;
-use crate::scratch::scratch;
+use crate::scratch::{Scratch, scratch};
 
 /// The name of a request: flow and id. The server is named by its backend, for memcached may reply
 /// from another of the host's addresses than it was asked at. Ports are in network byte order.
@@ -131,6 +132,38 @@ fn rank(request: &Request) -> u64 {
     dear << TIME_BITS | request.time
 }
 
+/// Less than any [`rank`]: the place is free.
+const FREE: u64 = 0;
+
+/// Whether a request has been remembered for as long as it is to be, at the time `now` in the unit of
+/// `Request::seen`.
+///
+/// # Safety
+///
+/// The request can be read.
+#[inline(always)]
+unsafe fn is_over(request: *const Request, now: u32, config: &Config) -> bool {
+    // SAFETY: the caller's.
+    age(unsafe { (*request).seen }, now) << SEEN_SHIFT > config.remember_ns
+}
+
+/// The [`rank`] of a request, or [`FREE`] if it [`is_over`].
+///
+/// # Safety
+///
+/// The request can be read.
+#[inline(always)]
+unsafe fn rank_or_free(request: *const Request, now: u32, config: &Config) -> u64 {
+    // SAFETY: the caller's.
+    unsafe {
+        if is_over(request, now, config) {
+            FREE
+        } else {
+            rank(&*request)
+        }
+    }
+}
+
 /// Place of a request in `REQUESTS`, also its index in `KEY_TICKETS`.
 pub type Slot = u32;
 
@@ -144,15 +177,71 @@ pub enum Asker {
     Stranger,
 }
 
+/// Has what [`remember`] will look at brought from memory meanwhile: under the lock it would be waited for.
+#[inline(always)]
+pub fn expect(name: u64) {
+    let Some(requests) = REQUESTS.get_ptr_mut(set_of(name)) else {
+        return;
+    };
+    let stamp = (name >> 1) as usize & (LOST_STAMPS - 1);
+    // SAFETY: a map element, and an index in bounds.
+    unsafe {
+        (&raw const (*requests).names[0]).read_volatile();
+        (&raw const (*requests).requests[0].seen).read_volatile();
+        (&raw const (*requests).stamps[stamp].lost).read_volatile();
+    }
+}
+
 /// Remembers a request that is let through. Returns its place, and the serial number of its tickets,
 /// if its name is free of doubt: only then may tickets stand.
 #[inline(always)]
-pub fn remember(
+pub fn remember(name: u64, request: &Request, asker: Asker) -> Option<(Slot, u32)> {
+    let scratch = scratch()?;
+    // SAFETY: this CPU's scratch.
+    unsafe { (&raw mut (*scratch).request).write_volatile(*request) };
+    let place = prestack_remember(name, u64::from(asker == Asker::Stranger));
+    (place & CERTAIN != 0).then_some((place as Slot & SLOTS, (place >> 32) as u32))
+}
+
+/// [`remember`]s the request in the scratch, under the name in its `slot`.
+#[inline(always)]
+pub fn remember_noted(asker: Asker) {
+    let Some(scratch) = scratch() else { return };
+    // SAFETY: this CPU's scratch.
+    let name = unsafe { (&raw const (*scratch).slot).read_volatile() };
+    prestack_remember(name, u64::from(asker == Asker::Stranger));
+}
+
+/// Set in what [`prestack_remember`] returns if the name is free of doubt.
+const CERTAIN: u64 = 1 << 31;
+/// The bits of a [`Slot`].
+const SLOTS: Slot = (REQUEST_SETS * SET_WAYS) as Slot - 1;
+
+/// Remembers the request in the scratch: returns its place, [`CERTAIN`], and in the upper half the serial number
+/// of its tickets. A global function (by its unmangled name): the verifier checks it once, for all arguments,
+/// and its stack is its own.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn prestack_remember(name: u64, is_strange: u64) -> u64 {
+    let (Some(scratch), Some(config)) = (scratch(), backend::config()) else {
+        return 0;
+    };
+    match remember_of(config, scratch, name, is_strange != 0) {
+        Some((slot, serial)) => u64::from(serial) << 32 | CERTAIN | u64::from(slot),
+        None => 0,
+    }
+}
+
+#[inline(always)]
+fn remember_of(
     config: &Config,
+    scratch: *mut Scratch,
     name: u64,
-    request: &Request,
-    asker: Asker,
+    is_strange: bool,
 ) -> Option<(Slot, u32)> {
+    // Read where it is needed, to take no stack.
+    // SAFETY: this CPU's scratch, in which nothing else is changed here but `doubted`.
+    let (request, doubted) = unsafe { (&(*scratch).request, &raw mut (*scratch).doubted) };
     let set = set_of(name);
     let requests = REQUESTS.get_ptr_mut(set)?;
     let now = request.time;
@@ -165,104 +254,113 @@ pub fn remember(
     let mut way = SET_WAYS;
     let mut is_known = false;
     let mut has_lost = false;
-    let mut doubted = [0; 2];
-    let is_strange = asker == Asker::Stranger;
     let is_kept =
         !is_strange || request.kind == Kind::Write as u8 || request.kind == Kind::Odd as u8;
+    let mut is_doubted = false;
     let is_certain;
     let serial;
-    // SAFETY: `requests` is a map element; nothing is called under its lock.
+    let place;
+    // SAFETY: `config` is a reference. Volatile: the compiler must not conclude anything.
+    let zero = unsafe { (&raw const config.zero).read_volatile() };
+    // SAFETY: `requests` is a map element, and indices are in bounds; nothing is called under its lock.
     unsafe {
         bpf_spin_lock((&raw mut (*requests).lock).cast());
         serial = (*requests).serial.wrapping_add(1);
         (*requests).serial = serial;
         let mut cheapest = u64::MAX;
         for i in 0..SET_WAYS {
-            let held = (*requests).names[i];
-            let age = age((*requests).requests[i].seen, seen);
-            let is_over = held == 0 || age << SEEN_SHIFT > config.remember_ns;
+            let held = (&raw const (*requests).names[i]).read_volatile();
             // The name itself is found even when its time is over: it is then taken anew.
             if held == name {
                 way = i;
-                is_known = !is_over;
+                is_known = !is_over(&raw const (*requests).requests[i], seen, config);
                 has_lost = false;
                 break;
             }
-            let rank = if is_over {
-                0
+            // Nothing is cheaper than a place that is free.
+            if cheapest == FREE {
+                continue;
+            }
+            let rank = if held == 0 {
+                FREE
             } else {
-                rank(&(*requests).requests[i])
+                rank_or_free(&raw const (*requests).requests[i], seen, config)
             };
             if rank < cheapest {
                 cheapest = rank;
                 way = i;
-                has_lost = !is_over;
+                has_lost = rank != FREE;
             }
         }
-        for i in 0..SET_WAYS {
-            if i != way {
-                continue;
-            }
-            let held = &raw mut (*requests).requests[i];
-            if !is_known && !is_kept {
-                continue;
-            }
-            if is_known {
-                // Replies under this name can no longer be told apart. The first GET's ticket
-                // stands: nothing has been written since, or its version tells. What ends the
-                // answer to one key is no end among several, so only GETs of one kind are counted.
-                let gets = request.kind <= Kind::MultiGet as u8 && (*held).kind == request.kind;
-                if gets && (*held).unanswered < u8::MAX {
-                    (*held).unanswered += 1;
-                } else {
-                    let is_odd = request.kind == Kind::Odd as u8 || (*held).kind == Kind::Odd as u8;
-                    if (*held).kind == Kind::Write as u8 {
-                        doubted = [(*held).key, u64::from((*held).version)];
-                    }
-                    (*held).kind = if is_odd { Kind::Odd } else { Kind::Endless } as u8;
-                    (*held).tickets = 0;
-                    (*held).time = now;
-                }
+        // All ways to have found it are one for the verifier.
+        place = forgotten(way as u64, zero) & (SET_WAYS as u64 - 1);
+        is_known = forgotten(u64::from(is_known), zero) != 0;
+        has_lost = forgotten(u64::from(has_lost), zero) != 0;
+        let held_name = (&raw mut (*requests).names)
+            .cast::<u64>()
+            .add(place as usize);
+        let held = (&raw mut (*requests).requests)
+            .cast::<Request>()
+            .add(place as usize);
+        if is_known {
+            // Replies under this name can no longer be told apart. The first GET's ticket
+            // stands: nothing has been written since, or its version tells. What ends the
+            // answer to one key is no end among several, so only GETs of one kind are counted.
+            let gets = request.kind <= Kind::MultiGet as u8 && (*held).kind == request.kind;
+            if gets && (*held).unanswered < u8::MAX {
+                (*held).unanswered += 1;
             } else {
-                if has_lost {
-                    let lost = ((*requests).names[i] >> 1) as usize & (LOST_STAMPS - 1);
-                    let (old, new) = ((*requests).lost[lost], stamp_of((*held).seen));
-                    (*requests).lost[lost] = later_stamp(old, new, stamp);
+                let is_odd = request.kind == Kind::Odd as u8 || (*held).kind == Kind::Odd as u8;
+                if (*held).kind == Kind::Write as u8 {
+                    doubted.write_volatile([(*held).key, u64::from((*held).version)]);
+                    is_doubted = true;
                 }
-                (*requests).names[i] = name;
-                *held = *request;
-                if request.kind == Kind::MultiGet as u8 {
-                    (*held).version = serial;
-                }
+                (*held).kind = if is_odd { Kind::Odd } else { Kind::Endless } as u8;
+                (*held).tickets = 0;
+                (*held).time = now;
             }
-            if !is_known || (own_seen.wrapping_sub((*held).seen) as i32) > 0 {
+            if (own_seen.wrapping_sub((*held).seen) as i32) > 0 {
                 (*held).seen = own_seen;
             }
+        } else if is_kept {
+            if has_lost {
+                let lost = (held_name.read_volatile() >> 1) as usize & (LOST_STAMPS - 1);
+                let lost = &raw mut (*requests).stamps[lost].lost;
+                *lost = later_stamp(*lost, stamp_of((*held).seen), stamp);
+            }
+            held_name.write_volatile(name);
+            // By words: a copy of the whole becomes a call.
+            let (from, to) = ((&raw const *request).cast::<u64>(), held.cast::<u64>());
+            for i in 0..size_of::<Request>() / 8 {
+                to.add(i).write_volatile(from.add(i).read_volatile());
+            }
+            (*held).seen = own_seen;
+            if request.kind == Kind::MultiGet as u8 {
+                (*held).version = serial;
+            }
         }
-        let is_free = |stamps: *const [u8; LOST_STAMPS]| {
-            let stamped = (*stamps)[own_stamp];
-            stamped == 0 || is_old(stamped, stamp, horizon)
-        };
-        let may_follow_lost = !is_free(&raw const (*requests).lost);
-        is_certain = is_kept
-            && !is_known
-            && !may_follow_lost
-            && is_free(&raw const (*requests).unsure)
-            && (!is_strange || is_free(&raw const (*requests).strange));
+        let stamps = &raw mut (*requests).stamps[own_stamp];
         if !is_kept {
-            (*requests).strange[own_stamp] = stamp;
-        } else if may_follow_lost && !is_known {
-            let (old, new) = ((*requests).unsure[own_stamp], stamp_of(own_seen));
-            (*requests).unsure[own_stamp] = later_stamp(old, new, stamp);
-        }
-        if !is_certain && !is_known && is_kept {
-            for i in 0..SET_WAYS {
-                if i == way {
-                    (*requests).requests[i].tickets = 0;
-                    // A reply whose owner is in doubt ends no write.
-                    if (*requests).requests[i].kind == Kind::Write as u8 {
-                        (*requests).requests[i].kind = Kind::Endless as u8;
-                    }
+            is_certain = false;
+            (*stamps).strange = stamp;
+        } else {
+            let all = stamps.cast::<u32>().read_volatile();
+            let is_free =
+                |stamp_before: u8| stamp_before == 0 || is_old(stamp_before, stamp, horizon);
+            let [lost, unsure, strange, _] = all.to_le_bytes();
+            // Most names never shared a stamp: one look tells.
+            let may_follow_lost = all != 0 && !is_free(lost);
+            is_certain = !is_known
+                && (all == 0
+                    || !may_follow_lost && is_free(unsure) && (!is_strange || is_free(strange)));
+            if may_follow_lost && !is_known {
+                (*stamps).unsure = later_stamp(unsure, stamp_of(own_seen), stamp);
+            }
+            if !is_certain && !is_known {
+                (*held).tickets = 0;
+                // A reply whose owner is in doubt ends no write.
+                if (*held).kind == Kind::Write as u8 {
+                    (*held).kind = Kind::Endless as u8;
                 }
             }
         }
@@ -271,16 +369,11 @@ pub fn remember(
     if has_lost && is_kept {
         count!(requests_lost);
     }
-    if !is_certain && request.kind == Kind::Write as u8 && doubted[0] == 0 {
-        doubted = [request.key, u64::from(request.version)];
-    }
-    if doubted[0] != 0
-        && let Some(scratch) = scratch()
-    {
+    if !is_certain && request.kind == Kind::Write as u8 && !is_doubted {
         // SAFETY: this CPU's scratch.
-        unsafe { (&raw mut (*scratch).doubted).write_volatile(doubted) };
+        unsafe { doubted.write_volatile([request.key, u64::from(request.version)]) };
     }
-    is_certain.then_some((set * SET_WAYS as u32 + way as u32, serial))
+    is_certain.then_some((set * SET_WAYS as u32 + place as u32, serial))
 }
 
 /// Lets a write settle of which [`remember`] has found that its reply cannot be told from others.

@@ -1,7 +1,7 @@
 //! Tickets: the licence of a GET's reply to fill the cache.
 
 use prestack_abi::config::Config;
-use prestack_abi::control::{CLAIMS, fingerprint};
+use prestack_abi::control::{CLAIMS, Control, OUTSTANDING_KEYS, fingerprint};
 use prestack_abi::time::{CLAIM_SHIFT, CLAIM_UNITS};
 
 use super::writes::is_outstanding;
@@ -13,16 +13,28 @@ use crate::maps;
 /// while a write to the key may be under way or another GET is fetching it.
 #[inline(always)]
 pub fn take(config: &Config, backend: u8, hash: u64, now: u64) -> Option<u32> {
+    let control = maps::control(config, hash)?;
     // The claim comes last: who gets no ticket leaves the key to others.
-    version(config, backend, hash, now).filter(|_| claim(config, hash, now))
+    version(control, config, backend, hash, now).filter(|_| claim(control, hash, now))
+}
+
+/// Has what [`take`] will look at brought from memory meanwhile.
+#[inline(always)]
+pub fn expect(config: &Config, hash: u64) {
+    if let Some(control) = maps::control(config, hash) {
+        // SAFETY: a map element.
+        unsafe {
+            (&raw const (*control).version).read_volatile();
+            (&raw const (*control).outstanding[OUTSTANDING_KEYS - 1])
+                .cast::<u32>()
+                .read_volatile();
+        }
+    }
 }
 
 /// Claims the key for one GET: false while another one is fetching it.
 #[inline(always)]
-fn claim(config: &Config, hash: u64, now: u64) -> bool {
-    let Some(control) = maps::control(config, hash) else {
-        return false;
-    };
+fn claim(control: *mut Control, hash: u64, now: u64) -> bool {
     let key = fingerprint(hash);
     let time = (now >> CLAIM_SHIFT) as u16;
     let slot = usize::from(key >> 8) % CLAIMS;
@@ -61,8 +73,7 @@ pub fn release(config: &Config, hash: u64) {
 /// writes are marked before they raise the version: if a mark was missed, the version is the old
 /// one, and the ticket void.
 #[inline(always)]
-fn version(config: &Config, number: u8, hash: u64, now: u64) -> Option<u32> {
-    let control = maps::control(config, hash)?;
+fn version(control: *mut Control, config: &Config, number: u8, hash: u64, now: u64) -> Option<u32> {
     let backend = backend::backend(number)?;
     if flushes::is_due(backend, now) {
         flushes::look(number);
@@ -78,5 +89,5 @@ fn version(config: &Config, number: u8, hash: u64, now: u64) -> Option<u32> {
         }
         version
     };
-    (!is_outstanding(config, number, hash, now)).then_some(version)
+    (!is_outstanding(control, config, number, hash, now)).then_some(version)
 }

@@ -334,13 +334,34 @@ pub fn ended(config: &Config, hash: u64, generation: u32) {
     }
 }
 
-/// Whether a write to the key with this hash may be outstanding. Takes no lock: see
+/// Whether a write to the key with this hash, which has this control, may be outstanding. Takes no lock: see
 /// [`version`](super::tickets).
 #[inline(always)]
-pub fn is_outstanding(config: &Config, backend: u8, hash: u64, now: u64) -> bool {
-    let number = control_of(hash, config.controls);
+pub fn is_outstanding(
+    control: *const Control,
+    config: &Config,
+    backend: u8,
+    hash: u64,
+    now: u64,
+) -> bool {
     let key = fingerprint(hash);
-    prestack_is_outstanding(number.into(), backend.into(), key.into(), now) != 0
+    // Most keys have no mark, and most controls were never crowded: one condition tells.
+    // SAFETY: the caller's: a map element.
+    let is_suspect = unsafe {
+        let until = (&raw const (*control).crowded_until).read_volatile();
+        let at = (&raw const (*control).crowded_at).read_volatile();
+        let mut is_suspect = until | at != 0;
+        for i in 0..OUTSTANDING_KEYS {
+            // Fingerprint and count.
+            let mark = (&raw const (*control).outstanding[i])
+                .cast::<u32>()
+                .read_volatile();
+            is_suspect |= mark as u16 == key && mark >> 16 != 0;
+        }
+        is_suspect
+    };
+    let number = control_of(hash, config.controls);
+    is_suspect && prestack_is_outstanding(number.into(), backend.into(), key.into(), now) != 0
 }
 
 /// A global function, like [`prestack_write_arrived`].

@@ -142,7 +142,7 @@ pub fn pass(datagram: &Datagram<'_>) {
         }
     };
     let (name, asker) = (datagram.name(), datagram.asker());
-    if let Some((slot, serial)) = requests::remember(datagram.config, name, &request, asker) {
+    if let Some((slot, serial)) = requests::remember(name, &request, asker) {
         if request.kind == Kind::MultiGet as u8 {
             keep_tickets(slot, serial, scratch);
         } else if request.kind != Kind::Get as u8 && request.tickets != 0 {

@@ -292,7 +292,6 @@ fn express(ctx: &XdpContext) -> Option<u32> {
                 .is_some_and(|word| word >> (64 - 8 * rest) == key.tail)
     });
     let Some(found) = found else {
-        count!(udp_misses);
         let request = Request {
             key: key.hash,
             time: now,
@@ -305,6 +304,7 @@ fn express(ctx: &XdpContext) -> Option<u32> {
             backend: number,
         };
         note_request(scratch, &request, name(config, &head, number));
+        count!(udp_misses);
         return Some(MISS);
     };
     let reply_len = found.reply_len;

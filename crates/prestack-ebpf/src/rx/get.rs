@@ -109,38 +109,64 @@ pub fn note_request(scratch: *mut Scratch, request: &Request, name: u64) {
 /// Lets the GET in the scratch through, with a ticket if one may be given.
 #[inline(always)]
 pub fn missed() {
-    prestack_missed(MISS.into());
+    pass(MISS);
 }
 
 /// Lets the GET in the scratch through, whose source may not be served.
 #[inline(always)]
 pub fn strange() {
-    prestack_missed(STRANGE.into());
+    pass(STRANGE);
 }
 
 /// Lets the GET in the scratch through to fetch its entry anew, if it gets a ticket for that.
 #[inline(always)]
 pub fn refresh() -> bool {
-    prestack_missed(AGEING.into()) != 0
+    pass(AGEING)
 }
 
-/// Lets the GET in the scratch through, for the reason given. A global function (by its unmangled name):
-/// the verifier checks it once, for all arguments.
+/// Lets the GET in the scratch through, for the reason given.
+#[inline(always)]
+fn pass(why: u32) -> bool {
+    let is_passed = prestack_take_ticket(why.into()) != 0;
+    if is_passed {
+        let asker = if why == STRANGE {
+            Asker::Stranger
+        } else {
+            Asker::Client
+        };
+        requests::remember_noted(asker);
+    }
+    is_passed
+}
+
+/// Takes a ticket for the GET in the scratch if one may be given. 0 if it is not to be let through for the
+/// reason given. A global function (by its unmangled name): the verifier checks it once, for all arguments.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn prestack_missed(why: u64) -> u64 {
+extern "C" fn prestack_take_ticket(why: u64) -> u64 {
     let (Some(scratch), Some(config)) = (scratch(), backend::config()) else {
         return 0;
     };
     // SAFETY: this CPU's scratch.
-    let (mut request, name) = unsafe {
+    let (request, name) = unsafe {
         (
-            (&raw const (*scratch).request).read_volatile(),
+            &raw mut (*scratch).request,
             (&raw const (*scratch).slot).read_volatile(),
         )
     };
-    let version = if request.tickets != 0 {
-        tickets::take(config, request.backend, request.key, request.time)
+    // SAFETY: as above.
+    let (hash, now, number, may_fill) = unsafe {
+        (
+            (&raw const (*request).key).read_volatile(),
+            (&raw const (*request).time).read_volatile(),
+            (&raw const (*request).backend).read_volatile(),
+            (&raw const (*request).tickets).read_volatile() != 0,
+        )
+    };
+    requests::expect(name);
+    tickets::expect(config, hash);
+    let version = if may_fill {
+        tickets::take(config, number, hash, now)
     } else {
         None
     };
@@ -151,14 +177,11 @@ extern "C" fn prestack_missed(why: u64) -> u64 {
         count!(refreshes);
         count!(udp_misses);
     }
-    request.version = version.unwrap_or(0);
-    request.tickets = u8::from(version.is_some());
-    let asker = if why == u64::from(STRANGE) {
-        Asker::Stranger
-    } else {
-        Asker::Client
-    };
-    requests::remember(config, name, &request, asker);
+    // SAFETY: as above.
+    unsafe {
+        (&raw mut (*request).version).write_volatile(version.unwrap_or(0));
+        (&raw mut (*request).tickets).write_volatile(u8::from(version.is_some()));
+    }
     1
 }
 

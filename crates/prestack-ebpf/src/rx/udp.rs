@@ -146,7 +146,7 @@ impl<'a> Datagram<'a> {
         if request.kind == Kind::Odd as u8 {
             backend::forget(self.config, self.door.backend);
         }
-        requests::remember(self.config, self.name(), request, self.asker());
+        requests::remember(self.name(), request, self.asker());
     }
 }
 
@@ -215,7 +215,7 @@ pub fn remember_odd<C: Inbound>(ctx: &C) -> u64 {
         kind: Kind::Odd as u8,
         ..request_to(door)
     };
-    requests::remember(config, name, &request, Asker::Client);
+    requests::remember(name, &request, Asker::Client);
     0
 }
 
