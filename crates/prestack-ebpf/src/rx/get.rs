@@ -6,6 +6,7 @@ use prestack_abi::backend::Backend;
 use prestack_abi::cache::{EntryHeader, MAX_REPLY};
 use prestack_abi::config::Door;
 use prestack_abi::requests::{Kind, Request};
+use prestack_proto::verifier::opaque;
 use prestack_proto::window::Source;
 
 use super::room::{self, Room};
@@ -165,13 +166,14 @@ extern "C" fn prestack_take_ticket(why: u64) -> u64 {
     };
     requests::expect(name);
     tickets::expect(config, hash);
-    let version = if may_fill {
-        tickets::take(config, number, hash, now)
-    } else {
-        None
-    };
+    // In words that are always set: the verifier of Linux 6.1 refuses to read what is set on some ways only.
+    let (mut version, mut tickets) = (0, 0);
+    if may_fill && let Some(given) = tickets::take(config, number, hash, now) {
+        version = opaque(given.into()) as u32;
+        tickets = 1;
+    }
     if why == u64::from(AGEING) {
-        if version.is_none() {
+        if tickets == 0 {
             return 0;
         }
         count!(refreshes);
@@ -179,8 +181,8 @@ extern "C" fn prestack_take_ticket(why: u64) -> u64 {
     }
     // SAFETY: as above.
     unsafe {
-        (&raw mut (*request).version).write_volatile(version.unwrap_or(0));
-        (&raw mut (*request).tickets).write_volatile(u8::from(version.is_some()));
+        (&raw mut (*request).version).write_volatile(version);
+        (&raw mut (*request).tickets).write_volatile(tickets);
     }
     1
 }
