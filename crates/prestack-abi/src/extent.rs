@@ -7,6 +7,8 @@
 const LEAST: u32 = 64;
 /// Evictions that are counted before anything follows from them.
 const ENOUGH: u64 = 64;
+/// Looks for which it is waited, after the parts in use have become more, for keys that are fetched anew.
+const PATIENCE: u32 = 50;
 /// There are too few parts if more than one in so many fills evicts.
 const FEW: u64 = 16;
 
@@ -22,8 +24,9 @@ pub struct Extent {
     /// Fills and evictions that have been judged.
     fills: u64,
     evictions: u64,
-    /// Fills after which it is judged again.
+    /// Fills after which it is judged again, and looks after which it is even if there are fewer.
     rests_until: u64,
+    rests: u32,
 }
 
 impl Extent {
@@ -41,6 +44,7 @@ impl Extent {
             fills: 0,
             evictions: 0,
             rests_until: 0,
+            rests: 0,
         }
     }
 
@@ -64,7 +68,8 @@ impl Extent {
         if self.parts == self.most {
             return false;
         }
-        if fills < self.rests_until {
+        if fills < self.rests_until && self.rests > 0 {
+            self.rests -= 1;
             self.fills = fills;
             self.evictions = evictions;
             return false;
@@ -79,11 +84,12 @@ impl Extent {
         is_full
     }
 
-    /// Doubles the parts in use. There are so many `entries`, half of which will be asked for elsewhere:
-    /// what evicts those says nothing, so as many fills are let go by.
+    /// Doubles the parts in use. There are so many `entries`, half of which will be asked for elsewhere, and
+    /// fetched anew: what that evicts says nothing.
     pub const fn grow(&mut self, entries: u64) {
         self.parts *= 2;
-        self.rests_until = self.fills + entries;
+        self.rests_until = self.fills + entries / 2;
+        self.rests = PATIENCE;
     }
 }
 
@@ -118,12 +124,24 @@ mod tests {
     fn it_rests_after_it_has_grown() {
         let mut extent = Extent::new(256);
         assert!(extent.is_full(5_000, 2_000));
-        extent.grow(1_000);
+        extent.grow(2_000);
         assert_eq!(extent.in_use(), 128);
         assert!(!extent.is_full(5_999, 2_900), "what was left is evicted");
         assert!(!extent.is_full(6_000, 2_964), "too few since then");
         assert!(extent.is_full(6_100, 3_064));
         extent.grow(0);
         assert!(!extent.is_full(9_000, 5_000), "there are no more");
+    }
+
+    #[test]
+    fn it_rests_no_longer_than_that() {
+        let mut extent = Extent::new(256);
+        assert!(extent.is_full(5_000, 2_000));
+        extent.grow(1_000_000);
+        for look in 0..u64::from(PATIENCE) {
+            assert!(!extent.is_full(5_000 + look, 2_000 + look));
+        }
+        assert!(!extent.is_full(5_100, 2_100), "too few since the last look");
+        assert!(extent.is_full(5_200, 2_200));
     }
 }

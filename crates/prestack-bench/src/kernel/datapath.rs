@@ -28,9 +28,9 @@ const HOUR: u64 = 3_600_000_000_000;
 const REMEMBER: u64 = 130_000_000_000;
 
 /// How often keys are asked for, at most: the cache grows meanwhile, and loses some.
-const PASSES: u32 = 30;
+const PASSES: u32 = 100;
 /// Requests after which it is seen whether it should grow.
-const GROWS_AFTER: u32 = 1_000;
+const GROWS_AFTER: u32 = 100;
 
 /// The loaded programs and maps.
 pub(super) struct Datapath {
