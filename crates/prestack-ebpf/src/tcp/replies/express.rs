@@ -188,13 +188,19 @@ fn item_len(window: &Window, size: u64) -> Option<u64> {
         return None;
     }
     let (mut bytes, mut unit) = (0, 1);
+    let mut before = 0;
     for i in 1..=MAX_DIGITS {
-        let digit = u64::from(window.byte(end - i)).wrapping_sub(u64::from(b'0'));
+        before = window.byte(end - i);
+        let digit = u64::from(before).wrapping_sub(u64::from(b'0'));
         if digit > 9 {
             break;
         }
         bytes += digit * unit;
         unit *= 10;
+    }
+    // A number behind a blank, and nothing else.
+    if before != b' ' || unit == 1 {
+        return None;
     }
     Some(end + 2 + bytes + ENDING)
 }
