@@ -4,7 +4,7 @@
 use std::cell::Cell;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use prestack_testbed::{MemcachedOptions, TcpClient, UdpClient, pace};
@@ -114,8 +114,10 @@ fn nothing_stale_is_read_by_who_comes_back() -> Result<()> {
         thread::sleep(Duration::from_millis(1_500));
         // Without a reply, which would tell later that something went by.
         tcp.send(b"set unseen 0 0 1 noreply\r\nx\r\n")?;
-        // Somebody reads, while somebody else goes on to write unseen.
-        for _ in 0..1_000 {
+        // Somebody reads, while somebody else goes on to write, unseen at first, until it is certain again
+        // what that connection asks for.
+        let start = Instant::now();
+        while start.elapsed() < Duration::from_secs(4) {
             write_and_read(&mut other, &mut udp, "key", &number)?;
         }
         pace::wait_for("hits", LIMIT, || {
@@ -132,6 +134,23 @@ fn nothing_stale_is_read_by_who_comes_back() -> Result<()> {
         ensure!(!is_ignored(&stage)?, "it is not ignored any more");
         Ok(())
     })
+}
+
+/// It would be in doubt afterwards, and nothing would tell that it is not.
+#[test]
+fn it_is_followed_while_a_connection_wants_no_replies() -> Result<()> {
+    let stage = Stage::with(MemcachedOptions::default(), &["--max-age", "1s"])?;
+    let mut tcp = stage.tcp()?;
+    under_load(&stage, || {
+        for _ in 0..40 {
+            tcp.send(b"set key 0 0 1 noreply\r\nx\r\n")?;
+            thread::sleep(Duration::from_millis(100));
+            ensure!(!is_ignored(&stage)?);
+        }
+        Ok(())
+    })?;
+    ensure!(stage.prestack.stats()?.get("tcp.ignored")? == 0);
+    Ok(())
 }
 
 #[test]

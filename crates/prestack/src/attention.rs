@@ -7,11 +7,19 @@ use tracing::{debug, info, warn};
 
 use crate::{
     attach::Datapath,
+    clock,
     maps::{self, Controls},
     readers::Readers,
     settings::Options,
     watch::Watch,
 };
+
+/// How long it takes until connections are looked at again that did not allow TCP to be ignored.
+const PAUSE: Duration = Duration::from_secs(2);
+/// Connections that have written without a reply in this time are taken to go on so.
+const LATELY: Duration = Duration::from_secs(10);
+/// The settle time of closed flows is over when so much more has passed.
+const MARGIN: Duration = Duration::from_millis(20);
 
 /// What the datapath makes of TCP.
 #[derive(Debug)]
@@ -21,6 +29,8 @@ pub struct Attention {
     is_constant: bool,
     is_off: bool,
     settle: Duration,
+    /// When it was seen last whether TCP may be ignored.
+    looked: Option<Instant>,
     /// When flows were closed last.
     closed: Option<Instant>,
     /// Said already.
@@ -36,6 +46,7 @@ impl Attention {
             is_constant: options.always_follow_tcp,
             is_off: false,
             settle: options.settle,
+            looked: None,
             closed: None,
             has_failed: false,
         }
@@ -58,8 +69,12 @@ impl Attention {
             wanted = Tcp::Followed;
         }
         let changed = match (self.is_off, wanted == Tcp::Ignored) {
-            (false, true) => self.turn_off(controls, datapath, watch),
+            (false, true) => {
+                wanted = Tcp::Followed;
+                self.turn_off_if_quiet(controls, datapath, watch)
+            }
             (true, false) => self.turn_on(controls, datapath, watch),
+            (true, true) if self.has_failed => self.close_flows(datapath),
             (true, true) => return,
             (false, false) => Ok(()),
         };
@@ -75,6 +90,26 @@ impl Attention {
         if !self.is_off {
             controls.set_tcp(wanted);
         }
+    }
+
+    /// Has TCP ignored unless some connection would keep its backend from caching afterwards: one that is
+    /// taken up midway has to come to rest with a reply.
+    fn turn_off_if_quiet(
+        &mut self,
+        controls: &Controls,
+        datapath: &mut Datapath,
+        watch: &Watch,
+    ) -> anyhow::Result<()> {
+        if self.looked.is_some_and(|looked| looked.elapsed() < PAUSE) {
+            return Ok(());
+        }
+        self.looked = Some(Instant::now());
+        let lately = clock::now_ns().saturating_sub(clock::nanoseconds(LATELY));
+        if maps::has_restless_flow(&datapath.maps, lately)? {
+            debug!("TCP is followed: a connection writes without replies, or pipelines");
+            return Ok(());
+        }
+        self.turn_off(controls, datapath, watch)
     }
 
     fn turn_off(
@@ -102,11 +137,12 @@ impl Attention {
     ) -> anyhow::Result<()> {
         self.close_flows(datapath)?;
         // A closed flow keeps its place for the settle time, in which its data is not heeded.
-        let rest = self.closed.map_or(Duration::ZERO, |closed| {
-            self.settle.saturating_sub(closed.elapsed())
-        });
+        let settle = self.settle + MARGIN;
+        if self.closed.is_some_and(|closed| closed.elapsed() < settle) {
+            return Ok(());
+        }
         controls.heed_tcp();
-        watch.forget_all(controls, self.settle + rest);
+        watch.forget_all(controls, self.settle);
         self.is_off = false;
         info!("TCP is followed again");
         Ok(())
@@ -114,10 +150,12 @@ impl Attention {
 
     /// Closes all flows, while none is looked at by the datapath.
     fn close_flows(&mut self, datapath: &mut Datapath) -> anyhow::Result<()> {
+        let mut busy = 0;
         for (_, flow) in maps::open_flows(&datapath.maps)? {
+            busy += u32::from(!datapath.close_flow(&flow)?);
             self.closed = Some(Instant::now());
-            anyhow::ensure!(datapath.close_flow(&flow)?, "flow {} is busy", flow.place);
         }
+        anyhow::ensure!(busy == 0, "{busy} of them are busy");
         Ok(())
     }
 }

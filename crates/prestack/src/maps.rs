@@ -351,12 +351,41 @@ unsafe impl Pod for Set {}
 /// # Errors
 /// The maps are gone, or this process may not use them.
 pub fn open_flows(ids: &MapIds) -> Result<Vec<(FlowKey, Dead)>, MapsError> {
+    let mut open = Vec::new();
+    each_open_flow(ids, |name, place, flow| {
+        let dead = Dead {
+            name,
+            asked: flow.asked,
+            place,
+            next: flow.next,
+            acked: flow.acked,
+            sent: flow.sent,
+        };
+        open.push((flow.key, dead));
+    })?;
+    Ok(open)
+}
+
+/// Whether some TCP flow has written without a reply since the coarse monotonic time `lately`, in ns, or is
+/// owed more than one reply.
+///
+/// # Errors
+/// The maps are gone, or this process may not use them.
+pub fn has_restless_flow(ids: &MapIds, lately: u64) -> Result<bool, MapsError> {
+    let mut is_restless = false;
+    each_open_flow(ids, |_, _, flow| {
+        is_restless |= flow.quiet_at > lately || flow.asked.saturating_sub(flow.counted) > 1;
+    })?;
+    Ok(is_restless)
+}
+
+/// Looks at the flows whose end was not seen: their names, places, and what is known of them.
+fn each_open_flow(ids: &MapIds, mut look: impl FnMut(u64, u32, &Flow)) -> Result<(), MapsError> {
     let failed = || fails::<MapError>(names::FLOW_SETS);
     let sets = aya::maps::Map::Array(open(names::FLOW_SETS, ids.flow_sets)?);
     let sets = Array::<_, Set>::try_from(sets).map_err(failed())?;
     let flows = aya::maps::Map::Array(open(names::FLOWS, ids.flows)?);
     let flows = Array::<_, Followed>::try_from(flows).map_err(fails::<MapError>(names::FLOWS))?;
-    let mut open = Vec::new();
     for at in 0..FLOW_SETS as u32 {
         let Set(set) = sets.get(&at, 0).map_err(failed())?;
         for (way, (&name, &over_at)) in (0..).zip(set.names.iter().zip(&set.over_at)) {
@@ -366,16 +395,8 @@ pub fn open_flows(ids: &MapIds) -> Result<Vec<(FlowKey, Dead)>, MapsError> {
             let place = at * FLOW_WAYS as u32 + way;
             let flow = flows.get(&place, 0);
             let Followed(flow) = flow.map_err(fails::<MapError>(names::FLOWS))?;
-            let dead = Dead {
-                name,
-                asked: flow.asked,
-                place,
-                next: flow.next,
-                acked: flow.acked,
-                sent: flow.sent,
-            };
-            open.push((flow.key, dead));
+            look(name, place, &flow);
         }
     }
-    Ok(open)
+    Ok(())
 }

@@ -57,26 +57,6 @@ fn exchanges_end_doubt() {
     path.assert_hit("other", "value");
 }
 
-/// A connection that falls silent once it has exchanged enough does not keep what it has written for ever.
-#[test]
-fn silence_after_exchanges_ends_writes() {
-    for (exchanges, is_over) in [(1, false), (2, true)] {
-        let (mut path, mut connection) = doubtful();
-        connection.reply(&path, "ERROR\r\n");
-        for _ in 0..exchanges {
-            connection.exchange(&path, "set y 0 0 1\r\nx\r\n", "STORED\r\n");
-        }
-        assert_eq!(path.stats().regained, 0);
-        wait(SETTLED);
-        assert!(path.can_fill("key", "value"));
-        assert_eq!(path.can_fill("y", "x"), is_over, "{exchanges}");
-        // What it writes next is outstanding.
-        connection.send(&path, "set y 0 0 1\r\nz\r\n");
-        path.assert_miss("y");
-        assert!(!path.can_fill("y", "x"));
-    }
-}
-
 /// Not before the settle time: what was asked before may still be answered.
 #[test]
 fn doubt_lasts_as_long_as_writes_settle() {

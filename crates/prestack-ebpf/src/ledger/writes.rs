@@ -10,7 +10,6 @@ use crate::ledger::backend;
 use crate::lock::{lock, unlock};
 use crate::maps::{self, CONTROL, FLOWS, count};
 use crate::scratch::scratch;
-use crate::tcp::doubt;
 use crate::{atomic, clock};
 
 /// What ends a write.
@@ -191,9 +190,7 @@ extern "C" fn prestack_flow_has_ended(flow: u64, number: u64, now: u64, until: u
     // It arrived before this.
     let arrival = (until << SETTLE_SHIFT).wrapping_sub(config.settle_ns);
     let is_settled = until != 0 && arrival < acked_before;
-    // SAFETY: a map element.
-    let is_at_rest = unsafe { doubt::is_at_rest(config, flow, number, now) };
-    u64::from(answered > number || (over_at != 0 && now >= over_at) || is_settled || is_at_rest)
+    u64::from(answered > number || (over_at != 0 && now >= over_at) || is_settled)
 }
 
 /// Whether two marks are the same.

@@ -8,8 +8,7 @@
 //! starts when a segment arrives while everything before it has been acknowledged in both directions,
 //! consists of whole commands, and ends when as many replies of the right kinds have left as it asks for.
 //! Inside a data block memcached would answer nothing; and what it had to answer before the doubt arose,
-//! it has answered by then, unless it sits on a command for longer than the settle time. Of a flow that falls
-//! silent before, what the exchanges have shown counts when the settle time is over.
+//! it has answered by then, unless it sits on a command for longer than the settle time.
 
 use prestack_abi::config::Config;
 use prestack_abi::flow::{Flow, Mode};
@@ -212,23 +211,5 @@ pub unsafe fn end_exchange(config: &Config, flow: *mut Flow) {
             stop_waiting(flow);
             count!(regained);
         }
-    }
-}
-
-/// Whether the command with this number has been answered on a flow in doubt that has fallen silent: it has
-/// exchanged enough, and the settle time is over since, so that the next exchange would end doubt.
-///
-/// # Safety
-///
-/// `flow` is an element of `FLOWS`.
-#[inline(always)]
-pub unsafe fn is_at_rest(config: &Config, flow: *const Flow, number: u64, now: u64) -> bool {
-    // SAFETY: the caller's. Volatile: another CPU may be raising doubt, about what comes later.
-    unsafe {
-        (&raw const (*flow).doubt).read_volatile() != 0
-            && (&raw const (*flow).exchanges).read_volatile() >= EXCHANGES
-            && (&raw const (*flow).is_tentative).read_volatile() == 0
-            && (&raw const (*flow).counted).read_volatile() > number
-            && now > (&raw const (*flow).doubt_since).read_volatile() + config.settle_ns
     }
 }
