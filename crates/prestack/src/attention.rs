@@ -79,6 +79,9 @@ impl Attention {
             (false, false) => Ok(()),
         };
         if let Err(error) = changed {
+            if !self.is_off {
+                return debug!("cannot look at TCP connections: {error:#}");
+            }
             // It is tried again at the next look.
             if !self.has_failed {
                 warn!("cannot close TCP flows, and serves nothing until that is done: {error:#}");

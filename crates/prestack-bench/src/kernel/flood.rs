@@ -6,11 +6,9 @@ use aya::programs::{TestRun, TestRunAttrs, TestRunOptions, Xdp, XdpMode};
 use nix::net::if_::if_nametoindex;
 use prestack_testbed::Testbed;
 
-use super::form::Form;
-use super::packet::{CLIENT_MAC, CLIENT4, Layers, PORT, SERVER_MAC, SERVER4};
+use super::packet::{CLIENT_MAC, CLIENT4, PORT, SERVER_MAC, SERVER4};
 use super::programs::{program, program_mut, refused};
-use super::sequence::Keys;
-use super::source::{Requests, Room, Source};
+use super::source::{Requests, Source};
 use crate::dataset::Dataset;
 
 /// Frames that go through the kernel at once.
@@ -29,16 +27,7 @@ impl<'a> Flood<'a> {
     /// # Errors
     /// When the kernel refuses the programs.
     pub(crate) fn new(bed: &'a Testbed, dataset: &Dataset, keys: u32) -> Result<Self> {
-        let requests = Requests {
-            form: Form::Get(1),
-            layers: Layers::V4,
-            port: PORT,
-            keys: Keys {
-                first: 0,
-                count: keys,
-            },
-            room: Room::Tail,
-        };
+        let requests = Requests::gets(PORT, keys);
         let dev = &bed.links[0].client_dev;
         let device = bed.client.run(|| if_nametoindex(&dev[..]))?;
         let mut source = Source::load_for(dataset, requests, device)?;

@@ -7,8 +7,7 @@ use super::form::Form;
 use super::measure::{RUNS, XDP_TX};
 use super::packet::{Layers, PORT};
 use super::programs::run_once;
-use super::sequence::Keys;
-use super::source::{KEY_SIZE, Requests, Room, Source};
+use super::source::{KEY_SIZE, Requests, Source};
 use crate::dataset::Dataset;
 use crate::interrupt;
 use crate::peer::Peer;
@@ -46,16 +45,7 @@ fn measure(peer: &Peer, keys: u32, rounds: u32, progress: &Progress) -> Result<C
     let (xdp, tc) = (peer.program()?, peer.tc_program()?);
     let dataset = Dataset::new(keys, KEY_SIZE, VALUE_SIZE)?;
     let form = Form::Get(1);
-    let requests = Requests {
-        form,
-        layers: Layers::V4,
-        port: PORT,
-        keys: Keys {
-            first: 0,
-            count: keys,
-        },
-        room: Room::Tail,
-    };
+    let requests = Requests::gets(PORT, keys);
     for n in 0..keys {
         let id = n as u16;
         let ran = run_once(&xdp, &requests.packet(&dataset, &[n], id))?;

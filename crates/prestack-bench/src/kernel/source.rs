@@ -66,6 +66,17 @@ pub(super) struct Requests {
 }
 
 impl Requests {
+    /// Plain GETs of the `count` first items, one at a time.
+    pub(super) fn gets(port: u16, count: u32) -> Self {
+        Self {
+            form: Form::Get(1),
+            layers: Layers::V4,
+            port,
+            keys: Keys { first: 0, count },
+            room: Room::Tail,
+        }
+    }
+
     /// The request with this id for these items.
     pub(super) fn packet(&self, dataset: &Dataset, items: &[u32], id: u16) -> Vec<u8> {
         let payload = self.form.request(dataset, items);
