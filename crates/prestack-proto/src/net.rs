@@ -63,6 +63,8 @@ pub const TCP_FIN: u8 = 0x01;
 pub const TCP_SYN: u8 = 0x02;
 /// RST in the TCP flags.
 pub const TCP_RST: u8 = 0x04;
+/// PSH in the TCP flags.
+pub const TCP_PSH: u8 = 0x08;
 /// URG in the TCP flags.
 pub const TCP_URG: u8 = 0x20;
 /// ACK in the TCP flags.

@@ -1,0 +1,159 @@
+//! A segment arrives from the client.
+
+use prestack_proto::net::{TCP_FIN, TCP_RST, TCP_SYN};
+
+use crate::ends::Ends;
+use crate::policy::Policy;
+use crate::rules::{Rule, heeds};
+use crate::segment::{Segment, is_before, later};
+use crate::serve::Reply;
+use crate::translation::Translation;
+
+/// Repeated acknowledgements that say that something was lost (RFC 5681).
+const REPEATS: u32 = 3;
+
+/// What is to be done with a segment.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Arrival {
+    /// It is served, or else passed.
+    Go,
+    /// The kept answer is sent again, with [`Translation::reply_again`], in place of the segment.
+    Resend,
+    /// An acknowledgement without data is sent, with [`Translation::reply_bare`], in place of the segment.
+    Acknowledge,
+}
+
+impl Translation {
+    /// A segment of an active translation arrives.
+    #[inline(always)]
+    pub fn arrive(
+        &mut self,
+        ends: &Ends,
+        policy: &Policy,
+        segment: &Segment,
+        now: u64,
+    ) -> Arrival {
+        if !segment.acknowledges() {
+            if segment.has(TCP_SYN) && !heeds(Rule::ResetBySynAck) {
+                *self = Self::default();
+            }
+            return Arrival::Go;
+        }
+        let acknowledgement = segment.acknowledgement;
+        let is_repeat = acknowledgement == self.got;
+        self.heed(ends, segment);
+        if !self.is_unacknowledged() {
+            return self.release(ends, segment);
+        }
+        // It has been sent, so that what is beyond it is acknowledged by somebody else.
+        if !is_before(acknowledgement, self.answer_end()) {
+            return Arrival::Go;
+        }
+        if segment.length() != 0 {
+            self.sent_again(ends, segment)
+        } else if is_repeat {
+            self.repeats += 1;
+            let is_lost = self.repeats >= REPEATS && self.is_resent == 0;
+            if is_lost || now.wrapping_sub(self.answered_at) >= policy.resend_after {
+                self.is_resent = 1;
+                self.repeats = 0;
+                self.answered_at = now;
+                Arrival::Resend
+            } else {
+                Arrival::Go
+            }
+        } else {
+            Arrival::Go
+        }
+    }
+
+    /// Takes note of what the client has got, and of its window, if the kernel would as well.
+    #[inline(always)]
+    fn heed(&mut self, ends: &Ends, segment: &Segment) {
+        let mut passed = *segment;
+        passed.sequence = segment.sequence.wrapping_sub(self.lead_of(segment.end()));
+        if is_before(segment.sequence, self.request_end())
+            && !is_before(segment.sequence, self.request)
+            && self.is_unacknowledged()
+        {
+            // A request that is sent again.
+            passed.sequence = ends.acked;
+        }
+        let sent = ends.sent.wrapping_add(self.given);
+        if !ends.would_heed(&passed, self.agreement.server_scale())
+            || is_before(sent, segment.acknowledgement)
+        {
+            return;
+        }
+        if is_before(self.got, segment.acknowledgement) {
+            self.got = segment.acknowledgement;
+            self.repeats = 0;
+        }
+        let window = segment.window << self.agreement.client_scale();
+        let edge = segment.acknowledgement.wrapping_add(window);
+        self.edge = later(self.edge, edge);
+    }
+
+    /// The client has the last answer. If an acknowledgement was held back until now, it is sent, unless this
+    /// segment makes the kernel send one, or tells it something.
+    #[inline(always)]
+    fn release(&mut self, ends: &Ends, segment: &Segment) -> Arrival {
+        if self.is_held != 0 && segment.length() == 0 {
+            let is_news = self.told != ends.sent || self.told_window < segment.window;
+            if !is_news {
+                self.is_held = 0;
+                return Arrival::Acknowledge;
+            }
+        }
+        Arrival::Go
+    }
+
+    /// A segment with data comes while an answer is unacknowledged. If the client sends again what it was
+    /// answered, or what the kernel has, it waits for the answer.
+    #[inline(always)]
+    fn sent_again(&self, ends: &Ends, segment: &Segment) -> Arrival {
+        if !is_before(self.request, segment.end()) {
+            return Arrival::Go;
+        }
+        let known = ends.acked.wrapping_add(self.taken);
+        if is_before(segment.sequence, self.request_end()) || !is_before(known, segment.end()) {
+            Arrival::Resend
+        } else {
+            Arrival::Go
+        }
+    }
+
+    /// The header of an answer that is sent again; the client then has all that the kernel has acknowledged.
+    #[inline(always)]
+    #[must_use]
+    pub const fn reply_again(&self, ends: &Ends, segment: &Segment) -> Reply {
+        Reply {
+            sequence: self.answer_start(),
+            acknowledgement: ends.acked.wrapping_add(self.taken),
+            window: ends.window,
+            timestamp: ends.timestamp,
+            echo: segment.timestamp,
+        }
+    }
+
+    /// The header of an acknowledgement without data.
+    #[inline(always)]
+    #[must_use]
+    pub const fn reply_bare(&self, ends: &Ends, segment: &Segment) -> Reply {
+        Reply {
+            sequence: ends.sent.wrapping_add(self.given),
+            acknowledgement: ends.acked.wrapping_add(self.taken),
+            window: ends.window,
+            timestamp: ends.timestamp,
+            echo: segment.timestamp,
+        }
+    }
+
+    /// Takes note of the end of a connection.
+    #[inline(always)]
+    pub(crate) const fn note_end(&mut self, segment: &Segment) {
+        if segment.has(TCP_FIN | TCP_RST | TCP_SYN) {
+            self.is_closing = 1;
+        }
+    }
+}

@@ -1,0 +1,135 @@
+//! A segment leaves for the client.
+
+use prestack_proto::net::{TCP_ACK, TCP_FIN, TCP_RST};
+
+use crate::difference::difference;
+use crate::ends::Ends;
+use crate::rules::{Rule, heeds};
+use crate::segment::{Segment, is_before};
+use crate::translation::Translation;
+
+/// What is to be done with a segment that leaves.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Departing {
+    /// It goes.
+    Go,
+    /// It goes without its FIN, which does not follow its data any more: there is an answer between. The
+    /// client's acknowledgement of the data makes the kernel send the FIN alone.
+    WithoutFin,
+    /// It must not go. Its data would lie across an answer, which the kernel does only if it sends what it has
+    /// not been asked for, before it was told of what the client has acknowledged.
+    Drop,
+}
+
+/// The fields of a segment that leaves, in wire numbers.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Departure {
+    /// What is to be done.
+    pub departing: Departing,
+    /// The sequence number.
+    pub sequence: u32,
+    /// What it acknowledges.
+    pub acknowledgement: u32,
+}
+
+impl Departure {
+    /// What the new numbers do to the sum of the segment (flags and SACK blocks excepted).
+    #[inline(always)]
+    #[must_use]
+    pub const fn difference(&self, segment: &Segment) -> u64 {
+        difference(segment.sequence, self.sequence)
+            + difference(segment.acknowledgement, self.acknowledgement)
+    }
+}
+
+impl Translation {
+    /// The kernel sends a segment of an active translation, other than a SYN: its fields for the client.
+    /// `is_serving` is that of the policy.
+    #[inline(always)]
+    pub fn leave(
+        &mut self,
+        ends: &mut Ends,
+        segment: &Segment,
+        is_serving: bool,
+        now: u64,
+    ) -> Departure {
+        let mut departure = Departure {
+            departing: Departing::Go,
+            sequence: segment.sequence,
+            acknowledgement: segment.acknowledgement,
+        };
+        if !(is_serving || heeds(Rule::TranslateWhileDraining)) {
+            return departure;
+        }
+        self.note_end(segment);
+        if segment.has(TCP_RST) && !segment.has(TCP_ACK) {
+            // The host answers a segment of a connection that it does not have, with what that has
+            // acknowledged.
+            departure.sequence = if segment.sequence == self.answer && self.is_unacknowledged() {
+                self.got
+            } else {
+                segment.sequence.wrapping_add(self.given)
+            };
+            return departure;
+        }
+        if segment.length() != 0 {
+            self.note_wait(ends, segment, now);
+        }
+        if is_before(segment.sequence, self.answer)
+            && is_before(self.answer, segment.end())
+            && heeds(Rule::ByPosition)
+        {
+            let ends_there = segment.sequence.wrapping_add(segment.len) == self.answer;
+            departure.departing = if ends_there && segment.has(TCP_FIN) {
+                Departing::WithoutFin
+            } else {
+                Departing::Drop
+            };
+        }
+        departure.sequence = segment
+            .sequence
+            .wrapping_add(self.lag_of(segment.sequence));
+        if !segment.has(TCP_RST) {
+            ends.give(segment);
+            self.follow(ends.acked, ends.sent);
+        }
+        departure.acknowledgement = self.wire_acknowledgement(ends, segment.acknowledgement);
+        departure
+    }
+
+    /// Takes note of whether the kernel waits for an acknowledgement.
+    #[inline(always)]
+    fn note_wait(&mut self, ends: &Ends, segment: &Segment, now: u64) {
+        if is_before(segment.sequence, ends.sent) {
+            // It sends again what it was told is there: it has not heard.
+            if is_before(segment.sequence, self.told) {
+                self.told = segment.sequence;
+            }
+            self.waits_since = 0;
+        } else if self.told == ends.sent {
+            self.waits_since = now;
+        }
+    }
+
+    /// The wire number of an acknowledgement of the kernel. If nothing else makes the client or the kernel
+    /// send again, it is held back until the answer is acknowledged.
+    #[inline(always)]
+    fn wire_acknowledgement(&mut self, ends: &Ends, acknowledgement: u32) -> u32 {
+        let number = acknowledgement.wrapping_add(self.taken);
+        let all = ends.next.wrapping_add(self.taken);
+        if !self.is_unacknowledged()
+            || is_before(number, all)
+            || ends.sent != self.answer
+            || !heeds(Rule::HoldAcknowledgement)
+        {
+            self.is_held = 0;
+            return number;
+        }
+        self.is_held = 1;
+        if all == self.request_end() {
+            self.request
+        } else {
+            all.wrapping_sub(1)
+        }
+    }
+}

@@ -1,0 +1,25 @@
+//! What the network does to packets.
+
+/// What becomes of a packet.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Fate {
+    /// It arrives.
+    Arrives,
+    /// It is lost.
+    Lost,
+    /// It arrives twice, the second time after so many µs more.
+    Twice(u64),
+    /// It arrives after so many µs more.
+    Late(u64),
+}
+
+/// What becomes of the first packets on each stretch of the way; those that follow arrive.
+#[derive(Clone, Default, Debug)]
+pub struct Faults {
+    /// From the client to the host.
+    pub up: Vec<Fate>,
+    /// From where requests are answered to the kernel.
+    pub inside: Vec<Fate>,
+    /// To the client.
+    pub down: Vec<Fate>,
+}

@@ -1,0 +1,209 @@
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use proptest::prelude::*;
+
+use super::faults::{Fate, Faults};
+use super::memcached::{Command, MISSING};
+use super::tcp::{RTO, Settings};
+use super::world::{Outcome, Script, Step, World};
+use crate::Policy;
+use crate::rules::{Rule, leave_out};
+
+const MS: u64 = 1_000_000;
+
+fn settings(first: u32) -> Settings {
+    Settings {
+        first,
+        mss: 1448,
+        buffer: 60_000,
+        scale: 3,
+        has_sack: true,
+        has_timestamps: true,
+        has_nagle: false,
+        keepalive: 0,
+    }
+}
+
+fn policy() -> Policy {
+    Policy {
+        is_serving: 1,
+        forward_after: 100 * MS,
+        trickle: 5000 * MS,
+        resend_after: 20 * MS,
+        room: 400,
+    }
+}
+
+fn script(steps: Vec<Step>) -> Script {
+    Script {
+        steps,
+        client: settings(u32::MAX - 100),
+        server: settings(u32::MAX - 700),
+        faults: Faults::default(),
+        warm_up: 0,
+        thinks: 20,
+        reads: 100_000,
+        policy: policy(),
+        tail_room: 400,
+        drains_at: None,
+        spoofed_at: None,
+        hangs_up_at: None,
+        resets: false,
+    }
+}
+
+/// A key whose value is short, one whose value takes several segments, and one that is missing.
+const SHORT: u16 = 100;
+const LONG: u16 = 700;
+
+fn gets(count: usize) -> Vec<Step> {
+    vec![Step::waiting(Command::Get(SHORT)); count]
+}
+
+fn run(script: &Script) -> Outcome {
+    World::run(script).unwrap_or_else(|error| panic!("{error}\n{script:?}"))
+}
+
+#[test]
+fn hits_never_reach_memcached() {
+    let outcome = run(&script(gets(900)));
+    assert_eq!(outcome.served, 899);
+    assert_eq!(
+        outcome.kernel_retransmissions + outcome.client_retransmissions,
+        0
+    );
+    assert!(outcome.longest_gap < 1000, "{outcome:?}");
+}
+
+#[test]
+fn the_kernel_gets_its_acknowledgement_in_time() {
+    let outcome = run(&script(gets(20_000)));
+    assert_eq!(outcome.kernel_retransmissions, 0, "{outcome:?}");
+    assert!(outcome.served > 19_900);
+}
+
+/// What a client may do.
+fn command() -> impl Strategy<Value = Command> {
+    prop_oneof![
+        6 => (0u16..300).prop_map(Command::Get),
+        1 => (600u16..MISSING).prop_map(Command::Get),
+        1 => Just(Command::Get(MISSING)),
+        2 => (0u16..4000).prop_map(Command::Set),
+        1 => (0u16..2000).prop_map(Command::SetQuiet),
+    ]
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    (
+        command(),
+        prop_oneof![4 => Just(0), 1 => 1usize..40],
+        prop::bool::weighted(0.7),
+        prop_oneof![4 => Just(0u64), 1 => 1u64..60_000],
+    )
+        .prop_map(|(command, cut, waits, pause)| Step {
+            command,
+            cut,
+            waits,
+            pause,
+        })
+}
+
+fn fate() -> impl Strategy<Value = Fate> {
+    prop_oneof![
+        8 => Just(Fate::Arrives),
+        3 => Just(Fate::Lost),
+        1 => (1u64..2000).prop_map(Fate::Twice),
+        1 => (1u64..300_000).prop_map(Fate::Twice),
+        2 => (1u64..2000).prop_map(Fate::Late),
+        1 => (1u64..300_000).prop_map(Fate::Late),
+    ]
+}
+
+fn faults() -> impl Strategy<Value = Faults> {
+    let fates = || prop::collection::vec(fate(), 0..25);
+    (fates(), fates(), fates()).prop_map(|(up, inside, down)| Faults { up, inside, down })
+}
+
+fn end() -> impl Strategy<Value = Settings> {
+    (
+        prop_oneof![any::<u32>(), (0u32..10_000).prop_map(|n| u32::MAX - n)],
+        prop_oneof![Just(1448u32), 60u32..1448],
+        prop_oneof![2 => Just(60_000u32), 1 => 600u32..5000],
+        prop::bool::ANY,
+        prop_oneof![3 => Just(0u64), 1 => Just(700_000u64)],
+    )
+        .prop_map(|(first, mss, buffer, has_nagle, keepalive)| Settings {
+            first,
+            mss,
+            buffer,
+            scale: 3,
+            has_sack: true,
+            has_timestamps: true,
+            has_nagle,
+            keepalive,
+        })
+}
+
+fn scripts() -> impl Strategy<Value = Script> {
+    let ending = (
+        prop::option::weighted(0.2, 0usize..12),
+        prop::option::weighted(0.1, 0usize..12),
+        prop::bool::weighted(0.05),
+    );
+    (
+        prop::collection::vec(step(), 1..12),
+        (end(), end()),
+        (prop::bool::weighted(0.8), prop::bool::weighted(0.7)),
+        faults(),
+        0usize..3,
+        (1u64..30_000, prop_oneof![Just(100_000usize), 100usize..2000]),
+        ending,
+    )
+        .prop_map(
+            |(steps, (client, server), (has_sack, has_timestamps), faults, warm_up, io, ending)| {
+                let both = |end| Settings {
+                    has_sack,
+                    has_timestamps,
+                    ..end
+                };
+                let mut all = gets(2);
+                all.extend(steps);
+                Script {
+                    client: both(client),
+                    server: both(server),
+                    faults,
+                    warm_up,
+                    thinks: io.0,
+                    reads: io.1,
+                    drains_at: ending.0,
+                    spoofed_at: ending.1,
+                    resets: ending.2,
+                    ..script(all)
+                }
+            },
+        )
+}
+
+/// The same without anything being answered.
+fn plain(script: &Script) -> Script {
+    let mut script = script.clone();
+    script.policy.is_serving = 0;
+    script
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(4000))]
+
+    #[test]
+    fn both_ends_read_what_they_should(script in scripts()) {
+        let outcome = World::run(&script).map_err(TestCaseError::fail)?;
+        let plain = World::run(&plain(&script)).map_err(|e| TestCaseError::fail(format!("plain {e}")))?;
+        prop_assert_eq!(outcome.reneged, 0);
+        // Once the network is well, what takes longest is one timeout, as backed off as it was by then, and
+        // the connection's own time.
+        let quiet = World::run(&Script { faults: Faults::default(), ..script.clone() }).map_err(TestCaseError::fail)?;
+        let limit = |outcome: &Outcome| outcome.last_fault + 2 * outcome.longest.max(RTO) + 2 * quiet.took;
+        prop_assert!(plain.took <= limit(&plain), "plain {:?} {:?}", plain, quiet);
+        prop_assert!(outcome.took <= limit(&outcome), "{:?} {:?}", outcome, quiet);
+    }
+}

@@ -1,0 +1,159 @@
+//! Selective acknowledgements (RFC 2018, 2883): what the other end has beyond what it acknowledges, or has
+//! got twice.
+
+use prestack_proto::window::Source;
+
+use crate::ends::Ends;
+use crate::rules::{Rule, heeds};
+use crate::segment::{Segment, is_before};
+use crate::translation::Translation;
+
+/// TCP options (IANA registry "TCP Option Kind Numbers").
+const OPTION_END: u64 = 0;
+const OPTION_NOTHING: u64 = 1;
+const OPTION_SACK: u64 = 5;
+/// Bytes of options at most.
+const MAX_OPTIONS: u64 = 40;
+/// Blocks in an option at most.
+const MAX_BLOCKS: u64 = 4;
+
+/// Where the blocks are.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+pub struct Blocks {
+    /// Position of the first in the options, in bytes.
+    pub at: u64,
+    /// How many there are.
+    pub count: u64,
+}
+
+/// Finds the blocks among the `len` bytes of options at the start of `source`, which can be read eight
+/// bytes further.
+#[inline(always)]
+pub fn blocks<S: Source + ?Sized>(source: &S, len: u64) -> Blocks {
+    let mut at = source.forgotten(0);
+    let mut found = Blocks::default();
+    for _ in 0..MAX_OPTIONS {
+        if at + 2 > len {
+            break;
+        }
+        let Some(word) = source.word(at) else { break };
+        let (kind, size) = (word & 0xff, word >> 8 & 0xff);
+        if kind == OPTION_END {
+            break;
+        }
+        if kind == OPTION_NOTHING {
+            at = source.forgotten(at + 1);
+            continue;
+        }
+        if size < 2 {
+            break;
+        }
+        if kind == OPTION_SACK && at + size <= len {
+            let count = size / 8;
+            if count <= MAX_BLOCKS {
+                found = Blocks { at: at + 2, count };
+            }
+            break;
+        }
+        at = source.forgotten(at + size);
+    }
+    found
+}
+
+/// A block: sequence numbers of its first byte and of what is behind its last.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+pub struct Block {
+    /// The first byte.
+    pub start: u32,
+    /// Behind the last.
+    pub end: u32,
+}
+
+impl Translation {
+    /// A block from the client in the kernel's numbers. `segment` is the one that it came with. Empty, which
+    /// is ignored, if it is of the answer alone, or would start at what the kernel is told is acknowledged:
+    /// the client then lacks the answer, and the kernel would think that it has thrown away what it had.
+    #[inline(always)]
+    #[must_use]
+    pub fn pass_block(&self, segment: &Segment, block: Block) -> Block {
+        if !heeds(Rule::TranslateBlocks) {
+            return block;
+        }
+        let told = self.kernel_acknowledgement(segment.acknowledgement);
+        let translated = Block {
+            start: self.kernel_number(block.start),
+            end: self.kernel_number(block.end),
+        };
+        let is_empty = translated.start == translated.end;
+        let lacks_answer = is_before(segment.acknowledgement, self.answer_end());
+        if is_empty || lacks_answer && translated.start == told {
+            Block {
+                start: told,
+                end: told,
+            }
+        } else {
+            translated
+        }
+    }
+
+    /// A block from the kernel in wire numbers. `acknowledgement` is what the segment says that it comes
+    /// with, before and `wire` after translation.
+    #[inline(always)]
+    #[must_use]
+    pub fn leave_block(&self, ends: &Ends, wire: u32, block: Block) -> Block {
+        if !heeds(Rule::TranslateBlocks) {
+            return block;
+        }
+        // What is behind the last request in the kernel's numbers, and so before it as well.
+        let request = self.request_end().wrapping_sub(self.taken);
+        let before = self.taken.wrapping_sub(self.request_len);
+        let start = if is_before(block.start, request) {
+            block.start.wrapping_add(before)
+        } else {
+            block.start.wrapping_add(self.taken)
+        };
+        let end = if is_before(request, block.end) {
+            block.end.wrapping_add(self.taken)
+        } else {
+            block.end.wrapping_add(before)
+        };
+        // What was got twice must not say more than the acknowledgement.
+        if is_before(ends.acked, block.end) || is_before(end, wire) {
+            Block { start, end }
+        } else {
+            let start = if is_before(start, wire) { start } else { wire };
+            Block { start, end: wire }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn found(options: &[u8]) -> Blocks {
+        let mut bytes = options.to_vec();
+        bytes.extend([0; 8]);
+        blocks(&bytes.as_slice(), options.len() as u64)
+    }
+
+    #[test]
+    fn finds_the_blocks() {
+        let mut options = vec![1, 1, 8, 10, 1, 2, 3, 4, 5, 6, 7, 8, 1, 1, 5, 10];
+        options.extend([9; 8]);
+        assert_eq!(found(&options), Blocks { at: 16, count: 1 });
+        assert_eq!(found(&options[12..]), Blocks { at: 4, count: 1 });
+        assert_eq!(found(&options[..23]).count, 0);
+        assert_eq!(found(&[0, 5, 10, 0, 0, 0, 0, 0, 0, 0, 0]).count, 0);
+        assert_eq!(found(&[9, 0, 5, 10, 0, 0, 0, 0, 0, 0, 0, 0]).count, 0);
+    }
+
+    proptest! {
+        #[test]
+        fn stays_within_the_options(options in proptest::collection::vec(0u8..12, 0..41)) {
+            let found = found(&options);
+            prop_assert!(found.at + 8 * found.count <= options.len() as u64);
+        }
+    }
+}

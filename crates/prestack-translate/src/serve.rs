@@ -1,0 +1,133 @@
+//! Whether a request may be answered, and what its answer's header says.
+
+use prestack_proto::net::{TCP_ACK, TCP_PSH};
+
+use crate::ends::Ends;
+use crate::policy::Policy;
+use crate::rules::{Rule, heeds};
+use crate::segment::{Segment, is_before};
+use crate::translation::Translation;
+
+/// The header of a segment that is sent in the kernel's place, in host byte order.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+pub struct Reply {
+    /// Sequence number of its first byte.
+    pub sequence: u32,
+    /// What it acknowledges.
+    pub acknowledgement: u32,
+    /// The window field.
+    pub window: u32,
+    /// Its timestamp, if the connection has them.
+    pub timestamp: u32,
+    /// The timestamp that it echoes.
+    pub echo: u32,
+}
+
+/// Bytes that timestamps take of a segment, filled up to words (RFC 7323, appendix A).
+const TIMESTAMPS_LEN: u32 = 12;
+
+impl Translation {
+    /// Whether the requests that a segment consists of may be answered, if the caller knows that memcached
+    /// owes nothing on the connection and all of them hit. Nothing is changed. A segment of an active
+    /// translation has [arrived](Self::arrive) before.
+    #[inline(always)]
+    #[must_use]
+    pub fn may_serve(&self, ends: &Ends, policy: &Policy, segment: &Segment, now: u64) -> bool {
+        let plain = segment.flags & !u32::from(TCP_PSH) == u32::from(TCP_ACK);
+        let agreement = &self.agreement;
+        if policy.is_serving == 0
+            || !agreement.is_servable()
+            || self.is_closing != 0
+            || !plain
+            || segment.is_congested != 0
+            || segment.len == 0
+            || segment.len > ends.window << agreement.server_scale()
+            || (segment.has_timestamps != 0) != agreement.has_timestamps()
+        {
+            return false;
+        }
+        self.is_at_rest(ends, segment)
+            && !(segment.has_timestamps != 0 && is_before(segment.timestamp, ends.recent))
+            && !self.does_kernel_wait(ends, policy, now)
+            && (self.is_active == 0 || now.wrapping_sub(self.passed_at) < policy.trickle)
+    }
+
+    /// Nothing is under way but the segment.
+    #[inline(always)]
+    fn is_at_rest(&self, ends: &Ends, segment: &Segment) -> bool {
+        let number = segment.sequence.wrapping_sub(self.taken);
+        let is_next = number == ends.next;
+        let is_acked = ends.next == ends.acked;
+        let has_all = segment.acknowledgement == ends.sent.wrapping_add(self.given);
+        is_next && is_acked && has_all || !heeds(Rule::OnlyAtRest) && is_next
+    }
+
+    /// The kernel has waited for long for an acknowledgement that only swallowed requests carried.
+    #[inline(always)]
+    fn does_kernel_wait(&self, ends: &Ends, policy: &Policy, now: u64) -> bool {
+        self.is_active != 0
+            && self.told != ends.sent
+            && now.wrapping_sub(self.waits_since) >= policy.forward_after
+            && heeds(Rule::ForwardWhenKernelWaits)
+    }
+
+    /// Answers the requests that a segment consists of, which [may be](Self::may_serve), with `answer_len`
+    /// bytes. `None` if they do not fit, and nothing is changed. From the return on the answer counts as
+    /// sent: the caller keeps its bytes while it [is
+    /// unacknowledged](Self::is_unacknowledged), and the segment does not pass.
+    #[inline(always)]
+    pub fn serve(
+        &mut self,
+        ends: &mut Ends,
+        policy: &Policy,
+        segment: &Segment,
+        answer_len: u32,
+        now: u64,
+    ) -> Option<Reply> {
+        let agreement = self.agreement;
+        let options = if agreement.has_timestamps() {
+            TIMESTAMPS_LEN
+        } else {
+            0
+        };
+        let window = segment.window << agreement.client_scale();
+        let is_too_long = u64::from(answer_len) > policy.room && heeds(Rule::ReserveRoom);
+        if answer_len == 0
+            || is_too_long
+            || answer_len + options > u32::from(agreement.mss)
+            || answer_len > window
+        {
+            return None;
+        }
+        let reply = Reply {
+            sequence: ends.sent.wrapping_add(self.given),
+            acknowledgement: segment.end(),
+            window: ends.window,
+            timestamp: ends.timestamp,
+            echo: segment.timestamp,
+        };
+        if self.is_active == 0 {
+            // What the kernel has been told is not known.
+            self.told = ends.sent.wrapping_sub(1);
+            self.waits_since = now;
+            self.passed_at = now;
+            self.edge = segment.acknowledgement.wrapping_add(window);
+            self.is_active = 1;
+        }
+        self.taken = self.taken.wrapping_add(segment.len);
+        self.given = self.given.wrapping_add(answer_len);
+        self.request = segment.sequence;
+        self.request_len = segment.len;
+        self.answer = ends.sent;
+        self.answer_len = answer_len;
+        self.got = segment.acknowledgement;
+        self.is_held = 0;
+        self.repeats = 0;
+        self.is_resent = 0;
+        self.answered_at = now;
+        if segment.has_timestamps != 0 {
+            ends.recent = segment.timestamp;
+        }
+        Some(reply)
+    }
+}
