@@ -125,7 +125,8 @@ impl Agreement {
     #[inline(always)]
     #[must_use]
     pub fn reach(client: &Offer, syn_ack: &Segment, kernel: &Offer) -> Self {
-        let is_agreed = syn_ack.flags & u32::from(TCP_SYN | TCP_ACK) == u32::from(TCP_SYN | TCP_ACK);
+        let is_agreed =
+            syn_ack.flags & u32::from(TCP_SYN | TCP_ACK) == u32::from(TCP_SYN | TCP_ACK);
         let is_its = syn_ack.acknowledgement == client.sequence.wrapping_add(1)
             || !heeds(Rule::ResetBySynAck);
         if !is_agreed || !is_its || (client.has | kernel.has) & Offer::REFUSED != 0 {

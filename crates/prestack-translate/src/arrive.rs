@@ -26,13 +26,7 @@ pub enum Arrival {
 impl Translation {
     /// A segment of an active translation arrives.
     #[inline(always)]
-    pub fn arrive(
-        &mut self,
-        ends: &Ends,
-        policy: &Policy,
-        segment: &Segment,
-        now: u64,
-    ) -> Arrival {
+    pub fn arrive(&mut self, ends: &Ends, policy: &Policy, segment: &Segment, now: u64) -> Arrival {
         if !segment.acknowledges() {
             if segment.has(TCP_SYN) && !heeds(Rule::ResetBySynAck) {
                 *self = Self::default();

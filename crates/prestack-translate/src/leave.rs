@@ -86,9 +86,7 @@ impl Translation {
                 Departing::Drop
             };
         }
-        departure.sequence = segment
-            .sequence
-            .wrapping_add(self.lag_of(segment.sequence));
+        departure.sequence = segment.sequence.wrapping_add(self.lag_of(segment.sequence));
         if !segment.has(TCP_RST) {
             ends.give(segment);
             self.follow(ends.acked, ends.sent);

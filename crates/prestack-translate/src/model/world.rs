@@ -60,7 +60,8 @@ pub struct Script {
     pub drains_at: Option<usize>,
     /// Somebody sends a SYN of the connection's ends at this step.
     pub spoofed_at: Option<usize>,
-    /// memcached closes the connection when the client has taken this step.
+    /// memcached closes the connection when it is idle and the client has come to this step. What comes later
+    /// makes the kernel reset it.
     pub hangs_up_at: Option<usize>,
     /// The client resets the connection at the end, instead of closing it.
     pub resets: bool,
@@ -273,6 +274,10 @@ impl World {
                 }
             }
         }
+        if self.has_hung_up && self.kernel.is_reset {
+            // The reset was lost, and with it what was to be sent again.
+            return Ok(());
+        }
         Err(self.describe("nothing happens any more"))
     }
 
@@ -336,7 +341,10 @@ impl World {
         if self.replies[..known] != self.due[..known] || self.replies.len() > self.due.len() {
             return Err(self.describe("the client reads something else"));
         }
-        while self.step < self.script.steps.len() && !self.client.is_reset {
+        if self.client.is_reset {
+            return Ok(());
+        }
+        while self.step < self.script.steps.len() {
             let step = self.script.steps[self.step];
             if !self.rest.is_empty() {
                 let rest = std::mem::take(&mut self.rest);
@@ -370,8 +378,8 @@ impl World {
             self.client.write(&bytes, self.now);
             self.step += 1;
         }
-        let is_finished = self.step == self.script.steps.len()
-            && self.replies.len() == self.due.len();
+        let is_finished =
+            self.step == self.script.steps.len() && self.replies.len() == self.due.len();
         if is_finished && !self.has_ended {
             self.has_ended = true;
             if self.script.resets {
@@ -386,11 +394,12 @@ impl World {
     fn start_step(&mut self, step: Step) {
         self.due.extend(step.command.reply());
         let at = Some(self.step);
-        if self.script.drains_at == at {
-            self.host.policy.is_serving = 0;
-        }
         if self.script.hangs_up_at == at {
             self.hangs_up = true;
+            self.memcached_reads();
+        }
+        if self.script.drains_at == at {
+            self.host.policy.is_serving = 0;
         }
         if self.script.spoofed_at == at {
             let settings = Settings {
@@ -424,6 +433,13 @@ impl World {
             self.busy = true;
             self.schedule(self.script.thinks, Event::Memcached);
         }
+        if self.has_hung_up && !self.requests.is_empty() && !self.kernel.is_reset {
+            let reset = self.kernel.reset();
+            if let Some(packet) = self.host.leaves(reset, self.now * 1000) {
+                self.send(2, packet);
+            }
+            return;
+        }
         let is_idle = self.requests.is_empty() && !self.busy;
         let is_wanted = self.kernel.is_at_end() || self.hangs_up;
         if is_idle && is_wanted && !self.has_hung_up {
@@ -442,6 +458,9 @@ impl World {
     }
 
     fn is_over(&self) -> bool {
+        if self.has_hung_up && self.client.is_reset {
+            return true;
+        }
         if self.script.resets {
             // A reset is sent once, and may be lost.
             let is_quiet = self
@@ -464,7 +483,7 @@ impl World {
             }
             at = at.wrapping_add(step.command.bytes().len() as u32);
         }
-        if self.script.resets {
+        if self.script.resets || self.kernel.is_reset {
             // What memcached has not got to is lost.
             passed.truncate(self.executed.len());
         }

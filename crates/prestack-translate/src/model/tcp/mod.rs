@@ -182,12 +182,15 @@ impl Tcp {
     /// Whether the other end has closed, and all it sent was read.
     pub fn is_at_end(&self) -> bool {
         self.received.is_empty()
-            && self.peer_fin.is_some_and(|fin| self.expected == fin.wrapping_add(1))
+            && self
+                .peer_fin
+                .is_some_and(|fin| self.expected == fin.wrapping_add(1))
     }
 
     /// Whether all that it has sent, the end included, has been acknowledged.
     pub fn is_done(&self) -> bool {
-        self.fin.is_some_and(|fin| self.unacked == fin.wrapping_add(1))
+        self.fin
+            .is_some_and(|fin| self.unacked == fin.wrapping_add(1))
     }
 
     /// When it wants to be woken.
@@ -222,11 +225,14 @@ impl Tcp {
 
     /// A packet arrives.
     pub fn arrives(&mut self, packet: &Packet, now: u64) {
+        let segment = &packet.segment;
         if self.is_reset {
+            if !segment.has(TCP_RST) {
+                self.refuse(segment);
+            }
             return;
         }
         self.heard = now;
-        let segment = &packet.segment;
         if segment.has(TCP_RST) {
             if segment.sequence == self.expected {
                 self.is_reset = true;
@@ -317,6 +323,20 @@ impl Tcp {
             blocks: Vec::new(),
             offer: None,
         }
+    }
+
+    /// Answers a segment of a connection that there is not.
+    fn refuse(&mut self, segment: &Segment) {
+        self.out.push(Packet {
+            segment: Segment {
+                sequence: segment.acknowledgement,
+                flags: TCP_RST.into(),
+                ..Segment::default()
+            },
+            data: Vec::new(),
+            blocks: Vec::new(),
+            offer: None,
+        });
     }
 
     /// Asks the other end for an acknowledgement, by something old.

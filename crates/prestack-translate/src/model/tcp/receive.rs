@@ -104,7 +104,11 @@ impl Tcp {
         if is_end {
             self.expected = self.expected.wrapping_add(1);
         }
-        if self.peer_fin.is_some_and(|fin| is_before(fin, self.expected)) && !is_end {
+        if self
+            .peer_fin
+            .is_some_and(|fin| is_before(fin, self.expected))
+            && !is_end
+        {
             // The end is sent again.
             self.acknowledge(now);
             return;

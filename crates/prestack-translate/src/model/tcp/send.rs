@@ -85,7 +85,11 @@ impl Tcp {
                 && !is_before(self.next, block.end)
                 && !is_before(block.start, acknowledgement)
                 && !is_before(block.start, self.unacked);
-            if is_valid && self.is_reported(block.start).is_none_or(|end| end != block.end) {
+            if is_valid
+                && self
+                    .is_reported(block.start)
+                    .is_none_or(|end| end != block.end)
+            {
                 is_new |= (0..block.end.wrapping_sub(block.start))
                     .any(|i| self.is_reported(block.start.wrapping_add(i)).is_none());
                 self.blocks.push(*block);
@@ -140,7 +144,11 @@ impl Tcp {
             }
         }
         // What it was told of has been thrown away (Linux looks at the first segment).
-        if self.blocks.first().is_some_and(|block| block.start == acknowledgement) {
+        if self
+            .blocks
+            .first()
+            .is_some_and(|block| block.start == acknowledgement)
+        {
             self.reneged += 1;
             self.blocks.clear();
             self.again = Some((acknowledgement, self.next, self.next));
@@ -154,7 +162,11 @@ impl Tcp {
         self.threshold = (self.flight() / 2).max(2 * mss);
         self.congestion = self.threshold;
         let until = self.unacked.wrapping_add(mss);
-        let until = if is_before(until, self.next) { until } else { self.next };
+        let until = if is_before(until, self.next) {
+            until
+        } else {
+            self.next
+        };
         self.again = Some((self.unacked, until, self.next));
         self.lose_below_reports();
     }
@@ -182,7 +194,11 @@ impl Tcp {
         let mss = self.settings.mss;
         self.threshold = (self.flight() / 2).max(2 * mss);
         self.congestion = mss;
-        if self.blocks.first().is_some_and(|block| block.start == self.unacked) {
+        if self
+            .blocks
+            .first()
+            .is_some_and(|block| block.start == self.unacked)
+        {
             self.blocks.clear();
         }
         self.repeats = 0;
@@ -223,7 +239,11 @@ impl Tcp {
                 break;
             }
             let from = self.next.wrapping_sub(self.unacked) as usize;
-            let data = self.buffer.range(from..from + len as usize).copied().collect();
+            let data = self
+                .buffer
+                .range(from..from + len as usize)
+                .copied()
+                .collect();
             let sequence = self.next;
             self.next = self.next.wrapping_add(len);
             if is_end {
@@ -254,7 +274,10 @@ impl Tcp {
             if is_before(until, end) {
                 end = until;
             }
-            if let Some(block) = self.blocks.iter().find(|block| is_before(from, block.start))
+            if let Some(block) = self
+                .blocks
+                .iter()
+                .find(|block| is_before(from, block.start))
                 && is_before(block.start, end)
             {
                 end = block.start;

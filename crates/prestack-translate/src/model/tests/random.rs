@@ -1,85 +1,17 @@
-use std::panic::{AssertUnwindSafe, catch_unwind};
+//! Random scripts in random networks.
 
 use proptest::prelude::*;
 
-use super::faults::{Fate, Faults};
-use super::memcached::{Command, MISSING};
-use super::tcp::{RTO, Settings};
-use super::world::{Outcome, Script, Step, World};
-use crate::Policy;
-use crate::rules::{Rule, leave_out};
+use super::{gets, script};
+use crate::model::faults::{Fate, Faults};
+use crate::model::memcached::{Command, MISSING};
+use crate::model::tcp::{RTO, Settings};
+use crate::model::world::{Outcome, Script, Step, World};
 
-const MS: u64 = 1_000_000;
-
-fn settings(first: u32) -> Settings {
-    Settings {
-        first,
-        mss: 1448,
-        buffer: 60_000,
-        scale: 3,
-        has_sack: true,
-        has_timestamps: true,
-        has_nagle: false,
-        keepalive: 0,
-    }
-}
-
-fn policy() -> Policy {
-    Policy {
-        is_serving: 1,
-        forward_after: 100 * MS,
-        trickle: 5000 * MS,
-        resend_after: 20 * MS,
-        room: 400,
-    }
-}
-
-fn script(steps: Vec<Step>) -> Script {
-    Script {
-        steps,
-        client: settings(u32::MAX - 100),
-        server: settings(u32::MAX - 700),
-        faults: Faults::default(),
-        warm_up: 0,
-        thinks: 20,
-        reads: 100_000,
-        policy: policy(),
-        tail_room: 400,
-        drains_at: None,
-        spoofed_at: None,
-        hangs_up_at: None,
-        resets: false,
-    }
-}
-
-/// A key whose value is short, one whose value takes several segments, and one that is missing.
-const SHORT: u16 = 100;
-const LONG: u16 = 700;
-
-fn gets(count: usize) -> Vec<Step> {
-    vec![Step::waiting(Command::Get(SHORT)); count]
-}
-
-fn run(script: &Script) -> Outcome {
-    World::run(script).unwrap_or_else(|error| panic!("{error}\n{script:?}"))
-}
-
-#[test]
-fn hits_never_reach_memcached() {
-    let outcome = run(&script(gets(900)));
-    assert_eq!(outcome.served, 899);
-    assert_eq!(
-        outcome.kernel_retransmissions + outcome.client_retransmissions,
-        0
-    );
-    assert!(outcome.longest_gap < 1000, "{outcome:?}");
-}
-
-#[test]
-fn the_kernel_gets_its_acknowledgement_in_time() {
-    let outcome = run(&script(gets(20_000)));
-    assert_eq!(outcome.kernel_retransmissions, 0, "{outcome:?}");
-    assert!(outcome.served > 19_900);
+/// Scripts that are tried: 3,000, or `PRESTACK_CASES`.
+fn cases() -> u32 {
+    let wanted = std::env::var("PRESTACK_CASES").ok();
+    wanted.map_or(3000, |cases| cases.parse().expect("a number"))
 }
 
 /// What a client may do.
@@ -149,6 +81,7 @@ fn scripts() -> impl Strategy<Value = Script> {
         prop::option::weighted(0.2, 0usize..12),
         prop::option::weighted(0.1, 0usize..12),
         prop::bool::weighted(0.05),
+        prop::option::weighted(0.1, 2usize..12),
     );
     (
         prop::collection::vec(step(), 1..12),
@@ -156,7 +89,10 @@ fn scripts() -> impl Strategy<Value = Script> {
         (prop::bool::weighted(0.8), prop::bool::weighted(0.7)),
         faults(),
         0usize..3,
-        (1u64..30_000, prop_oneof![Just(100_000usize), 100usize..2000]),
+        (
+            1u64..30_000,
+            prop_oneof![Just(100_000usize), 100usize..2000],
+        ),
         ending,
     )
         .prop_map(
@@ -178,6 +114,7 @@ fn scripts() -> impl Strategy<Value = Script> {
                     drains_at: ending.0,
                     spoofed_at: ending.1,
                     resets: ending.2,
+                    hangs_up_at: ending.3,
                     ..script(all)
                 }
             },
@@ -192,7 +129,7 @@ fn plain(script: &Script) -> Script {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(4000))]
+    #![proptest_config(ProptestConfig { cases: cases(), failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn both_ends_read_what_they_should(script in scripts()) {

@@ -1,0 +1,116 @@
+//! Each rule left out once: a script that goes well with all of them then does not.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use super::{LONG, SHORT, gets, script};
+use crate::model::faults::Fate::{Arrives, Lost, Twice};
+use crate::model::memcached::Command;
+use crate::model::world::{Outcome, Script, Step, World};
+use crate::rules::{Rule, leave_out};
+
+/// The script goes well with all rules, and does not do `well` without this one. Returns what went wrong.
+fn needs(rule: Rule, script: &Script, well: impl Fn(&Outcome) -> bool) -> String {
+    let with = World::run(script).expect("with all rules");
+    assert!(well(&with), "with all rules {with:?}");
+    let without = leave_out(Some(rule), || {
+        catch_unwind(AssertUnwindSafe(|| World::run(script)))
+    });
+    match without {
+        Ok(Ok(outcome)) => {
+            assert!(!well(&outcome), "{rule:?} is idle: {outcome:?}");
+            "not well".into()
+        }
+        Ok(Err(error)) => error,
+        Err(_) => "a command arrives garbled".into(),
+    }
+}
+
+fn at_once(command: Command) -> Step {
+    Step {
+        waits: false,
+        ..Step::waiting(command)
+    }
+}
+
+#[test]
+fn only_at_rest() {
+    // Two requests are answered before either answer has come, and the first is lost: only the second is
+    // there to be sent again.
+    let mut steps = gets(2);
+    steps.push(Step::waiting(Command::Get(SHORT)));
+    steps.push(at_once(Command::Get(SHORT + 1)));
+    let mut script = script(steps);
+    script.warm_up = 2;
+    script.faults.down = vec![Lost];
+    needs(Rule::OnlyAtRest, &script, |_| true);
+}
+
+#[test]
+fn by_position() {
+    // The kernel has not heard that its last reply has come, for the acknowledgement came with a request that
+    // was answered, and sends it again where the answer belongs, which is lost.
+    let mut steps = gets(1);
+    steps.push(Step::waiting(Command::Get(SHORT - 1)));
+    let mut script = script(steps);
+    script.warm_up = 1;
+    script.faults.down = vec![Lost];
+    needs(Rule::ByPosition, &script, |_| true);
+}
+
+#[test]
+fn hold_acknowledgement() {
+    // An answer is lost, and an old copy of what is before it makes the kernel say what it has got.
+    let mut script = script(gets(2));
+    script.faults.up = vec![Twice(600)];
+    script.faults.down = vec![Arrives, Lost];
+    needs(Rule::HoldAcknowledgement, &script, |_| true);
+}
+
+#[test]
+fn forward_when_the_kernel_waits() {
+    let script = script(gets(5000));
+    needs(Rule::ForwardWhenKernelWaits, &script, |outcome| {
+        outcome.kernel_retransmissions == 0
+    });
+}
+
+#[test]
+fn reset_by_syn_ack() {
+    let mut script = script(gets(6));
+    script.spoofed_at = Some(4);
+    needs(Rule::ResetBySynAck, &script, |outcome| outcome.served == 5);
+}
+
+#[test]
+fn reserve_room() {
+    // The request is long enough to hold the answer, what the client sends later is not.
+    let mut steps = gets(2);
+    steps.push(Step::waiting(Command::Get(248)));
+    steps.push(at_once(Command::Get(LONG)));
+    let mut script = script(steps);
+    script.warm_up = 2;
+    script.faults.down = vec![Lost];
+    needs(Rule::ReserveRoom, &script, |_| true);
+}
+
+#[test]
+fn translate_blocks() {
+    // Of a long reply behind hits a segment is lost: the client's blocks bring it back without a timeout.
+    let mut steps = gets(12);
+    steps.push(Step::waiting(Command::Get(LONG + 190)));
+    let mut script = script(steps);
+    script.warm_up = 12;
+    script.faults.down = vec![Arrives, Lost];
+    needs(Rule::TranslateBlocks, &script, |outcome| {
+        outcome.timeouts == 0 && outcome.kernel_retransmissions == 1 && outcome.reneged == 0
+    });
+}
+
+#[test]
+fn translate_while_draining() {
+    let mut script = script(gets(6));
+    script.drains_at = Some(4);
+    needs(Rule::TranslateWhileDraining, &script, |outcome| {
+        outcome.served == 3
+    });
+}
