@@ -151,3 +151,140 @@ impl Translation {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixture::{
+        ANSWER, CLIENT, Connection, KERNEL, POLICY, REQUEST, from_client, from_kernel,
+    };
+
+    const NEXT: u32 = CLIENT.wrapping_add(REQUEST);
+    const GOT: u32 = KERNEL.wrapping_add(ANSWER);
+
+    fn arrive(connection: &mut Connection, segment: &Segment, now: u64) -> Arrival {
+        let Connection { translation, ends } = connection;
+        translation.arrive(ends, &POLICY, segment, now)
+    }
+
+    fn data(sequence: u32, acknowledgement: u32, len: u32) -> Segment {
+        Segment {
+            len,
+            ..from_client(sequence, acknowledgement)
+        }
+    }
+
+    #[test]
+    fn a_request_that_is_sent_again_is_answered_again() {
+        let mut connection = Connection::answered();
+        for (sequence, len) in [
+            (CLIENT, REQUEST),
+            (NEXT.wrapping_sub(1), 1),
+            (CLIENT.wrapping_sub(10), REQUEST + 50),
+        ] {
+            let segment = data(sequence, KERNEL, len);
+            assert_eq!(arrive(&mut connection, &segment, 11), Arrival::Resend);
+        }
+        // What comes before or behind it is not.
+        for sequence in [CLIENT.wrapping_sub(30), NEXT] {
+            let segment = data(sequence, KERNEL, 30);
+            assert_eq!(arrive(&mut connection, &segment, 11), Arrival::Go);
+        }
+        assert_eq!(
+            arrive(&mut connection, &data(NEXT, GOT, 30), 11),
+            Arrival::Go
+        );
+        let copy = data(CLIENT, KERNEL, REQUEST);
+        assert_eq!(arrive(&mut connection, &copy, 11), Arrival::Go);
+    }
+
+    #[test]
+    fn what_the_kernel_has_brings_the_answer() {
+        let mut connection = Connection::answered();
+        connection.ends.next = connection.ends.next.wrapping_add(30);
+        let segment = data(NEXT, KERNEL, 30);
+        assert_eq!(arrive(&mut connection, &segment, 11), Arrival::Go);
+        connection.ends.acked = connection.ends.next;
+        assert_eq!(arrive(&mut connection, &segment, 11), Arrival::Resend);
+        let last = data(NEXT.wrapping_add(29), KERNEL, 1);
+        assert_eq!(arrive(&mut connection, &last, 11), Arrival::Resend);
+    }
+
+    #[test]
+    fn repeated_acknowledgements_bring_the_answer() {
+        let mut connection = Connection::answered();
+        let repeat = from_client(NEXT, KERNEL);
+        assert_eq!(arrive(&mut connection, &repeat, 11), Arrival::Go);
+        assert_eq!(arrive(&mut connection, &repeat, 11), Arrival::Go);
+        assert_eq!(arrive(&mut connection, &repeat, 12), Arrival::Resend);
+        // Then not for a while.
+        for _ in 0..5 {
+            assert_eq!(arrive(&mut connection, &repeat, 31), Arrival::Go);
+        }
+        assert_eq!(arrive(&mut connection, &repeat, 32), Arrival::Resend);
+        assert_eq!(
+            arrive(&mut connection, &from_client(NEXT, GOT), 99),
+            Arrival::Go
+        );
+        assert_eq!(
+            arrive(&mut connection, &from_client(NEXT, GOT), 99),
+            Arrival::Go
+        );
+    }
+
+    #[test]
+    fn what_was_held_back_is_made_up_for() {
+        let mut connection = Connection::answered();
+        connection.translation.told = connection.ends.sent;
+        connection.translation.told_window = 100;
+        let Connection { translation, ends } = &mut connection;
+        translation.leave(ends, &from_kernel(KERNEL, 0), true, 20);
+        assert_eq!(connection.translation.is_held, 1);
+        let held = connection;
+        assert_eq!(
+            arrive(&mut connection, &from_client(NEXT, GOT), 30),
+            Arrival::Acknowledge
+        );
+        let reply = connection
+            .translation
+            .reply_bare(&connection.ends, &from_client(NEXT, GOT));
+        assert_eq!((reply.sequence, reply.acknowledgement), (GOT, NEXT));
+        assert_eq!(
+            arrive(&mut connection, &from_client(NEXT, GOT), 31),
+            Arrival::Go
+        );
+        // Not by what tells the kernel something, or makes it acknowledge.
+        let mut connection = held;
+        assert_eq!(
+            arrive(&mut connection, &data(NEXT, GOT, 5), 30),
+            Arrival::Go
+        );
+        let wider = Segment {
+            window: 101,
+            ..from_client(NEXT, GOT)
+        };
+        assert_eq!(arrive(&mut connection, &wider, 30), Arrival::Go);
+        connection.translation.told = KERNEL.wrapping_sub(9);
+        assert_eq!(
+            arrive(&mut connection, &from_client(NEXT, GOT), 30),
+            Arrival::Go
+        );
+    }
+
+    #[test]
+    fn only_what_the_kernel_would_heed_acknowledges() {
+        let mut connection = Connection::answered();
+        for segment in [
+            from_client(NEXT.wrapping_add(100_000), GOT),
+            from_client(CLIENT.wrapping_sub(100), GOT),
+            from_client(NEXT, GOT.wrapping_add(1)),
+        ] {
+            arrive(&mut connection, &segment, 11);
+            assert!(connection.translation.is_unacknowledged(), "{segment:?}");
+        }
+        // Also what is part of a request that is sent again.
+        let part = data(CLIENT, KERNEL.wrapping_add(100), REQUEST);
+        assert_eq!(arrive(&mut connection, &part, 11), Arrival::Resend);
+        assert_eq!(connection.translation.got, KERNEL.wrapping_add(100));
+    }
+}

@@ -131,3 +131,100 @@ impl Translation {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixture::{ANSWER, CLIENT, Connection, KERNEL, REQUEST, from_kernel};
+
+    fn leave(connection: &mut Connection, segment: &Segment) -> Departure {
+        let Connection { translation, ends } = connection;
+        translation.leave(ends, segment, true, 20)
+    }
+
+    #[test]
+    fn goes_before_or_behind_the_answer() {
+        let mut connection = Connection::answered();
+        let behind = leave(&mut connection, &from_kernel(KERNEL, 0));
+        assert_eq!(behind.sequence, KERNEL.wrapping_add(ANSWER));
+        // What is sent again from before, and the probe of a quiet connection.
+        let again = leave(&mut connection, &from_kernel(KERNEL.wrapping_sub(30), 30));
+        assert_eq!(again.sequence, KERNEL.wrapping_sub(30));
+        assert_eq!(again.departing, Departing::Go);
+        let probe = leave(&mut connection, &from_kernel(KERNEL.wrapping_sub(1), 0));
+        assert_eq!(probe.sequence, KERNEL.wrapping_sub(1));
+    }
+
+    #[test]
+    fn nothing_lies_across_the_answer() {
+        let mut connection = Connection::answered();
+        let mut segment = from_kernel(KERNEL.wrapping_sub(30), 30);
+        segment.flags |= u32::from(TCP_FIN);
+        let departure = leave(&mut connection, &segment);
+        assert_eq!(departure.departing, Departing::WithoutFin);
+        assert_eq!(departure.sequence, KERNEL.wrapping_sub(30));
+        let mut fin = from_kernel(KERNEL, 0);
+        fin.flags |= u32::from(TCP_FIN);
+        let departure = leave(&mut connection, &fin);
+        assert_eq!(departure.departing, Departing::Go);
+        assert_eq!(departure.sequence, KERNEL.wrapping_add(ANSWER));
+        segment.len = 31;
+        assert_eq!(leave(&mut connection, &segment).departing, Departing::Drop);
+        segment.flags = TCP_ACK.into();
+        assert_eq!(leave(&mut connection, &segment).departing, Departing::Drop);
+    }
+
+    #[test]
+    fn a_reset_is_where_the_client_is() {
+        let mut connection = Connection::answered();
+        let mut reset = from_kernel(KERNEL, 0);
+        reset.flags = (TCP_RST | TCP_ACK).into();
+        let departure = leave(&mut connection, &reset);
+        assert_eq!(departure.sequence, KERNEL.wrapping_add(ANSWER));
+        // The answer to what the client says while it lacks the answer.
+        reset.flags = TCP_RST.into();
+        assert_eq!(leave(&mut connection, &reset).sequence, KERNEL);
+        connection.translation.got = KERNEL.wrapping_add(ANSWER);
+        let departure = leave(&mut connection, &reset);
+        assert_eq!(departure.sequence, KERNEL.wrapping_add(ANSWER));
+        assert_eq!(connection.translation.is_closing, 1);
+    }
+
+    #[test]
+    fn something_stays_for_the_client_to_send_again() {
+        let mut connection = Connection::answered();
+        // The request, as long as nothing has come behind it.
+        let departure = leave(&mut connection, &from_kernel(KERNEL, 0));
+        assert_eq!(departure.acknowledgement, CLIENT);
+        // Else the last byte of that.
+        connection.ends.next = connection.ends.next.wrapping_add(500);
+        let mut acknowledgement = from_kernel(KERNEL, 0);
+        let all = CLIENT.wrapping_add(REQUEST + 500);
+        acknowledgement.acknowledgement = CLIENT.wrapping_add(499);
+        let departure = leave(&mut connection, &acknowledgement);
+        assert_eq!(departure.acknowledgement, all.wrapping_sub(1));
+        assert_eq!(connection.translation.is_held, 0);
+        acknowledgement.acknowledgement = CLIENT.wrapping_add(500);
+        let departure = leave(&mut connection, &acknowledgement);
+        assert_eq!(departure.acknowledgement, all.wrapping_sub(1));
+        assert_eq!(connection.translation.is_held, 1);
+        // Not if the kernel has something to send again, or the answer is there.
+        acknowledgement.len = 5;
+        let departure = leave(&mut connection, &acknowledgement);
+        assert_eq!(departure.acknowledgement, all);
+        assert_eq!(connection.translation.is_held, 0);
+    }
+
+    #[test]
+    fn notes_what_the_kernel_has_not_heard() {
+        let mut connection = Connection::answered();
+        connection.translation.told = KERNEL;
+        leave(&mut connection, &from_kernel(KERNEL.wrapping_sub(30), 30));
+        assert_eq!(connection.translation.told, KERNEL.wrapping_sub(30));
+        assert_eq!(connection.translation.waits_since, 0);
+        // What it sends while it waits for nothing starts the time.
+        connection.translation.told = KERNEL;
+        leave(&mut connection, &from_kernel(KERNEL, 40));
+        assert_eq!(connection.translation.waits_since, 20);
+    }
+}

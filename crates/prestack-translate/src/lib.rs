@@ -27,6 +27,8 @@ mod agreement;
 mod arrive;
 mod difference;
 mod ends;
+#[cfg(test)]
+mod fixture;
 mod leave;
 #[cfg(test)]
 mod model;

@@ -94,3 +94,99 @@ impl Translation {
         if left < window { left } else { window }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixture::{ANSWER, CLIENT, Connection, KERNEL, REQUEST, WINDOW, from_client};
+    use prestack_proto::net::TCP_FIN;
+
+    fn pass(connection: &mut Connection, segment: &Segment) -> Passing {
+        let Connection { translation, ends } = connection;
+        translation.pass(ends, segment, true, 30)
+    }
+
+    #[test]
+    fn what_is_behind_the_request_comes_next() {
+        let mut connection = Connection::answered();
+        let (next, got) = (CLIENT.wrapping_add(REQUEST), KERNEL.wrapping_add(ANSWER));
+        let mut segment = from_client(next, got);
+        segment.len = 10;
+        let expected = Passing {
+            sequence: CLIENT,
+            acknowledgement: KERNEL,
+            window: WINDOW,
+        };
+        assert_eq!(pass(&mut connection, &segment), expected);
+        assert_eq!(connection.ends.next, CLIENT.wrapping_add(10));
+        assert_eq!(connection.translation.told, KERNEL);
+        assert_eq!(connection.translation.passed_at, 30);
+        // Sent again together with the request: right at its end.
+        segment.sequence = next.wrapping_sub(5);
+        segment.len = 15;
+        assert_eq!(
+            pass(&mut connection, &segment).sequence,
+            CLIENT.wrapping_sub(5)
+        );
+        assert_eq!(connection.ends.next, CLIENT.wrapping_add(10));
+        // An end.
+        assert_eq!(connection.translation.is_closing, 0);
+        segment.flags |= u32::from(TCP_FIN);
+        pass(&mut connection, &segment);
+        assert_eq!(connection.translation.is_closing, 1);
+    }
+
+    #[test]
+    fn what_was_under_way_before_the_request_is_as_it_was() {
+        let mut connection = Connection::answered();
+        let passing = pass(&mut connection, &from_client(CLIENT, KERNEL));
+        assert_eq!(
+            (passing.sequence, passing.acknowledgement),
+            (CLIENT, KERNEL)
+        );
+        let old = from_client(CLIENT, KERNEL.wrapping_sub(40));
+        assert_eq!(pass(&mut connection, &old).acknowledgement, KERNEL);
+    }
+
+    #[test]
+    fn the_answer_takes_its_part_of_the_window() {
+        let mut connection = Connection::answered();
+        let next = CLIENT.wrapping_add(REQUEST);
+        let passing = pass(&mut connection, &from_client(next, KERNEL));
+        assert_eq!(passing.window, ((WINDOW << 4) - ANSWER) >> 4);
+        let part = KERNEL.wrapping_add(100);
+        assert_eq!(
+            pass(&mut connection, &from_client(next, part)).window,
+            passing.window
+        );
+        let mut closed = from_client(next, KERNEL);
+        closed.window = 3;
+        assert_eq!(pass(&mut connection, &closed).window, 3);
+        connection.translation.edge = KERNEL.wrapping_add(ANSWER - 1);
+        assert_eq!(pass(&mut connection, &closed).window, 0);
+    }
+
+    #[test]
+    fn a_new_connection_has_its_own_numbers() {
+        let mut connection = Connection::answered();
+        let before = (connection.translation, connection.ends);
+        let mut syn = from_client(12345, 0);
+        syn.flags = TCP_SYN.into();
+        let passing = pass(&mut connection, &syn);
+        assert_eq!((passing.sequence, passing.acknowledgement), (12345, 0));
+        assert!(before == (connection.translation, connection.ends));
+    }
+
+    #[test]
+    fn what_the_kernel_would_not_heed_changes_nothing() {
+        let mut connection = Connection::answered();
+        let before = (connection.translation, connection.ends);
+        let mut segment = from_client(
+            CLIENT.wrapping_add(REQUEST + 5000),
+            KERNEL.wrapping_add(ANSWER),
+        );
+        segment.len = 5;
+        pass(&mut connection, &segment);
+        assert!(before == (connection.translation, connection.ends));
+    }
+}

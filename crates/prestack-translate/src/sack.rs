@@ -50,7 +50,7 @@ pub fn blocks<S: Source + ?Sized>(source: &S, len: u64) -> Blocks {
         }
         if kind == OPTION_SACK && at + size <= len {
             let count = size / 8;
-            if count <= MAX_BLOCKS {
+            if size & 7 == 2 && count <= MAX_BLOCKS {
                 found = Blocks { at: at + 2, count };
             }
             break;
@@ -145,6 +145,7 @@ mod tests {
         assert_eq!(found(&options), Blocks { at: 16, count: 1 });
         assert_eq!(found(&options[12..]), Blocks { at: 4, count: 1 });
         assert_eq!(found(&options[..23]).count, 0);
+        assert_eq!(found(&[5, 9, 0, 0, 0, 0, 0, 0, 0]).count, 0);
         assert_eq!(found(&[0, 5, 10, 0, 0, 0, 0, 0, 0, 0, 0]).count, 0);
         assert_eq!(found(&[9, 0, 5, 10, 0, 0, 0, 0, 0, 0, 0, 0]).count, 0);
     }

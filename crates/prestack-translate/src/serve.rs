@@ -131,3 +131,147 @@ impl Translation {
         Some(reply)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::agreement::Agreement;
+    use crate::fixture::{
+        ANSWER, CLIENT, Connection, KERNEL, POLICY, REQUEST, WINDOW, from_client,
+    };
+
+    /// The request behind the one that was answered.
+    fn request() -> Segment {
+        Segment {
+            len: REQUEST,
+            ..from_client(CLIENT.wrapping_add(REQUEST), KERNEL.wrapping_add(ANSWER))
+        }
+    }
+
+    fn is_served(change: impl FnOnce(&mut Connection, &mut Policy, &mut Segment)) -> bool {
+        let (mut connection, mut policy, mut segment) = (Connection::answered(), POLICY, request());
+        change(&mut connection, &mut policy, &mut segment);
+        let Connection { translation, ends } = connection;
+        translation.may_serve(&ends, &policy, &segment, 20)
+    }
+
+    #[test]
+    fn serves_what_comes_next() {
+        assert!(is_served(|_, _, _| {}));
+        assert!(is_served(
+            |_, _, segment| segment.flags |= u32::from(TCP_PSH)
+        ));
+        assert!(is_served(|_, _, segment| segment.timestamp += 1));
+        assert!(is_served(|_, _, segment| segment.len = WINDOW << 3));
+    }
+
+    #[test]
+    fn serves_nothing_unusual() {
+        // FIN, SYN, RST, URG, ECE, CWR, AE and the reserved ones; and no ACK.
+        for flag in [1, 2, 4, 0x20, 0x40, 0x80, 0x100, 0x200, 0x400, 0x800] {
+            assert!(
+                !is_served(|_, _, segment| segment.flags |= flag),
+                "{flag:x}"
+            );
+        }
+        assert!(!is_served(|_, _, segment| segment.flags = 0));
+        assert!(!is_served(|_, _, segment| segment.is_congested = 1));
+        assert!(!is_served(|_, _, segment| segment.len = 0));
+        assert!(!is_served(|_, _, segment| segment.len = (WINDOW << 3) + 1));
+        assert!(!is_served(|_, _, segment| segment.timestamp -= 1));
+        assert!(!is_served(|_, _, segment| segment.has_timestamps = 0));
+        assert!(!is_served(|connection, _, _| {
+            connection.translation.agreement.flags &= !Agreement::TIMESTAMPS;
+        }));
+        assert!(!is_served(|connection, _, _| {
+            connection.translation.agreement.flags &= !Agreement::SERVABLE;
+        }));
+        assert!(!is_served(|connection, _, _| connection
+            .translation
+            .is_closing = 1));
+        assert!(!is_served(|_, policy, _| policy.is_serving = 0));
+    }
+
+    #[test]
+    fn serves_only_at_rest() {
+        for off in [1u32, u32::MAX] {
+            assert!(!is_served(|_, _, segment| {
+                segment.sequence = segment.sequence.wrapping_add(off);
+            }));
+            assert!(!is_served(|_, _, segment| {
+                segment.acknowledgement = segment.acknowledgement.wrapping_add(off);
+            }));
+        }
+        // More has passed, and is not acknowledged, or waits for what is missing.
+        assert!(!is_served(|connection, _, segment| {
+            connection.ends.next = connection.ends.next.wrapping_add(9);
+            segment.sequence = segment.sequence.wrapping_add(9);
+        }));
+        assert!(!is_served(|connection, _, _| {
+            connection.ends.next = connection.ends.next.wrapping_add(9);
+        }));
+        assert!(!is_served(|connection, _, _| {
+            connection.ends.sent = connection.ends.sent.wrapping_add(9);
+        }));
+    }
+
+    #[test]
+    fn passes_one_now_and_then() {
+        assert!(!is_served(|_, policy, _| policy.trickle = 10));
+        assert!(!is_served(|_, policy, _| policy.forward_after = 10));
+        assert!(is_served(|connection, policy, _| {
+            connection.translation.told = connection.ends.sent;
+            policy.forward_after = 10;
+        }));
+    }
+
+    #[test]
+    fn serves_what_fits() {
+        let fits = |window: u32, mss: u16, room: u64, len: u32| {
+            let Connection {
+                mut translation,
+                mut ends,
+            } = Connection::answered();
+            translation.agreement.mss = mss;
+            let before = (translation, ends);
+            let segment = Segment {
+                window,
+                ..request()
+            };
+            let policy = Policy { room, ..POLICY };
+            let reply = translation.serve(&mut ends, &policy, &segment, len, 20);
+            assert!(reply.is_some() || before == (translation, ends));
+            reply.is_some()
+        };
+        assert!(fits(20, 1460, 1000, 320));
+        assert!(!fits(20, 1460, 1000, 321));
+        assert!(fits(100, 332, 1000, 320));
+        assert!(!fits(100, 332, 1000, 321));
+        assert!(fits(100, 1460, 320, 320));
+        assert!(!fits(100, 1460, 320, 321));
+        assert!(!fits(100, 1460, 320, 0));
+    }
+
+    #[test]
+    fn says_what_the_kernel_would() {
+        let Connection {
+            mut translation,
+            mut ends,
+        } = Connection::answered();
+        let segment = Segment {
+            timestamp: 9,
+            ..request()
+        };
+        let reply = translation.serve(&mut ends, &POLICY, &segment, 10, 20);
+        let expected = Reply {
+            sequence: KERNEL.wrapping_add(ANSWER),
+            acknowledgement: CLIENT.wrapping_add(2 * REQUEST),
+            window: WINDOW,
+            timestamp: 7,
+            echo: 9,
+        };
+        assert_eq!(reply, Some(expected));
+        assert_eq!(translation.reply_again(&ends, &segment), expected);
+        assert!(translation.is_unacknowledged());
+    }
+}
