@@ -130,6 +130,7 @@ impl Translation {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fixture::{ANSWER, CLIENT, Connection, KERNEL, REQUEST, from_client};
     use proptest::prelude::*;
 
     fn found(options: &[u8]) -> Blocks {
@@ -148,6 +149,63 @@ mod tests {
         assert_eq!(found(&[5, 9, 0, 0, 0, 0, 0, 0, 0]).count, 0);
         assert_eq!(found(&[0, 5, 10, 0, 0, 0, 0, 0, 0, 0, 0]).count, 0);
         assert_eq!(found(&[9, 0, 5, 10, 0, 0, 0, 0, 0, 0, 0, 0]).count, 0);
+    }
+
+    const NEXT: u32 = CLIENT.wrapping_add(REQUEST);
+    const START: u32 = KERNEL;
+    const GOT: u32 = START.wrapping_add(ANSWER);
+
+    fn block(from: u32, start: i32, end: i32) -> Block {
+        Block {
+            start: from.wrapping_add_signed(start),
+            end: from.wrapping_add_signed(end),
+        }
+    }
+
+    #[test]
+    fn blocks_of_the_client_are_in_the_kernels_numbers() {
+        let Connection { translation, .. } = Connection::answered();
+        let behind = from_client(NEXT, GOT);
+        let pass = |segment: &Segment, block| translation.pass_block(segment, block);
+        assert_eq!(pass(&behind, block(GOT, 10, 20)), block(KERNEL, 10, 20));
+        // Got twice, from before the answer; and the answer itself, which is nothing to the kernel.
+        let before = block(KERNEL, -20, -10);
+        assert_eq!(pass(&behind, before), before);
+        assert_eq!(pass(&behind, block(START, 0, 300)), block(KERNEL, 0, 0));
+        assert_eq!(pass(&behind, block(START, -20, 300)), block(KERNEL, -20, 0));
+        // While the answer is missing, what is right behind it is not known to be there.
+        let lacks = from_client(NEXT, START);
+        assert_eq!(pass(&lacks, block(GOT, 0, 50)), block(KERNEL, 0, 0));
+        assert_eq!(pass(&lacks, block(GOT, 10, 50)), block(KERNEL, 10, 50));
+    }
+
+    #[test]
+    fn blocks_of_the_kernel_are_in_wire_numbers() {
+        let Connection {
+            translation,
+            mut ends,
+        } = Connection::answered();
+        let leave = |ends: &Ends, wire, block| translation.leave_block(ends, wire, block);
+        assert_eq!(leave(&ends, NEXT, block(CLIENT, 5, 9)), block(NEXT, 5, 9));
+        // Got twice: from before the request, and beyond it as far as the acknowledgement goes.
+        let before = block(CLIENT, -9, -5);
+        assert_eq!(leave(&ends, NEXT, before), before);
+        assert_eq!(
+            leave(&ends, CLIENT, block(CLIENT, -9, 0)),
+            block(CLIENT, -9, 0)
+        );
+        ends.acked = ends.acked.wrapping_add(100);
+        let held = NEXT.wrapping_add(99);
+        let cut = leave(&ends, held, block(CLIENT, 80, 100));
+        assert_eq!(cut, block(NEXT, 80, 99));
+        let cut = leave(&ends, CLIENT, block(CLIENT, 80, 100));
+        assert_eq!(
+            cut,
+            Block {
+                start: CLIENT,
+                end: CLIENT
+            }
+        );
     }
 
     proptest! {

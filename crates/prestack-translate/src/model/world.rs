@@ -114,7 +114,10 @@ pub struct Outcome {
     pub client_retransmissions: u64,
     pub timeouts: u64,
     pub reneged: u64,
+    /// The longest that the client waited for something, in µs.
     pub longest_gap: u64,
+    /// Timeouts of an end that ran out again although nothing has gone wrong since the last.
+    pub idle_timeouts: u64,
 }
 
 pub struct World {
@@ -136,6 +139,8 @@ pub struct World {
     has_ended: bool,
     progress_at: u64,
     longest_gap: u64,
+    idle_timeouts: u64,
+    timed_out_at: [u64; 2],
 
     requests: Vec<u8>,
     executed: Vec<Command>,
@@ -161,6 +166,7 @@ impl World {
             timeouts: world.client.timeouts + world.kernel.timeouts,
             reneged: world.kernel.reneged,
             longest_gap: world.longest_gap,
+            idle_timeouts: world.idle_timeouts,
         })
     }
 
@@ -207,6 +213,8 @@ impl World {
             has_ended: false,
             progress_at: 1_000_000,
             longest_gap: 0,
+            idle_timeouts: 0,
+            timed_out_at: [0; 2],
             requests: Vec::new(),
             executed: Vec::new(),
             busy: false,
@@ -248,10 +256,7 @@ impl World {
                     self.memcached_reads();
                 }
                 Event::ToClient(packet) => self.client.arrives(&packet, self.now),
-                Event::Wake => {
-                    self.client.wake(self.now);
-                    self.kernel.wake(self.now);
-                }
+                Event::Wake => self.wake(),
                 Event::Client => {}
                 Event::Memcached => {
                     self.busy = false;
@@ -279,6 +284,20 @@ impl World {
             return Ok(());
         }
         Err(self.describe("nothing happens any more"))
+    }
+
+    fn wake(&mut self) {
+        for (i, end) in [&mut self.client, &mut self.kernel].into_iter().enumerate() {
+            let timeouts = end.timeouts;
+            end.wake(self.now);
+            if end.timeouts != timeouts {
+                let is_again = end.has_backed_off();
+                if is_again && self.last_fault < self.timed_out_at[i] {
+                    self.idle_timeouts += 1;
+                }
+                self.timed_out_at[i] = self.now;
+            }
+        }
     }
 
     /// Sends off what both ends have sent.

@@ -193,6 +193,11 @@ impl Tcp {
             .is_some_and(|fin| self.unacked == fin.wrapping_add(1))
     }
 
+    /// Whether its timer has run out more than once without an acknowledgement in between.
+    pub fn has_backed_off(&self) -> bool {
+        self.backoff > 1
+    }
+
     /// When it wants to be woken.
     pub fn wakes_at(&self) -> Option<u64> {
         if self.is_reset {
