@@ -214,6 +214,13 @@ mod tests {
             assert_ne!(read(2, &options).has & Offer::REFUSED, 0, "{kind}");
         }
         assert_ne!(read(0x102, &LINUX).has & Offer::REFUSED, 0);
+        let with_data = Segment {
+            len: 1,
+            flags: 2,
+            ..Segment::default()
+        };
+        let offer = Offer::read(&with_data, &[0u8; 8].as_slice(), 0);
+        assert_ne!(offer.has & Offer::REFUSED, 0);
         assert_ne!(read(2, &LINUX[..19]).has & Offer::REFUSED, 0);
         assert_ne!(read(2, &[8, 0]).has & Offer::REFUSED, 0);
         assert_eq!(read(0xc2, &LINUX).has & Offer::REFUSED, 0);

@@ -66,13 +66,6 @@ impl Translation {
     fn heed(&mut self, ends: &Ends, segment: &Segment) {
         let mut passed = *segment;
         passed.sequence = segment.sequence.wrapping_sub(self.lead_of(segment.end()));
-        if is_before(segment.sequence, self.request_end())
-            && !is_before(segment.sequence, self.request)
-            && self.is_unacknowledged()
-        {
-            // A request that is sent again.
-            passed.sequence = ends.acked;
-        }
         let sent = ends.sent.wrapping_add(self.given);
         if !ends.would_heed(&passed, self.agreement.server_scale())
             || is_before(sent, segment.acknowledgement)

@@ -172,6 +172,8 @@ mod tests {
         let before = block(KERNEL, -20, -10);
         assert_eq!(pass(&behind, before), before);
         assert_eq!(pass(&behind, block(START, 0, 300)), block(KERNEL, 0, 0));
+        let later = from_client(NEXT, GOT.wrapping_add(500));
+        assert_eq!(pass(&later, block(START, 0, 300)), block(KERNEL, 500, 500));
         assert_eq!(pass(&behind, block(START, -20, 300)), block(KERNEL, -20, 0));
         // While the answer is missing, what is right behind it is not known to be there.
         let lacks = from_client(NEXT, START);
