@@ -121,6 +121,10 @@ mod tests {
         assert_eq!(connection.ends.next, CLIENT.wrapping_add(10));
         assert_eq!(connection.translation.told, KERNEL);
         assert_eq!(connection.translation.passed_at, 30);
+        // Part of what the kernel has sent since.
+        connection.ends.sent = KERNEL.wrapping_add(100);
+        pass(&mut connection, &from_client(next, got.wrapping_add(40)));
+        assert_eq!(connection.translation.told, KERNEL.wrapping_add(40));
         // Sent again together with the request: right at its end.
         segment.sequence = next.wrapping_sub(5);
         segment.len = 15;
