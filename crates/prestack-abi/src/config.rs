@@ -1,6 +1,8 @@
 //! What user space tells the datapath: written at start and when the host's sockets or
 //! addresses change, read on every packet.
 
+use prestack_translate::Policy;
+
 use crate::cache::Place;
 
 /// Most doors (address and port pairs of all backends) that can be configured.
@@ -54,6 +56,9 @@ pub struct Config {
     pub has_fast_open: u32,
     /// What becomes of TCP segments: a [`Tcp`].
     pub tcp: u32,
+    /// When requests are answered over TCP, and how. `room` 0: no connection is translated, and nothing looks
+    /// at `TRANSLATIONS`.
+    pub policy: Policy,
     /// Nanoseconds between two hits that one source is entitled to; 0 for no limit.
     pub rate_interval_ns: u64,
     /// How far in nanoseconds a source may be ahead of that: a burst's hits times the interval.
@@ -221,6 +226,13 @@ impl Config {
             serve_reserved_ports: 0,
             has_fast_open: 0,
             tcp: Tcp::Learnt as u32,
+            policy: Policy {
+                is_serving: 0,
+                forward_after: 0,
+                trickle: 0,
+                resend_after: 0,
+                room: 0,
+            },
             rate_interval_ns: 0,
             rate_burst_ns: 0,
             zero: 0,

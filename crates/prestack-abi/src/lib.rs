@@ -15,6 +15,7 @@ pub mod requests;
 pub mod socket;
 pub mod stats;
 pub mod time;
+pub mod translated;
 
 /// Names of the maps and programs in the BPF object, as the loader looks them up.
 pub mod names {
@@ -26,6 +27,10 @@ pub mod names {
     pub const RX_TCP: &str = "rx_tcp";
     /// The TC egress program for TCP segments, to which `tx` hands them.
     pub const TX_TCP: &str = "tx_tcp";
+    /// The XDP program for segments of connections on which requests are answered, to which `rx` hands them.
+    pub const RX_HITS: &str = "rx_hits";
+    /// The TC egress program for such segments, to which `tx` hands them.
+    pub const TX_HITS: &str = "tx_hits";
     /// The TC egress program of `lo`.
     pub const LO: &str = "lo";
     /// The TC egress program for TCP segments of requests, to which `lo` hands them.
@@ -71,6 +76,9 @@ pub mod names {
     pub const FLOW_SETS: &str = "FLOW_SETS";
     /// [`Flow`](crate::flow::Flow), by place in `FLOW_SETS`.
     pub const FLOWS: &str = "FLOWS";
+    /// [`Translated`](crate::translated::Translated), by place in `FLOWS`. User space gives it as many elements if
+    /// requests are answered over TCP.
+    pub const TRANSLATIONS: &str = "TRANSLATIONS";
     /// [`Hole`](crate::flow::Hole), by place in `FLOWS` modulo their number.
     pub const HOLES: &str = "HOLES";
     /// Numbers of the backends, by the cookies of the sockets on which they listen.
@@ -86,4 +94,4 @@ pub mod names {
 
 /// Changes with every incompatible change of a map layout: what is pinned under another number
 /// is not adopted.
-pub const LAYOUT: u32 = 8;
+pub const LAYOUT: u32 = 9;

@@ -14,6 +14,7 @@
 mod atomic;
 mod cache;
 mod clock;
+mod hits;
 mod inbound;
 mod ledger;
 mod lo;
@@ -68,6 +69,18 @@ pub fn rx_tcp(ctx: XdpContext) -> u32 {
         tcp::requests::segment(&ctx);
     }
     xdp_action::XDP_PASS
+}
+
+/// XDP: TCP segments of connections on which requests are answered, which `rx` hands over.
+#[xdp(frags)]
+pub fn rx_hits(ctx: XdpContext) -> u32 {
+    hits::arrives(&ctx)
+}
+
+/// TC egress: TCP segments of connections on which requests are answered, which `tx` hands over.
+#[classifier]
+pub fn tx_hits(ctx: TcContext) -> i32 {
+    hits::leaves(&ctx)
 }
 
 /// TC egress: TCP segments, which `tx` hands over.

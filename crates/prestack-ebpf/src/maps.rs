@@ -12,15 +12,17 @@ use prestack_abi::control::{
 use prestack_abi::flow::{FLOW_SETS as SETS, Flow, FlowSet, HOLES as HOLES_COUNT, Hole, MAX_FLOWS};
 use prestack_abi::requests::{KeyTickets, REQUEST_SETS, RequestKey, RequestSet, SET_WAYS};
 use prestack_abi::stats::Stats;
+use prestack_abi::translated::Translated;
 
 use crate::scratch::Scratch;
 
 /// User space can map it to memory; the values then also start on a page, and so on a cache line.
 const SHARED: usize = BPF_F_MMAPABLE as usize;
 
-/// What `rx` goes on with: a program for TCP alone, which the verifier checks on its own.
+/// What `rx` goes on with: a program for TCP alone, which the verifier checks on its own, and one for
+/// connections on which requests are answered.
 #[btf_map]
-pub static RX_STEPS: ProgramArray<1> = ProgramArray::new();
+pub static RX_STEPS: ProgramArray<2> = ProgramArray::new();
 
 /// What `lo` goes on with.
 #[btf_map]
@@ -28,7 +30,7 @@ pub static LO_STEPS: ProgramArray<1> = ProgramArray::new();
 
 /// What `tx` goes on with.
 #[btf_map]
-pub static TX_STEPS: ProgramArray<1> = ProgramArray::new();
+pub static TX_STEPS: ProgramArray<2> = ProgramArray::new();
 
 #[btf_map]
 pub static CONFIG: Array<Config, 1, SHARED> = Array::new();
@@ -79,6 +81,10 @@ pub static FLOW_SETS: Array<FlowSet, SETS> = Array::new();
 
 #[btf_map]
 pub static FLOWS: Array<Flow, MAX_FLOWS> = Array::new();
+
+/// User space gives it as many elements as `FLOWS` has if requests are answered over TCP.
+#[btf_map]
+pub static TRANSLATIONS: Array<Translated, 1, SHARED> = Array::new();
 
 #[btf_map]
 pub static HOLES: Array<Hole, { HOLES_COUNT }> = Array::new();

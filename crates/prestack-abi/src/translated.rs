@@ -1,0 +1,52 @@
+//! Connections on which requests are answered before the kernel's socket sees them.
+
+use prestack_translate::{Ends, Translation};
+
+use crate::control::bpf_spin_lock;
+
+/// Bytes of the longest answer (a multiple of 8): one is kept for each connection, for it may have to be
+/// sent again.
+pub const MAX_ANSWER: usize = 256;
+
+/// An element of the `TRANSLATIONS` map: what belongs to the flow at the same place in `FLOWS` beside it.
+/// All zeros is a flow on which nothing was answered.
+#[repr(C, align(64))]
+#[derive(Clone, Copy)]
+pub struct Translated {
+    /// Held to read or change what follows, `state` excepted.
+    pub lock: bpf_spin_lock,
+    /// [`Translated::NEW`] and the following. `tx` writes it.
+    pub state: u32,
+    /// Where the kernel's socket is, in its own numbers.
+    pub ends: Ends,
+    /// Coarse monotonic time in ns from which the element is of no use any more, for its connection is
+    /// closed; 0 while it is open.
+    pub over_at: u64,
+    /// Requests that were answered.
+    pub answers: u64,
+    /// How the numbers of the two ends differ.
+    pub translation: Translation,
+    /// The last answer.
+    pub answer: [u64; MAX_ANSWER / 8],
+}
+
+impl Translated {
+    /// memcached has not answered a GET on it yet.
+    pub const NEW: u32 = 0;
+    /// It has, and what the two ends have agreed to is to be found out.
+    pub const EARNED: u32 = 1;
+    /// Requests may be answered, and all segments have to come by.
+    pub const READY: u32 = 2;
+    /// The two ends have agreed to something with which nothing can be answered.
+    pub const REFUSED: u32 = 3;
+
+    /// Whether a request was ever answered, so that the connection breaks if its segments are not
+    /// translated.
+    #[must_use]
+    pub const fn is_translated(&self) -> bool {
+        self.translation.is_active != 0
+    }
+}
+
+const _: () = assert!(size_of::<Translated>() == 448);
+const _: () = assert!(core::mem::offset_of!(Translated, translation) == 64);
