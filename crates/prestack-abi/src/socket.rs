@@ -20,6 +20,24 @@ pub struct SocketFields {
     pub request_rcv_nxt: u32,
     /// `tcp_request_sock.snt_isn`: sequence number of the SYN-ACK (`u32`).
     pub request_snt_isn: u32,
+    /// `tcp_sock.mss_cache`: bytes of data in a full segment, options not counted (`u32`).
+    pub mss_cache: u32,
+    /// `tcp_sock.rx_opt.tstamp_ok`: offset in bits of one bit, whether segments have timestamps.
+    pub tstamp_ok_bit: u32,
+    /// `tcp_sock.rx_opt.snd_wscale`: offset in bits of four bits, the shift of the peer's window.
+    pub snd_wscale_bit: u32,
+    /// `tcp_sock.rx_opt.rcv_wscale`: offset in bits of four bits, the shift of the own window.
+    pub rcv_wscale_bit: u32,
+    /// `tcp_sock.md5sig_info`: a pointer, null if segments are not signed (RFC 2385). 0 if the kernel cannot.
+    pub md5sig_info: u32,
+    /// `tcp_sock.ao_info`: a pointer, null if segments are not signed (RFC 5925). 0 if the kernel cannot.
+    pub ao_info: u32,
+    /// `tcp_sock.is_mptcp`: one byte, whether the connection is part of a Multipath TCP one. 0 if the kernel
+    /// cannot.
+    pub is_mptcp: u32,
+    /// `tcp_sock.ecn_flags`: one byte, `TCP_ECN_OK` to `TCP_ECN_SEEN` (include/net/tcp.h) in the lower four bits,
+    /// in the others what accurate ECN has agreed to. 0 if it is a bit field, as on kernels without that.
+    pub ecn_flags: u32,
 }
 
 impl SocketFields {
@@ -32,5 +50,13 @@ impl SocketFields {
         out_of_order_queue: 0,
         request_rcv_nxt: 0,
         request_snt_isn: 0,
+        mss_cache: 0,
+        tstamp_ok_bit: 0,
+        snd_wscale_bit: 0,
+        rcv_wscale_bit: 0,
+        md5sig_info: 0,
+        ao_info: 0,
+        is_mptcp: 0,
+        ecn_flags: 0,
     };
 }

@@ -24,6 +24,10 @@ pub struct Translated {
     pub over_at: u64,
     /// Requests that were answered.
     pub answers: u64,
+    /// Which ends have closed the connection: [`Translated::CLIENT`], [`Translated::KERNEL`].
+    pub fins: u32,
+    /// Explicit padding.
+    pub reserved: u32,
     /// How the numbers of the two ends differ.
     pub translation: Translation,
     /// The last answer.
@@ -39,6 +43,11 @@ impl Translated {
     pub const READY: u32 = 2;
     /// The two ends have agreed to something with which nothing can be answered.
     pub const REFUSED: u32 = 3;
+
+    /// The client has sent its FIN.
+    pub const CLIENT: u32 = 1;
+    /// The kernel has.
+    pub const KERNEL: u32 = 2;
 
     /// Whether a request was ever answered, so that the connection breaks if its segments are not
     /// translated.

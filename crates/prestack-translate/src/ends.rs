@@ -21,18 +21,17 @@ pub struct Ends {
 }
 
 impl Ends {
-    /// The ends of a connection to which the kernel agrees by this SYN-ACK. (Its window is not shifted, and
-    /// so not known: the kernel's next segment tells it.)
+    /// The ends of a connection as a segment of the kernel tells them, which acknowledges all that was passed.
     #[inline(always)]
     #[must_use]
-    pub const fn agreed(syn_ack: &Segment, recent: u32) -> Self {
+    pub const fn told_by(segment: &Segment) -> Self {
         Self {
-            next: syn_ack.acknowledgement,
-            acked: syn_ack.acknowledgement,
-            sent: syn_ack.end(),
-            window: 0,
-            timestamp: syn_ack.timestamp,
-            recent,
+            next: segment.acknowledgement,
+            acked: segment.acknowledgement,
+            sent: segment.end(),
+            window: segment.window,
+            timestamp: segment.timestamp,
+            recent: segment.echo,
         }
     }
 

@@ -34,6 +34,7 @@ mod leave;
 mod model;
 #[cfg(test)]
 mod oracle;
+mod options;
 mod pass;
 mod policy;
 mod rules;
@@ -42,15 +43,16 @@ mod segment;
 mod serve;
 mod translation;
 
-pub use agreement::{Agreement, Offer};
+pub use agreement::Agreement;
 pub use arrive::Arrival;
 pub use difference::{apply, difference};
 pub use ends::Ends;
 pub use leave::{Departing, Departure};
+pub use options::{MAX_BLOCKS, Options};
 pub use pass::Passing;
 pub use policy::Policy;
 pub use rules::Rule;
-pub use sack::{Block, Blocks, blocks};
+pub use sack::Block;
 pub use segment::{Segment, is_before, later};
 pub use serve::Reply;
 pub use translation::Translation;

@@ -2,7 +2,7 @@
 
 use proptest::prelude::*;
 
-use crate::{Agreement, Arrival, Block, Departing, Ends, Offer, Policy, Segment, Translation};
+use crate::{Agreement, Arrival, Block, Departing, Ends, Policy, Segment, Translation};
 use prestack_proto::net::{TCP_ACK, TCP_SYN};
 
 const POLICY: Policy = Policy {
@@ -79,12 +79,6 @@ struct Connection {
 
 impl Connection {
     fn new(client: u32, server: u32) -> Self {
-        let offer = |sequence| Offer {
-            sequence,
-            mss: 1460,
-            scale: 14,
-            has: 0,
-        };
         let syn_ack = Segment {
             sequence: server,
             acknowledgement: client.wrapping_add(1),
@@ -92,14 +86,19 @@ impl Connection {
             ..Segment::default()
         };
         let translation = Translation {
-            agreement: Agreement::reach(&offer(client), &syn_ack, &offer(server)),
+            agreement: Agreement {
+                mss: 1460,
+                client_shift: 14,
+                server_shift: 14,
+                flags: Agreement::SERVABLE,
+            },
             ..Translation::default()
         };
         let stream = |first: u32| Stream {
             first: first.wrapping_add(1),
             ..Stream::default()
         };
-        let mut ends = Ends::agreed(&syn_ack, 0);
+        let mut ends = Ends::told_by(&syn_ack);
         ends.window = 0xffff;
         Self {
             translation,

@@ -16,8 +16,8 @@ pub enum Rule {
     /// A request is passed if the kernel has waited for an acknowledgement for long: those that came with
     /// swallowed requests it has not seen.
     ForwardWhenKernelWaits,
-    /// A connection starts anew only with the kernel's own SYN-ACK, with what the client has offered in the
-    /// SYN that it agrees to.
+    /// A connection starts anew only with the kernel's own SYN-ACK, and what was agreed to the kernel's socket
+    /// tells.
     ResetBySynAck,
     /// Only what can be sent again from any packet is answered.
     ReserveRoom,

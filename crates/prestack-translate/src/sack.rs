@@ -1,64 +1,10 @@
 //! Selective acknowledgements (RFC 2018, 2883): what the other end has beyond what it acknowledges, or has
 //! got twice.
 
-use prestack_proto::window::Source;
-
 use crate::ends::Ends;
 use crate::rules::{Rule, heeds};
 use crate::segment::{Segment, is_before};
 use crate::translation::Translation;
-
-/// TCP options (IANA registry "TCP Option Kind Numbers").
-const OPTION_END: u64 = 0;
-const OPTION_NOTHING: u64 = 1;
-const OPTION_SACK: u64 = 5;
-/// Bytes of options at most.
-const MAX_OPTIONS: u64 = 40;
-/// Blocks in an option at most.
-const MAX_BLOCKS: u64 = 4;
-
-/// Where the blocks are.
-#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
-pub struct Blocks {
-    /// Position of the first in the options, in bytes.
-    pub at: u64,
-    /// How many there are.
-    pub count: u64,
-}
-
-/// Finds the blocks among the `len` bytes of options at the start of `source`, which can be read eight
-/// bytes further.
-#[inline(always)]
-pub fn blocks<S: Source + ?Sized>(source: &S, len: u64) -> Blocks {
-    let mut at = source.forgotten(0);
-    let mut found = Blocks::default();
-    for _ in 0..MAX_OPTIONS {
-        if at + 2 > len {
-            break;
-        }
-        let Some(word) = source.word(at) else { break };
-        let (kind, size) = (word & 0xff, word >> 8 & 0xff);
-        if kind == OPTION_END {
-            break;
-        }
-        if kind == OPTION_NOTHING {
-            at = source.forgotten(at + 1);
-            continue;
-        }
-        if size < 2 {
-            break;
-        }
-        if kind == OPTION_SACK && at + size <= len {
-            let count = size / 8;
-            if size & 7 == 2 && count <= MAX_BLOCKS {
-                found = Blocks { at: at + 2, count };
-            }
-            break;
-        }
-        at = source.forgotten(at + size);
-    }
-    found
-}
 
 /// A block: sequence numbers of its first byte and of what is behind its last.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
@@ -131,25 +77,6 @@ impl Translation {
 mod tests {
     use super::*;
     use crate::fixture::{ANSWER, CLIENT, Connection, KERNEL, REQUEST, from_client};
-    use proptest::prelude::*;
-
-    fn found(options: &[u8]) -> Blocks {
-        let mut bytes = options.to_vec();
-        bytes.extend([0; 8]);
-        blocks(&bytes.as_slice(), options.len() as u64)
-    }
-
-    #[test]
-    fn finds_the_blocks() {
-        let mut options = vec![1, 1, 8, 10, 1, 2, 3, 4, 5, 6, 7, 8, 1, 1, 5, 10];
-        options.extend([9; 8]);
-        assert_eq!(found(&options), Blocks { at: 16, count: 1 });
-        assert_eq!(found(&options[12..]), Blocks { at: 4, count: 1 });
-        assert_eq!(found(&options[..23]).count, 0);
-        assert_eq!(found(&[5, 9, 0, 0, 0, 0, 0, 0, 0]).count, 0);
-        assert_eq!(found(&[0, 5, 10, 0, 0, 0, 0, 0, 0, 0, 0]).count, 0);
-        assert_eq!(found(&[9, 0, 5, 10, 0, 0, 0, 0, 0, 0, 0, 0]).count, 0);
-    }
 
     const NEXT: u32 = CLIENT.wrapping_add(REQUEST);
     const START: u32 = KERNEL;
@@ -208,13 +135,5 @@ mod tests {
                 end: CLIENT
             }
         );
-    }
-
-    proptest! {
-        #[test]
-        fn stays_within_the_options(options in proptest::collection::vec(0u8..12, 0..41)) {
-            let found = found(&options);
-            prop_assert!(found.at + 8 * found.count <= options.len() as u64);
-        }
     }
 }

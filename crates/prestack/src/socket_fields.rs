@@ -50,6 +50,11 @@ fn read(btf: &[u8]) -> Option<SocketFields> {
     let types = Types::parse(btf)?;
     let connection = types.structure("tcp_sock")?;
     let request = types.structure("tcp_request_sock")?;
+    let options = types.structure("tcp_options_received")?;
+    let options_bit = 8 * types.offset(connection, "rx_opt")?;
+    let option_bit = |name| Some(options_bit + types.bit_offset(options, name)?);
+    // These are there if the kernel was built with them.
+    let optional = |name| types.offset(connection, name).unwrap_or_default();
     Some(SocketFields {
         rcv_nxt: types.offset(connection, "rcv_nxt")?,
         snd_nxt: types.offset(connection, "snd_nxt")?,
@@ -58,6 +63,14 @@ fn read(btf: &[u8]) -> Option<SocketFields> {
         out_of_order_queue: types.offset(connection, "out_of_order_queue")?,
         request_rcv_nxt: types.offset(request, "rcv_nxt")?,
         request_snt_isn: types.offset(request, "snt_isn")?,
+        mss_cache: types.offset(connection, "mss_cache")?,
+        tstamp_ok_bit: option_bit("tstamp_ok")?,
+        snd_wscale_bit: option_bit("snd_wscale")?,
+        rcv_wscale_bit: option_bit("rcv_wscale")?,
+        md5sig_info: optional("md5sig_info"),
+        ao_info: optional("ao_info"),
+        is_mptcp: optional("is_mptcp"),
+        ecn_flags: optional("ecn_flags"),
     })
 }
 
@@ -123,19 +136,30 @@ impl<'a> Types<'a> {
         }
     }
 
-    /// The offset in bytes of a member.
+    /// The offset in bytes of a member that is no bit field.
     fn offset(&self, structure: Structure<'_>, name: &str) -> Option<u32> {
+        let (bits, size) = self.place(structure, name)?;
+        (size == 0 && bits % 8 == 0).then_some(bits / 8)
+    }
+
+    /// The offset in bits of a bit field.
+    fn bit_offset(&self, structure: Structure<'_>, name: &str) -> Option<u32> {
+        let (bits, size) = self.place(structure, name)?;
+        (size != 0).then_some(bits)
+    }
+
+    /// Where a member is in bits, and how many it has if it is a bit field.
+    fn place(&self, structure: Structure<'_>, name: &str) -> Option<(u32, u32)> {
         let member = structure
             .members
             .chunks_exact(12)
             .find(|member| word(member, 0).is_some_and(|at| self.is_named(at, name)))?;
         let bits = word(member, 8)?;
-        let (bits, size) = if structure.has_bit_fields {
+        Some(if structure.has_bit_fields {
             (bits & 0xff_ffff, bits >> 24)
         } else {
             (bits, 0)
-        };
-        (size == 0 && bits % 8 == 0).then_some(bits / 8)
+        })
     }
 }
 
@@ -161,8 +185,11 @@ mod tests {
         let mut words = vec![name("u32"), plain(KIND_INT, 0), 4, 32];
         words.extend([name("tcp_sock"), plain(KIND_UNION, 1), 4, name("x"), 1, 0]);
         let bit_fields = 1 << 31;
-        words.extend([name("tcp_sock"), plain(KIND_STRUCT, 6) | bit_fields, 64]);
+        words.extend([name("tcp_sock"), plain(KIND_STRUCT, 9) | bit_fields, 64]);
         words.extend([name("flag"), 1, 3 << 24 | 800]);
+        words.extend([name("mss_cache"), 1, 8 * 60]);
+        words.extend([name("rx_opt"), 1, 8 * 100]);
+        words.extend([name("is_mptcp"), 1, 8 * 130]);
         for (number, field) in (0..).zip([
             "rcv_nxt",
             "snd_nxt",
@@ -174,6 +201,11 @@ mod tests {
         }
         words.extend([name("tcp_request_sock"), plain(KIND_STRUCT, 2), 64]);
         words.extend([name("snt_isn"), 1, 32, name("rcv_nxt"), 1, 96]);
+        let options = plain(KIND_STRUCT, 3) | bit_fields;
+        words.extend([name("tcp_options_received"), options, 24]);
+        words.extend([name("tstamp_ok"), 1, 1 << 24 | 129]);
+        words.extend([name("snd_wscale"), 1, 4 << 24 | 136]);
+        words.extend([name("rcv_wscale"), 1, 4 << 24 | 140]);
         let len = 4 * words.len() as u32;
         let mut btf = u32::from(MAGIC).to_ne_bytes().to_vec();
         for word in [24, 0, len, len, strings.len() as u32] {
@@ -194,6 +226,14 @@ mod tests {
             out_of_order_queue: 40,
             request_rcv_nxt: 12,
             request_snt_isn: 4,
+            mss_cache: 60,
+            tstamp_ok_bit: 800 + 129,
+            snd_wscale_bit: 800 + 136,
+            rcv_wscale_bit: 800 + 140,
+            md5sig_info: 0,
+            ao_info: 0,
+            is_mptcp: 130,
+            ecn_flags: 0,
         };
         assert_eq!(read(&types()), Some(expected));
     }
@@ -213,6 +253,7 @@ mod tests {
         if let Ok(types) = fs::read(KERNEL_TYPES) {
             let fields = read(&types).expect("the fields");
             assert!(fields.rcv_nxt != 0 && fields.bytes_sent != fields.bytes_received);
+            assert_eq!(fields.snd_wscale_bit / 8, fields.rcv_wscale_bit / 8);
         }
     }
 }

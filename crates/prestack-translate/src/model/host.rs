@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::memcached::{Command, Replies};
 use super::tcp::Packet;
 use crate::{
-    Agreement, Arrival, Departing, Ends, Offer, Policy, Reply, Segment, Translation, is_before,
+    Arrival, Departing, Ends, Policy, Reply, Segment, Translation, is_before,
 };
 
 /// Where a packet goes.
@@ -21,7 +21,6 @@ pub struct Host {
     pub policy: Policy,
     pub translation: Translation,
     pub ends: Ends,
-    offer: Offer,
     /// The bytes of the last answer.
     answer: Vec<u8>,
     tracker: Tracker,
@@ -39,7 +38,6 @@ impl Host {
             policy,
             translation: Translation::default(),
             ends: Ends::default(),
-            offer: Offer::default(),
             answer: Vec::new(),
             tracker: Tracker::default(),
             served: Vec::new(),
@@ -55,9 +53,6 @@ impl Host {
 
     /// A packet arrives at the interface.
     pub fn arrives(&mut self, packet: Packet, now: u64) -> Option<Way> {
-        if let Some(offer) = packet.offer {
-            self.offer = offer;
-        }
         let segment = packet.segment;
         if self.is_active() {
             match self
@@ -159,19 +154,19 @@ impl Host {
             },
             data,
             blocks: Vec::new(),
-            offer: None,
+            agreement: None,
         }))
     }
 
     /// The kernel sends a packet.
     pub fn leaves(&mut self, mut packet: Packet, now: u64) -> Option<Packet> {
         let segment = packet.segment;
-        if let Some(kernel) = packet.offer {
+        if let Some(agreement) = packet.agreement {
             self.translation = Translation {
-                agreement: Agreement::reach(&self.offer, &segment, &kernel),
+                agreement,
                 ..Translation::default()
             };
-            self.ends = Ends::agreed(&segment, 0);
+            self.ends = Ends::told_by(&segment);
             self.tracker.begin(&self.ends);
             return Some(packet);
         }

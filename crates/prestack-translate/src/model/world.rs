@@ -174,27 +174,21 @@ impl World {
         let (client, server) = (script.client, script.server);
         let mut host = Host::new(script.policy, script.tail_room);
         // The handshake, undisturbed.
-        let syn = Segment {
-            sequence: client.first,
-            flags: TCP_SYN.into(),
-            timestamp: 1,
-            has_timestamps: client.has_timestamps.into(),
-            ..Segment::default()
-        };
         let syn_ack = Segment {
             sequence: server.first,
             acknowledgement: client.first.wrapping_add(1),
             flags: (TCP_SYN | TCP_ACK).into(),
-            ..syn
+            timestamp: 1,
+            has_timestamps: client.has_timestamps.into(),
+            ..Segment::default()
         };
-        let packet = |segment, settings: &Settings| Packet {
-            segment,
+        let packet = Packet {
+            segment: syn_ack,
             data: Vec::new(),
             blocks: Vec::new(),
-            offer: Some(Tcp::offer(settings)),
+            agreement: Some(Tcp::agreement(&client, &server)),
         };
-        host.arrives(packet(syn, &client), 0);
-        host.leaves(packet(syn_ack, &server), 0);
+        host.leaves(packet, 0);
         let mut world = Self {
             client: Tcp::established(client, server.first, server.buffer),
             kernel: Tcp::established(server, client.first, client.buffer),
@@ -421,19 +415,15 @@ impl World {
             self.host.policy.is_serving = 0;
         }
         if self.script.spoofed_at == at {
-            let settings = Settings {
-                first: self.script.client.first ^ 0x1234_5678,
-                ..self.script.client
-            };
             let packet = Packet {
                 segment: Segment {
-                    sequence: settings.first,
+                    sequence: self.script.client.first ^ 0x1234_5678,
                     flags: TCP_SYN.into(),
                     ..Segment::default()
                 },
                 data: Vec::new(),
                 blocks: Vec::new(),
-                offer: Some(Tcp::offer(&settings)),
+                agreement: None,
             };
             self.schedule(0, Event::ToHost(packet));
         }

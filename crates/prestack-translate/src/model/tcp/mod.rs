@@ -5,7 +5,7 @@ mod send;
 
 use std::collections::{BTreeMap, VecDeque};
 
-use crate::{Block, Offer, Segment, is_before};
+use crate::{Agreement, Block, Segment, is_before};
 use prestack_proto::net::{TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN};
 
 /// Shortest retransmission timeout, in µs (`TCP_RTO_MIN` of Linux).
@@ -23,8 +23,8 @@ pub struct Packet {
     pub segment: Segment,
     pub data: Vec<u8>,
     pub blocks: Vec<Block>,
-    /// Of a SYN.
-    pub offer: Option<Offer>,
+    /// What the kernel has agreed to, with its SYN-ACK.
+    pub agreement: Option<Agreement>,
 }
 
 /// How an end behaves.
@@ -132,17 +132,19 @@ impl Tcp {
         }
     }
 
-    /// What it offers in its SYN.
-    pub fn offer(settings: &Settings) -> Offer {
-        Offer {
-            sequence: settings.first,
-            mss: settings.mss as u16 + if settings.has_timestamps { 12 } else { 0 },
-            scale: settings.scale,
-            has: if settings.has_timestamps {
-                Offer::TIMESTAMPS
-            } else {
-                0
-            },
+    /// What a client and a kernel agree to.
+    pub fn agreement(client: &Settings, kernel: &Settings) -> Agreement {
+        let has_timestamps = client.has_timestamps && kernel.has_timestamps;
+        let timestamps = if has_timestamps {
+            Agreement::TIMESTAMPS
+        } else {
+            0
+        };
+        Agreement {
+            mss: client.mss as u16 + if has_timestamps { 12 } else { 0 },
+            client_shift: client.scale,
+            server_shift: kernel.scale,
+            flags: Agreement::SERVABLE | timestamps,
         }
     }
 
@@ -305,7 +307,7 @@ impl Tcp {
             },
             data,
             blocks,
-            offer: None,
+            agreement: None,
         });
     }
 
@@ -326,7 +328,7 @@ impl Tcp {
             },
             data: Vec::new(),
             blocks: Vec::new(),
-            offer: None,
+            agreement: None,
         }
     }
 
@@ -340,7 +342,7 @@ impl Tcp {
             },
             data: Vec::new(),
             blocks: Vec::new(),
-            offer: None,
+            agreement: None,
         });
     }
 
