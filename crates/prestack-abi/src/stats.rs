@@ -33,8 +33,10 @@ counters! {
     udp_passed,
     /// GETs on TCP answered by the cache.
     tcp_hits,
-    /// GETs on TCP let through because a key was not in the cache.
+    /// GETs on TCP let through because a key was not in the cache, on connections on which they may be answered.
     tcp_misses,
+    /// Answers on TCP that were sent again, for the client had not got them, and acknowledgements in their place.
+    tcp_resent,
     /// TCP segments with data to a backend that were let through.
     tcp_passed,
     /// Of these, the ones that went by unheeded, since nobody reads over UDP.
@@ -74,6 +76,8 @@ counters! {
     regained,
     /// TCP flows for which there was no room: all flows of their set are established.
     flows_refused,
+    /// TCP connections on which a GET was answered, so that they are translated until they close.
+    flows_translated,
     /// Half-open TCP flows that made room for another one.
     flows_displaced,
     /// TCP flows taken up from their first byte on without their handshake.

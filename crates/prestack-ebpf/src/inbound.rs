@@ -39,6 +39,9 @@ pub trait Inbound: EbpfContext {
     /// Hands the packet over to the program that follows TCP flows. Returns if there is none.
     fn hand_over(&self);
 
+    /// Hands the packet over to the program that answers requests over TCP, if there is one.
+    fn hand_over_hits(&self);
+
     /// Whether `len` bytes are all of the packet: a driver may hand over the rest in fragments of memory
     /// that only helpers reach, and a local stack makes packets of such.
     #[inline(always)]
@@ -78,6 +81,12 @@ impl Inbound for XdpContext {
     fn hand_over(&self) {
         // SAFETY: the program takes over; nothing is held here.
         unsafe { RX_STEPS.tail_call(self, 0) };
+    }
+
+    #[inline(always)]
+    fn hand_over_hits(&self) {
+        // SAFETY: as above.
+        unsafe { RX_STEPS.tail_call(self, 1) };
     }
 }
 
@@ -120,4 +129,8 @@ impl Inbound for TcContext {
         // SAFETY: the program takes over; nothing is held here.
         unsafe { LO_STEPS.tail_call(self, 0) };
     }
+
+    /// This host's own processes are not answered here.
+    #[inline(always)]
+    fn hand_over_hits(&self) {}
 }

@@ -89,7 +89,9 @@ pub fn tx_tcp(ctx: TcContext) -> i32 {
     if tcp::ignored::is_on() {
         return tx::NEXT;
     }
-    tcp::replies::segment(&ctx)
+    let action = tcp::replies::segment(&ctx);
+    hits::hand_over(&ctx);
+    action
 }
 
 /// Every socket of the host that is released: those of a memcached take its cache with them.

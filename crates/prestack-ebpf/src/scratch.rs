@@ -13,6 +13,7 @@ use prestack_proto::text::request::Command;
 use prestack_proto::window::{Source, Window};
 
 use crate::clock;
+use crate::hits::numbered::Numbered;
 use crate::maps::SCRATCH;
 use crate::packet::Headers;
 use crate::tcp::segment::Segment;
@@ -52,6 +53,10 @@ pub struct Scratch {
     pub doubted: [u64; 2],
     /// The marks of a bucket as they were before its lock was taken.
     pub marks: [Outstanding; OUTSTANDING_KEYS],
+    /// An answer over TCP.
+    pub answer: Window,
+    /// The segment whose numbers are translated.
+    pub numbered: Numbered,
     /// The TCP segment that is followed.
     pub segment: Segment,
     /// What was found in it.

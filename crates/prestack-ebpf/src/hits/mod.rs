@@ -1,20 +1,86 @@
-//! GETs over TCP that are answered here.
+//! GETs over TCP that are answered here, and the translation of what else comes and goes on their connections:
+//! the numbers are those of `prestack_translate`.
+//!
+//! A flow is followed (`tcp`) in the kernel's numbers. So a segment from the client is translated before, one from
+//! the kernel after the flow was followed.
 
-use aya_ebpf::bindings::xdp_action::XDP_PASS;
+mod answer;
+mod arrive;
+pub mod element;
+mod leave;
+pub mod numbered;
+mod pass;
+mod requests;
+
+use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS};
 use aya_ebpf::programs::{TcContext, XdpContext};
 
 use crate::inbound::Inbound as _;
-use crate::tx::NEXT;
+use crate::ledger::backend;
+use crate::maps::TX_STEPS;
+use crate::scratch::scratch;
+use answer::prestack_hits_turn;
+use arrive::{FOLLOW, GO, NOTHING, UNUSUAL};
+use arrive::{prestack_hits_arrive, prestack_hits_find, prestack_hits_options};
+pub use leave::leaves;
+use pass::{prestack_hits_pass, prestack_hits_rewrite};
 
-/// A segment arrives.
+/// A segment arrives: the action for the kernel.
 #[inline(always)]
 pub fn arrives(ctx: &XdpContext) -> u32 {
-    ctx.hand_over();
+    // SAFETY: functions of ours, called with the program's context.
+    unsafe {
+        match prestack_hits_find(ctx.ctx) {
+            NOTHING => return XDP_PASS,
+            FOLLOW => {
+                ctx.hand_over();
+                backend::forget_all();
+                return XDP_PASS;
+            }
+            UNUSUAL if prestack_hits_options(ctx.ctx) == 0 => return XDP_PASS,
+            _ => {}
+        }
+        if prestack_hits_arrive() != GO {
+            let action = prestack_hits_turn(ctx.ctx, 0) as u32;
+            if action != 0 {
+                return action;
+            }
+        }
+        if requests::answer_all(ctx) {
+            let action = prestack_hits_turn(ctx.ctx, 1) as u32;
+            if action != 0 {
+                return action;
+            }
+        }
+        if prestack_hits_pass() != 0 && prestack_hits_rewrite(ctx.ctx) == 0 {
+            // Its header was read, so this cannot be. In the client's numbers it would break the connection; as it is
+            // lost, the client sends it again.
+            return XDP_DROP;
+        }
+    }
+    if is_followed() {
+        ctx.hand_over();
+        backend::forget_all();
+    }
     XDP_PASS
 }
 
-/// A segment leaves.
+/// Whether the segment is to be followed.
 #[inline(always)]
-pub fn leaves(_ctx: &TcContext) -> i32 {
-    NEXT
+fn is_followed() -> bool {
+    let Some(scratch) = scratch() else {
+        return true;
+    };
+    // SAFETY: this CPU's scratch.
+    arrive::is_followed(unsafe { &(*scratch).numbered.segment })
+}
+
+/// Hands a segment that leaves, and was followed, over to the program that translates it, if its connection may
+/// be translated.
+#[inline(always)]
+pub fn hand_over(ctx: &TcContext) {
+    if backend::config().is_some_and(element::is_on) {
+        // SAFETY: the program takes over; nothing is held here.
+        unsafe { TX_STEPS.tail_call(ctx, 1) };
+    }
 }

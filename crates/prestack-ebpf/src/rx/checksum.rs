@@ -15,11 +15,11 @@ use crate::packet::{Addresses, Headers, Ipv6, Packet};
 /// Most words of a UDP datagram that is verified: the longest single-key GET has 33 and headers.
 const MAX_WORDS: u64 = 192;
 
-/// Sum of the pseudo header (RFC 768, RFC 8200 8.1) of a UDP datagram, not folded. The zero words
-/// of a mapped IPv4 address add nothing; its marker is all ones, which adds nothing either.
+/// Sum of the pseudo header (RFC 768, RFC 9293 3.1, RFC 8200 8.1) of `len` bytes of a protocol, not folded. The
+/// zero words of a mapped IPv4 address add nothing; its marker is all ones, which adds nothing either.
 #[inline(always)]
-pub fn pseudo_header(addresses: &Addresses, udp_len: u16) -> u64 {
-    let mut sum = u64::from(u16::to_be(u16::from(PROTO_UDP))) + u64::from(udp_len.to_be());
+pub fn pseudo_header(addresses: &Addresses, len: u16, protocol: u8) -> u64 {
+    let mut sum = u64::from(u16::to_be(u16::from(protocol))) + u64::from(len.to_be());
     for i in 0..4 {
         sum += u64::from(addresses.source[i]) + u64::from(addresses.destination[i]);
     }
@@ -65,7 +65,7 @@ fn given_sum_holds(packet: Packet, headers: &Headers, payload_sum: u64) -> Optio
     let udp = packet.at::<[u64; 2]>(headers.l4)?;
     // SAFETY: as above: the UDP header and the frame.
     let [header, frame] = unsafe { *udp };
-    let pseudo = pseudo_header(&headers.addresses, headers.l4_len as u16);
+    let pseudo = pseudo_header(&headers.addresses, headers.l4_len as u16, PROTO_UDP);
     let field = (header >> 48) as u16;
     let sum = add_word(add_word(pseudo + payload_sum, header), frame);
     let is_right = if field == 0 {

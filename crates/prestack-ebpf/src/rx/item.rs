@@ -191,15 +191,16 @@ fn meta_head(scratch: *mut Scratch) -> Option<u64> {
 #[inline(always)]
 fn binary_head(scratch: *mut Scratch) -> u64 {
     // SAFETY: this CPU's scratch.
-    let (window, key, reply, item) = unsafe {
+    let (window, key, reply, item, request) = unsafe {
         (
             &(*scratch).window,
             &(*scratch).key,
             &mut (*scratch).reply,
             &(*scratch).item,
+            (&raw const (*scratch).walk.at).read_volatile(),
         )
     };
-    let opcode = u64::from(window.byte(1));
+    let opcode = u64::from(window.byte(request + 1));
     let key_len = if opcode == u64::from(GETK) || opcode == u64::from(GETKQ) {
         item.key_len
     } else {
@@ -214,7 +215,7 @@ fn binary_head(scratch: *mut Scratch) -> u64 {
     let first = u64::from(RESPONSE) | opcode << 8 | key_len << 16 | 4 << 32;
     reply.set_word(at, first);
     // Length of the body; the opaque is the request's, in the same place.
-    let opaque = window.word(8) >> 32 << 32;
+    let opaque = window.word(request + 8) >> 32 << 32;
     reply.set_word(at + 8, opaque | u64::from((body as u32).swap_bytes()));
     let cas = item.cas.swap_bytes();
     reply.set_word(at + 16, cas);

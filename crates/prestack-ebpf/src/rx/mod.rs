@@ -1,19 +1,19 @@
 //! Packets on their way to memcached.
 
-mod allow;
+pub mod allow;
 mod answer;
-mod checksum;
+pub mod checksum;
 pub mod command;
 mod commands;
 mod express;
 mod get;
-mod item;
-mod keys;
-mod link;
+pub mod item;
+pub mod keys;
+pub mod link;
 pub mod local;
 mod rate;
-mod reply;
-mod room;
+pub mod reply;
+pub mod room;
 mod single;
 mod udp;
 

@@ -21,9 +21,42 @@ pub fn fits(mtu: u32, headers: &Headers, reply_len: u64) -> bool {
 /// frame of the reply.
 #[inline(always)]
 pub fn write_headers(packet: Packet, headers: &Headers, reply_len: u64, sum: u16) -> Option<()> {
-    let (l3, l4) = (headers.l3, headers.l4);
     let udp_len = PAYLOAD_AT + reply_len;
+    write_network(packet, headers, udp_len, PROTO_UDP)?;
+    let addresses = Addresses {
+        source: headers.addresses.destination,
+        destination: headers.addresses.source,
+    };
+    let udp = packet.at::<[u64; 2]>(headers.l4)?;
+    // SAFETY: `at` checked the length: the UDP header and the frame.
+    let [header, frame] = unsafe { *udp };
+    let ports = headers.ports.rotate_left(16);
+    let checksum = if header >> 48 == 0 {
+        0
+    } else {
+        let total = pseudo_header(&addresses, udp_len as u16, PROTO_UDP)
+            + u64::from(ports)
+            + u64::from((udp_len as u16).to_be())
+            + (frame & 0xffff_ffff)
+            + (frame >> 32)
+            + u64::from(sum);
+        match !fold(total) {
+            // RFC 768: zero says that there is none.
+            0 => 0xffff,
+            checksum => checksum,
+        }
+    };
+    let second = u32::from((udp_len as u16).to_be()) | u32::from(checksum) << 16;
+    // SAFETY: as above.
+    unsafe { (*udp)[0] = u64::from(ports) | u64::from(second) << 32 };
+    Some(())
+}
 
+/// Writes the headers before that of UDP or TCP, for `l4_len` bytes from there on: source and destination change
+/// places.
+#[inline(always)]
+pub fn write_network(packet: Packet, headers: &Headers, l4_len: u64, protocol: u8) -> Option<()> {
+    let (l3, l4) = (headers.l3, headers.l4);
     let macs = packet.at::<[u32; 3]>(0)?;
     // SAFETY: `at` checked the length.
     unsafe {
@@ -40,18 +73,18 @@ pub fn write_headers(packet: Packet, headers: &Headers, reply_len: u64, sum: u16
         // SAFETY: `at` checked the length.
         unsafe {
             (*ip).version_class_flow = 0x6000_0000u32.to_be();
-            (*ip).payload_length = (udp_len as u16).to_be();
-            (*ip).next_header = PROTO_UDP;
+            (*ip).payload_length = (l4_len as u16).to_be();
+            (*ip).next_header = protocol;
             (*ip).hop_limit = HOP_LIMIT;
             (*ip).source = addresses.source;
             (*ip).destination = addresses.destination;
         }
     } else {
-        let total = (udp_len + l4 - l3) as u16;
+        let total = (l4_len + l4 - l3) as u16;
         // Three words built in registers: narrow stores that a wide load reads back cost 11 ns.
         let first = 0x45 | u32::from(total.to_be()) << 16;
         let second = u32::from(IPV4_DONT_FRAGMENT.to_be()) << 16;
-        let third = u32::from(HOP_LIMIT) | u32::from(PROTO_UDP) << 8;
+        let third = u32::from(HOP_LIMIT) | u32::from(protocol) << 8;
         let (from, to) = (addresses.source[3], addresses.destination[3]);
         let header_sum = u64::from(first)
             + u64::from(second)
@@ -70,29 +103,6 @@ pub fn write_headers(packet: Packet, headers: &Headers, reply_len: u64, sum: u16
             ]
         };
     }
-
-    let udp = packet.at::<[u64; 2]>(l4)?;
-    // SAFETY: `at` checked the length: the UDP header and the frame.
-    let [header, frame] = unsafe { *udp };
-    let ports = headers.ports.rotate_left(16);
-    let checksum = if header >> 48 == 0 {
-        0
-    } else {
-        let total = pseudo_header(&addresses, udp_len as u16)
-            + u64::from(ports)
-            + u64::from((udp_len as u16).to_be())
-            + (frame & 0xffff_ffff)
-            + (frame >> 32)
-            + u64::from(sum);
-        match !fold(total) {
-            // RFC 768: zero says that there is none.
-            0 => 0xffff,
-            checksum => checksum,
-        }
-    };
-    let second = u32::from((udp_len as u16).to_be()) | u32::from(checksum) << 16;
-    // SAFETY: as above.
-    unsafe { (*udp)[0] = u64::from(ports) | u64::from(second) << 32 };
     Some(())
 }
 

@@ -22,8 +22,8 @@ const MAX_SHIFT: u64 = 256;
 
 /// Bytes of the shortest frame, headers included (`ETH_ZLEN` in include/uapi/linux/if_ether.h).
 const SHORTEST_FRAME: u64 = 60;
-/// Bytes of a packet with the shortest reply, `VA 0\r\n\r\n`.
-const SHORTEST_REPLY: u64 = 14 + 20 + 16 + 8;
+/// Bytes of a packet with the shortest reply: an acknowledgement over TCP.
+const SHORTEST_REPLY: u64 = 14 + 20 + 20;
 
 /// A packet with room for a reply, and the bytes of the request that the reply may overwrite.
 #[derive(Clone, Copy)]
@@ -156,8 +156,9 @@ impl Room {
         Some(())
     }
 
+    /// The packet is as long as before. Nothing of it was written.
     #[inline(always)]
-    fn undo_growth(&self, ctx: &XdpContext) {
+    pub fn undo_growth(&self, ctx: &XdpContext) {
         // SAFETY: `ctx.ctx` is the program's context. What was added can be taken away.
         unsafe {
             if self.shift != 0 {

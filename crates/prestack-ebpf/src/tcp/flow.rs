@@ -8,6 +8,7 @@ use super::table::{self, Reservation};
 use super::{GREATEST_SCALE, doubt};
 use crate::atomic;
 use crate::clock;
+use crate::hits::element;
 use crate::ledger::backend;
 use crate::maps::{FLOWS, count};
 
@@ -49,6 +50,7 @@ pub fn begin(config: &Config, segment: &Segment, beginning: Beginning) -> Option
         }
     };
     let flow = at(place)?;
+    element::begin(config, place);
     // SAFETY: a map element, at a place that nobody finds. Another program run may be at work there only if
     // packets of an old and a new connection of one name meet.
     let published = unsafe {
@@ -189,6 +191,7 @@ pub unsafe fn close(config: &Config, flow: *mut Flow, place: u32, state: u32) {
         }
     }
     table::mark_over(place, over_at);
+    element::close(config, place, over_at);
 }
 
 /// A flow goes on that was taken for closed.
@@ -197,13 +200,14 @@ pub unsafe fn close(config: &Config, flow: *mut Flow, place: u32, state: u32) {
 ///
 /// `flow` is the element of `FLOWS` at `place`.
 #[inline(always)]
-pub unsafe fn reopen(flow: *mut Flow, place: u32) {
+pub unsafe fn reopen(config: &Config, flow: *mut Flow, place: u32) {
     // SAFETY: the caller's.
     unsafe {
         (*flow).state = Flow::OPEN;
         (&raw mut (*flow).over_at).write_volatile(0);
     }
     table::mark_over(place, 0);
+    element::close(config, place, 0);
 }
 
 /// The backend does not wait for this flow any more.

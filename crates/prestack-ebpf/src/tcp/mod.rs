@@ -12,7 +12,7 @@ mod plain;
 pub mod replies;
 pub mod requests;
 pub mod segment;
-mod socket;
+pub mod socket;
 pub mod sweep;
 pub mod table;
 mod take_back;

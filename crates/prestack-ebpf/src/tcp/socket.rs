@@ -1,7 +1,7 @@
 //! What the host's sockets say of a segment of a flow that is not known.
 
 use aya_ebpf::EbpfContext;
-use aya_ebpf::bindings::{bpf_sock, bpf_sock_tuple};
+use aya_ebpf::bindings::{__sk_buff, bpf_sock, bpf_sock_tuple};
 use aya_ebpf::helpers::generated::{
     bpf_sk_release, bpf_skc_lookup_tcp, bpf_skc_to_tcp_request_sock, bpf_skc_to_tcp_sock,
     bpf_tcp_check_syncookie,
@@ -11,9 +11,11 @@ use prestack_abi::config::MAPPED_V4;
 use prestack_abi::flow::FlowKey;
 use prestack_abi::socket::SocketFields;
 use prestack_proto::net::{IPV6_LEN, TCP_ACK, TCP_LEN};
+use prestack_translate::Agreement;
 
 use super::is_before;
 use super::segment::Segment;
+use crate::hits::numbered::TIMESTAMPS_LEN;
 use crate::packet::{Headers, Packet};
 
 /// States of a socket (`enum` in include/net/tcp_states.h).
@@ -145,6 +147,71 @@ unsafe fn of_connection(socket: *mut bpf_sock, segment: &Segment) -> Taker {
             // The kernel drops what acknowledges what was never sent.
             Taker::Nobody
         }
+    }
+}
+
+/// The lower four bits of `tcp_sock.ecn_flags`: explicit congestion notification as in RFC 3168.
+const PLAIN_ECN: u8 = 0x0f;
+
+/// What the two ends of the connection have agreed to whose segment this is: not servable if the kernel does not
+/// say, if segments are signed, or if the connection is a part of another one.
+///
+/// # Safety
+///
+/// `skb` is the program's context.
+#[inline(always)]
+pub unsafe fn agreement(skb: *mut __sk_buff) -> Agreement {
+    // SAFETY: the caller's: the context, with the socket that sends. The offsets are the kernel's own.
+    unsafe {
+        let socket = (*skb).__bindgen_anon_2.sk;
+        if socket.is_null() {
+            return Agreement::default();
+        }
+        let connection: *const c_void = bpf_skc_to_tcp_sock(socket.cast()).cast();
+        let Some(fields) = fields().filter(|_| !connection.is_null()) else {
+            return Agreement::default();
+        };
+        let has = |offset: *const u32| offset.read_volatile() != 0;
+        let is_set = |offset: *const u32| {
+            has(offset) && !field::<*const c_void>(connection, offset).is_null()
+        };
+        let is_signed =
+            is_set(&raw const (*fields).md5sig_info) || is_set(&raw const (*fields).ao_info);
+        let is_part = has(&raw const (*fields).is_mptcp)
+            && field::<u8>(connection, &raw const (*fields).is_mptcp) != 0;
+        let counts_marks = has(&raw const (*fields).ecn_flags)
+            && field::<u8>(connection, &raw const (*fields).ecn_flags) & !PLAIN_ECN != 0;
+        if !has(&raw const (*fields).mss_cache) || is_signed || is_part || counts_marks {
+            return Agreement::default();
+        }
+        let has_timestamps = bits(connection, &raw const (*fields).tstamp_ok_bit) & 1 != 0;
+        let mss = field::<u32>(connection, &raw const (*fields).mss_cache);
+        let (timestamps, options) = if has_timestamps {
+            (Agreement::TIMESTAMPS, TIMESTAMPS_LEN as u32)
+        } else {
+            (0, 0)
+        };
+        Agreement {
+            mss: (mss + options) as u16,
+            client_shift: bits(connection, &raw const (*fields).snd_wscale_bit) & 0xf,
+            server_shift: bits(connection, &raw const (*fields).rcv_wscale_bit) & 0xf,
+            flags: Agreement::SERVABLE | timestamps,
+        }
+    }
+}
+
+/// A bit field of a structure of the kernel's, at this offset in bits, and what is behind it in its byte.
+///
+/// # Safety
+///
+/// There is such a field, within one byte.
+#[inline(always)]
+unsafe fn bits(structure: *const c_void, offset: *const u32) -> u8 {
+    // SAFETY: the caller's. Volatile: the kernel may be changing it.
+    unsafe {
+        let offset = offset.read_volatile();
+        let byte = structure.byte_add(offset as usize / 8).cast::<u8>();
+        byte.read_volatile() >> (offset % 8)
     }
 }
 

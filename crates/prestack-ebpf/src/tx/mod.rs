@@ -10,6 +10,7 @@ use prestack_proto::net::UDP_LEN;
 use prestack_proto::udp::Frame;
 use prestack_proto::window::Source;
 
+use crate::hits;
 use crate::inbound::Inbound as _;
 use crate::ledger::backend::{self, Arrival};
 use crate::ledger::requests;
@@ -42,7 +43,11 @@ pub fn reply(ctx: &TcContext) -> Option<(Packet, Headers, Arrival)> {
 /// Looks at a packet; it always goes on unchanged.
 #[inline(always)]
 pub fn packet(ctx: &TcContext) -> i32 {
-    if ignored::is_on_for(ctx) || replies::express::follow(ctx) {
+    if ignored::is_on_for(ctx) {
+        return NEXT;
+    }
+    if replies::express::follow(ctx) {
+        hits::hand_over(ctx);
         return NEXT;
     }
     let Some((packet, headers, door)) = reply(ctx) else {

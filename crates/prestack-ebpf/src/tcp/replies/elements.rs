@@ -3,11 +3,14 @@
 use aya_ebpf::helpers::generated::bpf_loop;
 use core::ffi::c_void;
 use prestack_abi::cache::MAX_REPLY;
-use prestack_abi::flow::MAX_ASKED;
-use prestack_proto::stream::{self, Class, Owner};
+use prestack_abi::flow::{Flow, MAX_ASKED};
+use prestack_proto::binary::opcode::{GET, GETK, GETKQ, GETQ, NOOP};
+use prestack_proto::stream::{self, Ask, Class, Owner};
 use prestack_proto::text::reply::END_LEN;
 use prestack_proto::window::WINDOW;
 
+use crate::hits::element;
+use crate::ledger::backend;
 use crate::scratch::scratch;
 use crate::tcp::{flow, tickets};
 
@@ -86,6 +89,9 @@ extern "C" fn step(_: u32, _: *mut c_void) -> i64 {
         }
         if owner == Owner::Ends {
             (&raw mut (*flow).counted).write_volatile(number + 1);
+            if is_get((*flow).protocol, ask.unwrap_or_default()) {
+                earn(segment.flow);
+            }
             if (*flow).doubt == 0 {
                 (&raw mut (*flow).answered).write_volatile(number + 1);
             }
@@ -94,6 +100,25 @@ extern "C" fn step(_: u32, _: *mut c_void) -> i64 {
             }
         }
         i64::from(learns)
+    }
+}
+
+/// Whether an ask is a GET's.
+#[inline(always)]
+fn is_get(protocol: u32, ask: u8) -> bool {
+    if protocol == Flow::BINARY {
+        matches!(ask, GET | GETQ | GETK | GETKQ | NOOP)
+    } else {
+        let kind = stream::kind(ask);
+        kind == Ask::Get as u8 || kind == Ask::Meta as u8
+    }
+}
+
+/// memcached has answered a GET on the flow at this place.
+#[inline(always)]
+fn earn(place: u32) {
+    if let Some(config) = backend::config() {
+        element::earn(config, place);
     }
 }
 

@@ -13,6 +13,7 @@ use prestack_proto::window::{Source, Window};
 use super::super::plain::Plain;
 use super::super::{is_before, tickets};
 use super::leave::acknowledged;
+use crate::hits::element;
 use crate::ledger::backend;
 use crate::packet::Packet;
 use crate::scratch::scratch;
@@ -83,6 +84,9 @@ fn express(ctx: &TcContext) -> Option<()> {
             }
             if ask == Ask::Get as u8 && tickets::has_any(flow, number) {
                 return None;
+            }
+            if ask == Ask::Get as u8 {
+                element::earn(config, plain.place);
             }
             (*flow).sent = plain.end();
             note_ack(&plain, acked, next);

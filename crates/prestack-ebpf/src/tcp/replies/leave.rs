@@ -7,6 +7,7 @@ use prestack_proto::net::{TCP_FIN, TCP_RST};
 use crate::atomic;
 use crate::cache::fence;
 use crate::clock;
+use crate::hits::element;
 use crate::ledger::{backend, flushes};
 use crate::scratch::scratch;
 use crate::tcp::segment::Segment;
@@ -62,11 +63,12 @@ pub extern "C" fn prestack_tcp_leave() -> u64 {
         let state = (*flow).state;
         if state == Flow::RESET {
             // The reset was not heeded, or has crossed this.
-            flow::reopen(flow, segment.flow);
+            flow::reopen(config, flow, segment.flow);
         }
         let is_new = segment.len != 0 && look_at_order(flow, &mut segment);
         if segment.has(TCP_FIN) && (*flow).state != Flow::CLOSED {
             flow::close(config, flow, segment.flow, Flow::CLOSED);
+            element::linger(config, segment.flow);
         }
         if !is_new {
             return 0;

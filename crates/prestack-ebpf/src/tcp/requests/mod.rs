@@ -22,6 +22,7 @@ use super::socket::{self, Taker};
 use super::{doubt, hole, is_before, table, take_back};
 use crate::cache::fence;
 use crate::clock;
+use crate::hits::element;
 use crate::inbound::Inbound;
 use crate::ledger::backend::{self, Arrival};
 use crate::maps::count;
@@ -48,6 +49,9 @@ pub fn hand_over<C: Inbound>(
         }
         return;
     };
+    if element::is_on(config) {
+        ctx.hand_over_hits();
+    }
     // Most segments without data are acknowledgements.
     if segment.len == 0 && !segment.has(TCP_FIN | TCP_RST) {
         return;

@@ -1,0 +1,189 @@
+//! Turning a packet into an answer: the one that it asks for, or the last one, which was lost.
+
+use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_TX};
+use aya_ebpf::bindings::xdp_md;
+use aya_ebpf::helpers::generated::bpf_xdp_store_bytes;
+use aya_ebpf::programs::XdpContext;
+use prestack_abi::translated::MAX_ANSWER;
+use prestack_proto::checksum::{fold, window_sum_from};
+use prestack_proto::net::{PROTO_TCP, TCP_ACK, TCP_LEN, TCP_PSH};
+use prestack_proto::window::Window;
+
+use super::element::{self, locked};
+use super::numbered::{Numbered, TIMESTAMPS_LEN, USUAL_OPTIONS};
+use crate::clock;
+use crate::inbound::Inbound as _;
+use crate::ledger::backend;
+use crate::maps::count;
+use crate::packet::{Addresses, Headers, Packet};
+use crate::rx::checksum::pseudo_header;
+use crate::rx::reply::write_network;
+use crate::rx::room::{self, Room};
+use crate::scratch::scratch;
+
+/// Turns the packet into the segment whose header and answer are in the scratch, or with `is_new` into the answer to
+/// its requests, if that may be given: the action for the kernel, or 0, and the packet is as it was.
+///
+/// A global function (by its unmangled name), as those that follow: the verifier checks it once.
+///
+/// # Safety
+///
+/// `ctx` is the program's context.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub unsafe extern "C" fn prestack_hits_turn(ctx: *mut xdp_md, is_new: u64) -> u64 {
+    turn(&XdpContext::new(ctx), is_new != 0).map_or(0, u64::from)
+}
+
+#[inline(always)]
+fn turn(ctx: &XdpContext, is_new: bool) -> Option<u32> {
+    let (scratch, config) = (scratch()?, backend::config()?);
+    // SAFETY: this CPU's scratch.
+    let (numbered, headers) = unsafe { (&(*scratch).numbered, &(*scratch).located.headers) };
+    let options = if numbered.has_timestamps != 0 {
+        TIMESTAMPS_LEN
+    } else {
+        0
+    };
+    let header_len = TCP_LEN as u64 + options;
+    let at = headers.l4 + header_len;
+    let len = numbered.answer;
+    let packet = ctx.packet(config);
+    let room = Room::make(ctx, config, packet, None, at, at + len)?;
+    if is_new && prestack_hits_commit() == 0 {
+        room.undo_growth(ctx);
+        return None;
+    }
+    let moved = room.move_headers(headers.l4);
+    let stored = if len == 0 {
+        0
+    } else {
+        // SAFETY: the program's context; the window of this CPU's scratch is longer than an answer.
+        unsafe {
+            let from = (*scratch).answer.start().cast();
+            bpf_xdp_store_bytes(ctx.ctx, at as u32, from, answer_size(len))
+        }
+    };
+    let packet = ctx.packet(config);
+    let written = write_network(packet, headers, header_len + len, PROTO_TCP)
+        .and_then(|()| write_header(packet, headers, numbered, options, len));
+    if moved.is_none() || stored != 0 || written.is_none() {
+        // There is room, so this cannot be; the request is no longer whole, so it cannot pass. The client sends
+        // it again, and then gets the answer.
+        return Some(XDP_DROP);
+    }
+    room::cut_to_frame(ctx, packet, at + len);
+    if is_new {
+        count!(tcp_hits);
+    } else {
+        count!(tcp_resent);
+    }
+    Some(XDP_TX)
+}
+
+/// The length of an answer, bounded for a helper's argument.
+#[inline(always)]
+fn answer_size(len: u64) -> u32 {
+    const MASK: u64 = MAX_ANSWER as u64 - 1;
+    (((prestack_proto::verifier::opaque(len - 1)) & MASK) + 1) as u32
+}
+
+const _: () = assert!(MAX_ANSWER.is_power_of_two());
+
+/// Writes the TCP header.
+#[inline(always)]
+fn write_header(
+    packet: Packet,
+    headers: &Headers,
+    numbered: &Numbered,
+    options: u64,
+    len: u64,
+) -> Option<()> {
+    let reply = &numbered.reply;
+    let header_len = TCP_LEN as u64 + options;
+    let flags = if len == 0 { TCP_ACK } else { TCP_ACK | TCP_PSH };
+    let window = u32::from((reply.window as u16).to_be());
+    let fields = [
+        headers.ports.rotate_left(16),
+        reply.sequence.to_be(),
+        reply.acknowledgement.to_be(),
+        (header_len as u32 / 4) << 4 | u32::from(flags) << 8 | window << 16,
+    ];
+    let addresses = Addresses {
+        source: headers.addresses.destination,
+        destination: headers.addresses.source,
+    };
+    let mut sum = pseudo_header(&addresses, (header_len + len) as u16, PROTO_TCP);
+    for field in fields {
+        sum += u64::from(field);
+    }
+    sum += prestack_hits_sum_answer(len);
+    if options != 0 {
+        let words = packet.at::<[u32; 3]>(headers.l4 + TCP_LEN as u64)?;
+        let new = [USUAL_OPTIONS, reply.timestamp.to_be(), reply.echo.to_be()];
+        for field in new {
+            sum += u64::from(field);
+        }
+        // SAFETY: `at` checked the length.
+        unsafe { *words = new };
+    }
+    let tcp = packet.at::<[u32; 5]>(headers.l4)?;
+    // SAFETY: as above.
+    unsafe { *tcp = [fields[0], fields[1], fields[2], fields[3], u32::from(!fold(sum))] };
+    Some(())
+}
+
+/// The one's-complement sum of the first `len` bytes of the answer.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn prestack_hits_sum_answer(len: u64) -> u64 {
+    let Some(scratch) = scratch() else { return 0 };
+    // SAFETY: this CPU's scratch.
+    u64::from(window_sum_from(unsafe { &(*scratch).answer }, 0, len))
+}
+
+/// Gives the answer in the scratch to the requests of the segment: 0 if that may not be. Its header is then in the
+/// scratch, and it counts as sent.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn prestack_hits_commit() -> u64 {
+    let (Some(scratch), Some(config)) = (scratch(), backend::config()) else {
+        return 0;
+    };
+    let now = clock::now();
+    // SAFETY: this CPU's scratch.
+    let (numbered, answer) = unsafe { (&mut (*scratch).numbered, &(*scratch).answer) };
+    let Some(element) = element::at(numbered.place) else {
+        return 0;
+    };
+    let (segment, policy) = (numbered.segment, config.policy);
+    let len = numbered.answer as u32;
+    let was_active = locked(element, |element, ends, translation| {
+        if !translation.may_serve(ends, &policy, &segment, now) {
+            return REFUSED;
+        }
+        let was_active = translation.is_active;
+        let Some(reply) = translation.serve(ends, &policy, &segment, len, now) else {
+            return REFUSED;
+        };
+        numbered.reply = reply;
+        for i in 0..MAX_ANSWER / 8 {
+            let word = Window::word(answer, 8 * i as u64);
+            // SAFETY: a map element that is locked, and in bounds.
+            unsafe { (&raw mut (*element).answer[i]).write_volatile(word) };
+        }
+        // SAFETY: as above.
+        unsafe { (*element).answers += 1 };
+        was_active
+    });
+    if was_active == REFUSED {
+        return 0;
+    }
+    if was_active == 0 {
+        count!(flows_translated);
+    }
+    1
+}
+
+/// It may not be given.
+const REFUSED: u32 = u32::MAX;

@@ -1,0 +1,302 @@
+//! A segment leaves for the client, in wire numbers.
+
+use aya_ebpf::bindings::{__sk_buff, TC_ACT_SHOT};
+use aya_ebpf::helpers::generated::{
+    bpf_l4_csum_replace, bpf_skb_load_bytes, bpf_skb_store_bytes,
+};
+use aya_ebpf::programs::TcContext;
+use prestack_abi::translated::Translated;
+use prestack_proto::checksum::fold;
+use prestack_proto::net::{TCP_FIN, TCP_LEN, TCP_SYN};
+use prestack_proto::verifier::opaque;
+use prestack_translate::{Agreement, Block, Departing, Ends, MAX_BLOCKS, Translation};
+
+use super::element::{self, locked};
+use super::numbered::{self, MAX_BLOCKS_AT, change_of_block};
+use crate::clock;
+use crate::ledger::backend;
+use crate::scratch::scratch;
+use crate::tcp::segment::name_of;
+use crate::tcp::{flow, socket, table};
+use crate::tx::{self, NEXT};
+
+/// What [`prestack_hits_depart`] says of a segment: it is not translated; its options are to be looked at.
+const NOT_OURS: u64 = 0;
+const USUAL: u64 = 1;
+const UNUSUAL: u64 = 2;
+/// The connection has earned that requests are answered on it.
+const EARNED: u64 = 3;
+
+/// A segment leaves.
+#[inline(always)]
+pub fn leaves(ctx: &TcContext) -> i32 {
+    let skb = ctx.skb.skb;
+    // SAFETY: functions of ours, called with the program's context.
+    unsafe {
+        match prestack_hits_depart(skb) {
+            NOT_OURS => return NEXT,
+            EARNED => {
+                prestack_hits_agree(skb);
+                return NEXT;
+            }
+            UNUSUAL if prestack_hits_leave_options(skb) == 0 => return NEXT,
+            _ => {}
+        }
+        match prestack_hits_leave() {
+            KEEP => NEXT,
+            REWRITE if prestack_hits_renumber(skb) != 0 => NEXT,
+            _ => TC_ACT_SHOT,
+        }
+    }
+}
+
+/// Finds the connection of the segment in the packet.
+///
+/// A global function (by its unmangled name), as those that follow: the verifier checks it once.
+///
+/// # Safety
+///
+/// `ctx` is the program's context.
+#[unsafe(no_mangle)]
+#[inline(never)]
+unsafe extern "C" fn prestack_hits_depart(ctx: *mut __sk_buff) -> u64 {
+    depart(&TcContext::new(ctx)).unwrap_or(NOT_OURS)
+}
+
+#[inline(always)]
+fn depart(ctx: &TcContext) -> Option<u64> {
+    let (scratch, config) = (scratch()?, backend::config()?);
+    let (packet, headers, _) = tx::reply(ctx)?;
+    let (segment, options, is_usual) = numbered::read(packet, &headers, false)?;
+    if segment.has(TCP_SYN) {
+        return None;
+    }
+    let key = numbered::key(&headers, true);
+    let known = table::find(name_of(config, &key), clock::now())?;
+    let state = element::state(element::at(known.place)?);
+    if state != Translated::READY && state != Translated::EARNED {
+        return None;
+    }
+    // SAFETY: this CPU's scratch. Volatile, or the compiler makes it a call to memcpy.
+    unsafe {
+        let numbered = &raw mut (*scratch).numbered;
+        (&raw mut (*numbered).segment).write_volatile(segment);
+        (&raw mut (*numbered).place).write_volatile(known.place);
+        (&raw mut (*numbered).l4).write_volatile(headers.l4);
+        (&raw mut (*numbered).options).write_volatile(options);
+        (&raw mut (*numbered).found.count).write_volatile(0);
+    }
+    Some(if state == Translated::EARNED {
+        EARNED
+    } else if is_usual {
+        USUAL
+    } else {
+        UNUSUAL
+    })
+}
+
+/// Looks at the options of the segment; 0 if they are not there.
+///
+/// # Safety
+///
+/// `ctx` is the program's context.
+#[unsafe(no_mangle)]
+#[inline(never)]
+unsafe extern "C" fn prestack_hits_leave_options(ctx: *mut __sk_buff) -> u64 {
+    let Some(scratch) = scratch() else { return 0 };
+    // SAFETY: the program's context, and this CPU's scratch, whose window is longer than options.
+    unsafe {
+        let numbered = &mut (*scratch).numbered;
+        let at = numbered.l4 + TCP_LEN as u64;
+        let size = numbered::options_size(numbered.options);
+        let to = (*scratch).head.start().cast();
+        if bpf_skb_load_bytes(ctx.cast(), at as u32, to, size) != 0 {
+            return 0;
+        }
+        numbered::read_options(numbered, &(*scratch).head);
+    }
+    1
+}
+
+/// Finds out what the two ends of the connection have agreed to, once nothing is under way to the kernel: from
+/// then on its segments have to come by here.
+///
+/// # Safety
+///
+/// `ctx` is the program's context.
+#[unsafe(no_mangle)]
+#[inline(never)]
+unsafe extern "C" fn prestack_hits_agree(ctx: *mut __sk_buff) -> u64 {
+    let Some(scratch) = scratch() else { return 0 };
+    // SAFETY: this CPU's scratch.
+    let numbered = unsafe { &(*scratch).numbered };
+    let (Some(element), Some(flow)) = (element::at(numbered.place), flow::at(numbered.place)) else {
+        return 0;
+    };
+    let segment = numbered.segment;
+    // SAFETY: a map element.
+    let next = unsafe { (&raw const (*flow).next).read_volatile() };
+    if next != segment.acknowledgement {
+        return 0;
+    }
+    // SAFETY: the program's context.
+    let agreement = unsafe { socket::agreement(ctx) };
+    let is_servable = agreement.flags & Agreement::SERVABLE != 0
+        && agreement.has_timestamps() == (segment.has_timestamps != 0);
+    locked(element, |element, ends, translation| {
+        begin(translation, agreement);
+        *ends = Ends::told_by(&segment);
+        let state = if is_servable {
+            Translated::READY
+        } else {
+            Translated::REFUSED
+        };
+        // SAFETY: a map element that is locked.
+        unsafe { (&raw mut (*element).state).write_volatile(state) };
+    });
+    0
+}
+
+/// Nothing has been answered on the connection. Field by field, or the compiler makes it a call to memset.
+#[inline(always)]
+fn begin(translation: &mut Translation, agreement: Agreement) {
+    translation.taken = 0;
+    translation.given = 0;
+    translation.request_len = 0;
+    translation.answer_len = 0;
+    translation.is_active = 0;
+    translation.is_closing = 0;
+    translation.is_held = 0;
+    translation.agreement = agreement;
+}
+
+/// What [`prestack_hits_leave`] says: the segment goes as it is, is to be rewritten, must not go.
+const KEEP: u64 = 0;
+const REWRITE: u64 = 1;
+const DROP: u64 = 2;
+
+/// The segment leaves.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn prestack_hits_leave() -> u64 {
+    let (Some(scratch), Some(config)) = (scratch(), backend::config()) else {
+        return KEEP;
+    };
+    let now = clock::now();
+    // SAFETY: this CPU's scratch.
+    let numbered = unsafe { &mut (*scratch).numbered };
+    let Some(element) = element::at(numbered.place) else {
+        return KEEP;
+    };
+    let segment = numbered.segment;
+    let is_serving = config.policy.is_serving != 0;
+    let count = numbered.found.count;
+    let result = locked(element, |element, ends, translation| {
+        if translation.is_active == 0 {
+            ends.give(&segment);
+            return KEEP;
+        }
+        let departure = translation.leave(ends, &segment, is_serving, now);
+        numbered.sequence = departure.sequence;
+        numbered.acknowledgement = departure.acknowledgement;
+        for i in 0..MAX_BLOCKS as usize {
+            if i as u64 >= count {
+                break;
+            }
+            numbered.blocks[i] =
+                translation.leave_block(ends, departure.acknowledgement, numbered.blocks[i]);
+        }
+        numbered.departing = u32::from(departure.departing == Departing::WithoutFin);
+        let is_fin = segment.has(TCP_FIN) && departure.departing == Departing::Go;
+        element::note_fin(element, is_fin, Translated::KERNEL);
+        let ended = element::has_ended(element, ends, translation);
+        if departure.departing == Departing::Drop {
+            DROP
+        } else {
+            REWRITE | ended << ENDED_SHIFT
+        }
+    });
+    if result >> ENDED_SHIFT != 0 {
+        element::end(config, numbered.place, now);
+    }
+    result & (1 << ENDED_SHIFT) - 1
+}
+
+const ENDED_SHIFT: u64 = 8;
+
+/// Writes the wire numbers into the packet; 0 if that did not work out.
+///
+/// # Safety
+///
+/// `ctx` is the program's context.
+#[unsafe(no_mangle)]
+#[inline(never)]
+unsafe extern "C" fn prestack_hits_renumber(ctx: *mut __sk_buff) -> u64 {
+    // SAFETY: the caller's.
+    u64::from(unsafe { renumber(ctx) }.is_some())
+}
+
+#[inline(always)]
+unsafe fn renumber(ctx: *mut __sk_buff) -> Option<()> {
+    let scratch = scratch()?;
+    // SAFETY: this CPU's scratch.
+    let numbered = unsafe { &(*scratch).numbered };
+    let segment = &numbered.segment;
+    let l4 = opaque(numbered.l4) as u32 & 0xff;
+    // SAFETY: the program's context; a value on the stack of the size given.
+    let store = |at: u32, value: &u64| unsafe {
+        let from = (&raw const *value).cast();
+        (bpf_skb_store_bytes(ctx, at, from, size_of::<u64>() as u32, 0) == 0).then_some(())
+    };
+    let numbers = |sequence: u32, acknowledgement: u32| {
+        u64::from(sequence.to_be()) | u64::from(acknowledgement.to_be()) << 32
+    };
+    let old = numbers(segment.sequence, segment.acknowledgement);
+    let new = numbers(numbered.sequence, numbered.acknowledgement);
+    let mut change = change_of_block(old, new, 0);
+    store(l4 + 4, &new)?;
+    let count = numbered.found.count;
+    let at = opaque(numbered.found.blocks) & MAX_BLOCKS_AT;
+    for i in 0..MAX_BLOCKS as usize {
+        if i as u64 >= count {
+            break;
+        }
+        let at = at as u32 + l4 + TCP_LEN as u32 + 8 * i as u32;
+        let Block { start, end } = numbered.blocks[i];
+        let new = numbers(start, end);
+        let mut old = 0u64;
+        // SAFETY: as above.
+        let loaded = unsafe {
+            bpf_skb_load_bytes(ctx.cast(), at, (&raw mut old).cast(), size_of::<u64>() as u32)
+        };
+        if loaded != 0 {
+            return None;
+        }
+        change += change_of_block(old, new, numbered.found.blocks);
+        store(at, &new)?;
+    }
+    if numbered.departing != 0 {
+        change += drop_fin(ctx, l4)?;
+    }
+    // The kernel leaves a partial checksum as it is: it covers none of this.
+    // SAFETY: the program's context.
+    let replaced = unsafe { bpf_l4_csum_replace(ctx, l4 + 16, 0, u64::from(fold(change)), 0) };
+    (replaced == 0).then_some(())
+}
+
+/// Takes the FIN off. Returns what that does to the sum.
+#[inline(always)]
+fn drop_fin(ctx: *mut __sk_buff, l4: u32) -> Option<u64> {
+    let mut old = [0u8; 2];
+    // SAFETY: the program's context; values on the stack of the sizes given.
+    unsafe {
+        if bpf_skb_load_bytes(ctx.cast(), l4 + 12, (&raw mut old).cast(), 2) != 0 {
+            return None;
+        }
+        let new = [old[0], old[1] & !TCP_FIN];
+        if bpf_skb_store_bytes(ctx, l4 + 12, (&raw const new).cast(), 2, 0) != 0 {
+            return None;
+        }
+        Some(u64::from(!u16::from_ne_bytes(old)) + u64::from(u16::from_ne_bytes(new)))
+    }
+}
