@@ -14,7 +14,7 @@ const LIMIT: u32 = 1_000_000;
 #[test]
 fn every_program_loads() {
     let mut ebpf = open();
-    for name in [names::RX, names::RX_TCP, names::PASS] {
+    for name in [names::RX, names::RX_TCP, names::RX_HITS, names::PASS] {
         let xdp: &mut Xdp = program(&mut ebpf, name);
         xdp.load().unwrap_or_else(|error| refused(name, error));
         report(name, xdp.info());
@@ -22,6 +22,7 @@ fn every_program_loads() {
     for name in [
         names::TX,
         names::TX_TCP,
+        names::TX_HITS,
         names::LO,
         names::LO_TCP,
         names::SWEEP,

@@ -15,7 +15,7 @@ use crate::clock;
 use crate::inbound::Inbound as _;
 use crate::ledger::backend;
 use crate::maps::count;
-use crate::packet::{Addresses, Headers, Packet};
+use crate::packet::{Headers, Packet};
 use crate::rx::checksum::pseudo_header;
 use crate::rx::reply::write_network;
 use crate::rx::room::{self, Room};
@@ -109,11 +109,8 @@ fn write_header(
         reply.acknowledgement.to_be(),
         (header_len as u32 / 4) << 4 | u32::from(flags) << 8 | window << 16,
     ];
-    let addresses = Addresses {
-        source: headers.addresses.destination,
-        destination: headers.addresses.source,
-    };
-    let mut sum = pseudo_header(&addresses, (header_len + len) as u16, PROTO_TCP);
+    // It does not matter which address is the source's.
+    let mut sum = pseudo_header(&headers.addresses, (header_len + len) as u16, PROTO_TCP);
     for field in fields {
         sum += u64::from(field);
     }

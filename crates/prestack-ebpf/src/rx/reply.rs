@@ -5,7 +5,7 @@ use prestack_proto::net::{HOP_LIMIT, IPV4_DONT_FRAGMENT, PROTO_UDP, UDP_LEN};
 use prestack_proto::udp::FRAME_LEN;
 
 use super::checksum::pseudo_header;
-use crate::packet::{Addresses, Headers, Ipv4, Ipv6, Packet};
+use crate::packet::{Headers, Ipv4, Ipv6, Packet};
 
 /// Bytes before a memcached payload in a datagram.
 pub const PAYLOAD_AT: u64 = (UDP_LEN + FRAME_LEN) as u64;
@@ -23,10 +23,6 @@ pub fn fits(mtu: u32, headers: &Headers, reply_len: u64) -> bool {
 pub fn write_headers(packet: Packet, headers: &Headers, reply_len: u64, sum: u16) -> Option<()> {
     let udp_len = PAYLOAD_AT + reply_len;
     write_network(packet, headers, udp_len, PROTO_UDP)?;
-    let addresses = Addresses {
-        source: headers.addresses.destination,
-        destination: headers.addresses.source,
-    };
     let udp = packet.at::<[u64; 2]>(headers.l4)?;
     // SAFETY: `at` checked the length: the UDP header and the frame.
     let [header, frame] = unsafe { *udp };
@@ -34,7 +30,8 @@ pub fn write_headers(packet: Packet, headers: &Headers, reply_len: u64, sum: u16
     let checksum = if header >> 48 == 0 {
         0
     } else {
-        let total = pseudo_header(&addresses, udp_len as u16, PROTO_UDP)
+        // It does not matter which address is the source's.
+        let total = pseudo_header(&headers.addresses, udp_len as u16, PROTO_UDP)
             + u64::from(ports)
             + u64::from((udp_len as u16).to_be())
             + (frame & 0xffff_ffff)
@@ -64,10 +61,7 @@ pub fn write_network(packet: Packet, headers: &Headers, l4_len: u64, protocol: u
         *macs = [b >> 16 | c << 16, c >> 16 | a << 16, a >> 16 | b << 16];
     }
 
-    let addresses = Addresses {
-        source: headers.addresses.destination,
-        destination: headers.addresses.source,
-    };
+    let (source, destination) = (&headers.addresses.destination, &headers.addresses.source);
     if headers.v6 {
         let ip = packet.at::<Ipv6>(l3)?;
         // SAFETY: `at` checked the length.
@@ -76,8 +70,8 @@ pub fn write_network(packet: Packet, headers: &Headers, l4_len: u64, protocol: u
             (*ip).payload_length = (l4_len as u16).to_be();
             (*ip).next_header = protocol;
             (*ip).hop_limit = HOP_LIMIT;
-            (*ip).source = addresses.source;
-            (*ip).destination = addresses.destination;
+            (*ip).source = *source;
+            (*ip).destination = *destination;
         }
     } else {
         let total = (l4_len + l4 - l3) as u16;
@@ -85,7 +79,7 @@ pub fn write_network(packet: Packet, headers: &Headers, l4_len: u64, protocol: u
         let first = 0x45 | u32::from(total.to_be()) << 16;
         let second = u32::from(IPV4_DONT_FRAGMENT.to_be()) << 16;
         let third = u32::from(HOP_LIMIT) | u32::from(protocol) << 8;
-        let (from, to) = (addresses.source[3], addresses.destination[3]);
+        let (from, to) = (source[3], destination[3]);
         let header_sum = u64::from(first)
             + u64::from(second)
             + u64::from(third)
