@@ -13,6 +13,7 @@ use prestack::netlink::Tag;
 use prestack_abi::config::{Config, Link, Tcp};
 use prestack_abi::stats::Stats;
 use prestack_abi::time::SETTLE_SHIFT;
+use prestack_translate::Policy;
 
 use crate::bytes::{get, hit};
 use crate::check;
@@ -50,6 +51,7 @@ pub struct Setup {
     pub rate_burst: Duration,
     pub wall_offset: Duration,
     pub tcp: Tcp,
+    pub policy: Policy,
 }
 
 impl Default for Setup {
@@ -75,6 +77,7 @@ impl Default for Setup {
             rate_burst: Duration::ZERO,
             wall_offset: Duration::ZERO,
             tcp: Tcp::Learnt,
+            policy: Config::empty().policy,
         }
     }
 }
@@ -151,6 +154,7 @@ impl Setup {
             rate_burst_ns: clock::nanoseconds(self.rate_burst),
             wall_offset_ns: clock::nanoseconds(self.wall_offset),
             tcp: self.tcp as u32,
+            policy: self.policy,
             ..Config::empty()
         };
         assert!(self.buckets * self.parts <= BUCKETS);

@@ -11,17 +11,18 @@ use aya::util::nr_cpus;
 use aya::{Ebpf, EbpfLoader, Pod};
 use prestack::mapping::Mapping;
 use prestack::maps::{CacheMaps, Controls, MapIds};
-use prestack::programs::{StepsError, close_flow, load_steps};
+use prestack::programs::{StepsError, close_flow, load_hits, load_steps};
 use prestack::socket_fields::{self, Fields};
 use prestack_abi::backend::{Backend, Flush, Flushes, MAX_BACKENDS};
 use prestack_abi::cache::Index;
 use prestack_abi::control::Control;
-use prestack_abi::flow::{Dead, FLOW_SETS, FLOW_WAYS, Flow, FlowSet};
+use prestack_abi::flow::{Dead, FLOW_SETS, FLOW_WAYS, Flow, FlowSet, MAX_FLOWS};
 use prestack_abi::names;
 use prestack_abi::requests::{
     KeyTicket, KeyTickets, MULTI_KEYS, REQUEST_SETS, RequestSet, SET_WAYS,
 };
 use prestack_abi::stats::Stats;
+use prestack_abi::translated::Translated;
 
 /// Buckets of the cache that is loaded; a test may use fewer.
 pub const BUCKETS: u32 = 1024;
@@ -89,10 +90,12 @@ impl Programs {
                 .load()
                 .unwrap_or_else(|error| refused(name, error));
         }
-        load_steps(&mut ebpf).unwrap_or_else(|error| match error {
-            StepsError::Refused { name, source } => refused(name, *source),
-            error => panic!("{error}"),
-        });
+        load_steps(&mut ebpf)
+            .and_then(|()| load_hits(&mut ebpf))
+            .unwrap_or_else(|error| match error {
+                StepsError::Refused { name, source } => refused(name, *source),
+                error => panic!("{error}"),
+            });
         Self { ebpf, ids }
     }
 
@@ -199,6 +202,9 @@ impl Kernel {
         // SAFETY: as above.
         let (no_set, no_flow): (FlowSet, Flow) = unsafe { std::mem::zeroed() };
         self.used_flows(|flow| *flow = no_flow);
+        // SAFETY: as above.
+        let no_translation: Translated = unsafe { std::mem::zeroed() };
+        self.used_translations(|translated| *translated = no_translation);
         self.fill_array(names::FLOW_SETS, FLOW_SETS as u32, no_set);
         let rates = HashMap::<_, [u32; 4], u64>::try_from(self.map_mut(names::RATES));
         let mut rates = rates.expect("a hash map");
@@ -255,24 +261,44 @@ impl Kernel {
 
     /// Alters the flows that have a place.
     pub fn used_flows(&mut self, mut alter: impl FnMut(&mut Flow)) {
+        for at in self.used_places() {
+            self.alter_element(names::FLOWS, at, &mut alter);
+        }
+    }
+
+    /// Alters what belongs to the flows that have a place beside them.
+    pub fn used_translations(&mut self, mut alter: impl FnMut(&mut Translated)) {
+        for at in self.used_places() {
+            self.alter_element(names::TRANSLATIONS, at, &mut alter);
+        }
+    }
+
+    fn alter_element<T: Copy + 'static>(
+        &mut self,
+        map: &str,
+        at: u32,
+        alter: &mut impl FnMut(&mut T),
+    ) {
+        let array = Array::<_, Element<T>>::try_from(self.map_mut(map));
+        let mut array = array.expect("an array");
+        let mut element = array.get(&at, 0).expect("an element").0;
+        alter(&mut element);
+        array.set(at, Element(element), 0).expect("an element");
+    }
+
+    /// The places of flows.
+    fn used_places(&mut self) -> Vec<u32> {
         let sets = Array::<_, Element<FlowSet>>::try_from(self.map_mut(names::FLOW_SETS));
         let sets = sets.expect("an array");
         let named = |set: &FlowSet, way: usize| set.names[way] != 0;
-        let used: Vec<u32> = (0..FLOW_SETS as u32)
+        (0..FLOW_SETS as u32)
             .flat_map(|at| {
                 let set = sets.get(&at, 0).expect("an element").0;
                 (0..FLOW_WAYS)
                     .filter(move |way| named(&set, *way))
                     .map(move |way| at * FLOW_WAYS as u32 + way as u32)
             })
-            .collect();
-        let array = Array::<_, Element<Flow>>::try_from(self.map_mut(names::FLOWS));
-        let mut array = array.expect("an array");
-        for at in used {
-            let mut flow = array.get(&at, 0).expect("an element").0;
-            alter(&mut flow);
-            array.set(at, Element(flow), 0).expect("an element");
-        }
+            .collect()
     }
 
     /// Alters the memory of requests.
@@ -307,6 +333,7 @@ pub fn open_knowing(fields: &Fields) -> Ebpf {
     EbpfLoader::new()
         .map_max_entries(names::INDEX, BUCKETS)
         .map_max_entries(names::BLOCKS, BUCKETS)
+        .map_max_entries(names::TRANSLATIONS, MAX_FLOWS as u32)
         .override_global(names::SOCKET_FIELDS, fields, true)
         .load(prestack::object::OBJECT)
         .expect("the maps can be made")

@@ -35,5 +35,6 @@ mod security;
 mod strangers;
 mod tcp;
 mod tickets;
+mod translated;
 mod united;
 mod writes;
