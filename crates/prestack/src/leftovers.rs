@@ -88,7 +88,7 @@ pub fn remove(instance: &Instance) -> Result<Vec<String>, LeftoverError> {
 }
 
 /// Whether a network namespace still has a name or a process.
-fn namespace_exists(inode: u64) -> bool {
+pub(crate) fn namespace_exists(inode: u64) -> bool {
     let is_it = |path: &Path| fs::metadata(path).is_ok_and(|file| file.ino() == inode);
     let any = |folder: &str, suffix: &str| {
         let entries = fs::read_dir(folder)

@@ -4,7 +4,10 @@ use std::collections::HashSet;
 
 use prestack_abi::backend::MAX_BACKENDS;
 
-use crate::discovery::Memcached;
+use crate::{
+    discovery::{Memcached, process::ProcessId},
+    state::BackendState,
+};
 
 /// A backend number and the process that has it, or had it last.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -41,6 +44,26 @@ pub struct Slots {
 }
 
 impl Slots {
+    /// The numbers that backends had in an earlier run. What they listen on is not known: a look at the host
+    /// tells, and renews those that are still there.
+    #[must_use]
+    pub fn resumed(backends: &[BackendState]) -> Self {
+        let slots = backends.iter().map(|backend| Slot {
+            memcached: Memcached {
+                process: ProcessId {
+                    pid: backend.pid,
+                    start: backend.start,
+                },
+                sockets: Vec::new(),
+                unix_sockets: Vec::new(),
+            },
+            alive: backend.alive,
+        });
+        Self {
+            slots: slots.take(MAX_BACKENDS as usize).collect(),
+        }
+    }
+
     /// Every number with its slot.
     pub fn iter(&self) -> impl Iterator<Item = (u8, &Slot)> {
         // There are at most `MAX_BACKENDS` slots.
@@ -192,6 +215,34 @@ mod tests {
         assert_eq!(
             slots.update(vec![memcached(3, 1, &[11212]), memcached(4, 1, &[11211])]),
             changes(&[], &[0])
+        );
+    }
+
+    #[test]
+    fn numbers_are_kept_over_restarts_of_prestack() {
+        let backend = |number, pid, start| BackendState {
+            number,
+            pid,
+            start,
+            alive: true,
+            doors: Vec::new(),
+            unix_sockets: Vec::new(),
+        };
+        let mut slots = Slots::resumed(&[backend(0, 1, 1), backend(1, 2, 1), backend(2, 3, 7)]);
+        // The first is gone, the third is another process; and there is a new one.
+        let found = [
+            memcached(3, 8, &[11213]),
+            memcached(2, 1, &[11212]),
+            memcached(4, 1, &[11214]),
+        ];
+        assert_eq!(slots.update(found.to_vec()), changes(&[0, 2], &[1, 3, 4]));
+        let pids: Vec<_> = slots
+            .iter()
+            .map(|(_, s)| (s.memcached.process.pid, s.alive))
+            .collect();
+        assert_eq!(
+            pids,
+            [(1, false), (2, true), (3, false), (3, true), (4, true)]
         );
     }
 

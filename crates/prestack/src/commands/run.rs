@@ -1,13 +1,14 @@
 //! `prestack run`.
 
-use tracing::info;
+use tracing::{info, warn};
 
 use super::print;
 use crate::{
     cli::RunArgs,
     daemon::{Daemon, Signals},
+    drain::Drained,
     host, preflight,
-    settings::Settings,
+    settings::{Options, Settings},
     state::Instance,
 };
 
@@ -30,9 +31,14 @@ pub fn run(args: &RunArgs) -> anyhow::Result<()> {
 
     let mut daemon = Daemon::start(&options, instance)?;
     let served = print(&format!("{}\n", daemon.banner())).and_then(|()| daemon.serve(&signals));
-    let pinned = options.pin && served.is_ok();
-    daemon.stop(pinned)?;
-    if pinned {
+    let stays = if options.tcp_hits {
+        let is_told = served.is_ok();
+        drains(&daemon, &signals, &options, is_told)
+    } else {
+        options.pin && served.is_ok()
+    };
+    daemon.stop(stays)?;
+    if stays {
         info!(
             "left in place, serving nothing until the next `prestack run`: `prestack detach \
              --instance {}` removes it",
@@ -42,4 +48,26 @@ pub fn run(args: &RunArgs) -> anyhow::Result<()> {
         info!("detached");
     }
     served
+}
+
+/// Ends what is carried over TCP, if that is possible and wanted. Returns whether the programs have to stay.
+fn drains(daemon: &Daemon, signals: &Signals, options: &Options, is_told: bool) -> bool {
+    if options.pin && is_told {
+        return true;
+    }
+    match daemon.drain(signals, options.drain_timeout) {
+        Ok(Drained::Done { reset: 0 }) => false,
+        Ok(Drained::Done { reset }) => {
+            info!("{reset} translated connections were reset");
+            false
+        }
+        Ok(Drained::Interrupted { left }) => {
+            info!("{left} connections stay translated by the pinned programs");
+            true
+        }
+        Err(error) => {
+            warn!("{error:#}");
+            true
+        }
+    }
 }
