@@ -16,7 +16,7 @@ use crate::{
     maps::{Controls, MapsError},
     state::State,
     translations::Translations,
-    units::Span,
+    units::{Span, counted},
 };
 
 /// How often it is looked at what is left.
@@ -104,9 +104,8 @@ pub enum Drained {
 /// Translated connections could not be ended.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "{left} translated connections are left, and the kernel does not end them ({reason}): they stay \
-     translated by pinned programs; close them at the clients, or restart memcached, and run `prestack \
-     detach` again"
+    "{} left, which the kernel does not end ({reason}): pinned programs go on to translate; close them at the clients, or restart memcached, and run `prestack \
+     detach` again", counted(*.left, "translated connection")
 )]
 pub struct NotEnded {
     left: usize,
@@ -128,8 +127,8 @@ pub fn drain(
     let mut left = carried.left()?;
     if !left.is_empty() {
         info!(
-            "{} connections are translated until they end, for {} at most",
-            left.len(),
+            "{} translated until the end, for {} at most",
+            counted(left.len(), "connection"),
             Span(timeout)
         );
     }

@@ -23,7 +23,7 @@ use crate::{
     maps::Controls,
     preflight,
     state::{Instance, State, current_netns},
-    units::InstanceName,
+    units::{InstanceName, counted},
 };
 
 /// How long the daemon is given to end, once it waits for no connection any more.
@@ -75,7 +75,7 @@ pub fn detach(args: &DetachArgs) -> anyhow::Result<String> {
     if let Some(state) = instance.state()?.filter(|state| state.tcp_hits) {
         let reset = end_connections(&instance, &state, timeout)?;
         if reset > 0 {
-            done.push(format!("reset {reset} connections"));
+            done.push(format!("reset {}", counted(reset, "connection")));
         }
     }
     let removed = leftovers::remove(&instance)?;

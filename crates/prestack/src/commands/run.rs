@@ -10,6 +10,7 @@ use crate::{
     host, preflight,
     settings::{Options, Settings},
     state::Instance,
+    units::counted,
 };
 
 /// Runs an instance until it is told to stop.
@@ -58,11 +59,14 @@ fn drains(daemon: &Daemon, signals: &Signals, options: &Options, is_told: bool) 
     match daemon.drain(signals, options.drain_timeout) {
         Ok(Drained::Done { reset: 0 }) => false,
         Ok(Drained::Done { reset }) => {
-            info!("{reset} translated connections were reset");
+            info!("{} reset", counted(reset, "translated connection"));
             false
         }
         Ok(Drained::Interrupted { left }) => {
-            info!("{left} connections stay translated by the pinned programs");
+            info!(
+                "{} left, which the pinned programs go on to translate",
+                counted(left, "connection")
+            );
             true
         }
         Err(error) => {

@@ -5,7 +5,12 @@ use std::{fmt::Display, time::Duration};
 use bytesize::ByteSize;
 
 use super::{Running, table};
-use crate::{cli::InstanceArgs, state::BackendState, translations::Translations, units::Span};
+use crate::{
+    cli::InstanceArgs,
+    state::BackendState,
+    translations::Translations,
+    units::{Span, counted},
+};
 
 /// What the running instance serves.
 ///
@@ -62,11 +67,7 @@ pub fn status(args: &InstanceArgs) -> anyhow::Result<String> {
 
 fn tcp_hits(running: &Running) -> anyhow::Result<String> {
     let count = Translations::open(&running.state.maps)?.count()?;
-    let connections = if count == 1 {
-        "1 connection is"
-    } else {
-        &format!("{count} connections are")
-    };
+    let connections = counted(count, "connection");
     Ok(match (running.has_daemon, running.controls.is_draining()) {
         (true, false) => format!("on: {connections} translated"),
         (true, true) => format!("draining: {connections} left"),
