@@ -1,5 +1,6 @@
 //! `--tcp-hits`: what carries connections stays when the daemon goes, and the next one goes on with it.
 
+use std::os::unix::process::CommandExt as _;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread;
 use std::time::Duration;
@@ -7,6 +8,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use aya::maps::MapInfo;
 use aya::programs::loaded_programs;
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sched::{CloneFlags, unshare};
 use prestack_abi::names;
 use prestack_testbed::{Memcached, MemcachedOptions, Prestack, Process, Testbed, binary, pace};
 use prestack_tests::attached::nothing_attached;
@@ -364,17 +367,20 @@ fn without_a_bpf_file_system_it_refuses() -> Result<()> {
     let _memcached = Memcached::start(&bed.server, MemcachedOptions::default())?;
     let dev = &bed.links[0].server_dev;
     let name = format!("nobpffs-{}", std::process::id());
-    let mut command = bed.server.command("unshare");
+    let mut command = bed.server.command(binary()?);
     command
-        .args([
-            "--mount",
-            "sh",
-            "-c",
-            r#"umount /sys/fs/bpf && exec "$0" "$@""#,
-        ])
-        .arg(binary()?)
         .args(["run", "--instance", &name, "--interface", dev])
         .args(SETTINGS);
+    let hide = || {
+        let none = None::<&str>;
+        unshare(CloneFlags::CLONE_NEWNS)?;
+        mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)?;
+        // It may not be mounted at all.
+        let _ = umount2("/sys/fs/bpf", MntFlags::MNT_DETACH);
+        Ok(())
+    };
+    // SAFETY: between fork and exec the closure only makes system calls.
+    unsafe { command.pre_exec(hide) };
     let (status, said) = Process::spawn(command)?.wait(Duration::from_secs(15))?;
     ensure!(!status.success(), "{said}");
     for word in ["--tcp-hits", "BPF file system", "nsenter"] {

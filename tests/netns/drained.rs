@@ -5,10 +5,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use prestack::destroy::Destroyer;
+use prestack::discovery::procnet::connections;
 use prestack_testbed::{MemcachedOptions, TcpClient, pace};
 use prestack_tests::attached::nothing_attached;
 use prestack_tests::pinned::{Pinned, carry, nothing_left};
-use prestack_tests::stage::{LASTING, Stage, store};
+use prestack_tests::stage::{LASTING, PORT, Stage, store};
 
 /// A stage that waits for so long, and a client whose connection it carries.
 fn stage(timeout: &str) -> Result<(Stage, TcpClient)> {
@@ -139,10 +141,14 @@ fn what_has_no_socket_is_not_waited_for() -> Result<()> {
     stage.bed.client.ip(["link", "set", &dev, "down"])?;
     stage.memcached.kill()?;
     drop(tcp);
-    // The host's end goes when it gives up on its FIN; a reset is as good.
-    let mut ss = stage.bed.server.command("ss");
-    let killed = ss.args(["-K", "-t", "sport", "=", ":11211"]).output()?;
-    ensure!(killed.status.success(), "{killed:?}");
+    // The host's end goes when it gives up on its FIN.
+    let gone = stage.bed.server.run(|| -> std::io::Result<usize> {
+        let destroyer = Destroyer::new()?;
+        let left = connections(&[PORT])?;
+        let gone = left.iter().map(|connection| destroyer.destroy(connection));
+        Ok(gone.collect::<std::io::Result<Vec<_>>>()?.len())
+    })?;
+    assert_eq!(gone, 1);
     stage.prestack.signal(Signal::SIGTERM)?;
     stage.prestack.wait()?;
     nothing_left(stage.prestack.instance())

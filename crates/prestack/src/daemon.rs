@@ -35,7 +35,7 @@ use crate::{
     drain::{Carried, Drained, drain},
     host::LOOPBACK,
     leftovers,
-    maps::{self, Controls, PROGRAMS_END, covering_ns},
+    maps::{self, Controls, covering_ns},
     netlink::{self, Interface, Notices},
     preflight,
     settings::Options,
@@ -58,6 +58,9 @@ const SWEEP: Duration = Duration::from_secs(4);
 /// How long the datapath remembers a request that memcached does not answer.
 const REMEMBER: Duration = Duration::from_secs(30);
 
+/// How long programs may still be at work in whose place others have come: those that they hand packets to stay
+/// as long.
+const OLD_PROGRAMS_END: Duration = Duration::from_millis(100);
 /// For how long the kernel may wait for an acknowledgement that it does not see.
 const FORWARD_AFTER: Duration = Duration::from_millis(100);
 /// How often an answer is sent again at most because of the client's acknowledgements.
@@ -264,7 +267,7 @@ impl Daemon {
         self.watch_sockets();
         self.pin_links(&folder)?;
         // Nobody is at work in the programs that were there before.
-        std::thread::sleep(PROGRAMS_END);
+        std::thread::sleep(OLD_PROGRAMS_END);
         let mut kept = vec![pins::of_sockets(&folder), Loopback::pinned_at(&folder)];
         if self.lo.is_none() {
             kept.pop();

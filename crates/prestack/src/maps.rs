@@ -88,7 +88,7 @@ pub struct Controls {
 }
 
 /// How long it takes for sure until no program runs that had looked at the configuration before.
-pub const PROGRAMS_END: Duration = Duration::from_millis(10);
+const PROGRAMS_END: Duration = Duration::from_millis(10);
 
 impl Controls {
     /// Maps `CONFIG` and `BACKENDS`.
