@@ -133,11 +133,12 @@ fn stop(instance: &Instance, timeout: Option<Duration>) -> anyhow::Result<u32> {
     signal()?;
     let mut patience = PATIENCE;
     let mut draining = None;
-    if state.tcp_hits && state.layout == LAYOUT {
-        match timeout {
+    if state.tcp_hits {
+        if timeout.is_some() && state.layout == LAYOUT {
             // A second signal, once the first was heeded, has the daemon leave everything to this process.
-            Some(_) => draining = Some(Controls::open(&state.maps)?),
-            None => patience += Duration::from_millis(state.drain_timeout_ms),
+            draining = Some(Controls::open(&state.maps)?);
+        } else {
+            patience += Duration::from_millis(state.drain_timeout_ms);
         }
         info!("waits for the connections that the daemon carries");
     }

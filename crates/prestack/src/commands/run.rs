@@ -1,6 +1,8 @@
 //! `prestack run`.
 
-use tracing::{info, warn};
+use std::time::Duration;
+
+use tracing::info;
 
 use super::print;
 use crate::{
@@ -8,7 +10,7 @@ use crate::{
     daemon::{Daemon, Signals},
     drain::Drained,
     host, preflight,
-    settings::{Options, Settings},
+    settings::Settings,
     state::Instance,
     units::counted,
 };
@@ -32,11 +34,14 @@ pub fn run(args: &RunArgs) -> anyhow::Result<()> {
 
     let mut daemon = Daemon::start(&options, instance)?;
     let served = print(&format!("{}\n", daemon.banner())).and_then(|()| daemon.serve(&signals));
-    let stays = if options.tcp_hits {
-        let is_told = served.is_ok();
-        drains(&daemon, &signals, &options, is_told)
-    } else {
-        options.pin && served.is_ok()
+    let (stays, drained) = match served {
+        Ok(()) if options.pin => (true, Ok(())),
+        _ if options.tcp_hits => match drain(&daemon, &signals, options.drain_timeout) {
+            Ok(is_over) => (!is_over, Ok(())),
+            // What carries connections must not go before them.
+            Err(error) => (true, Err(error)),
+        },
+        _ => (false, Ok(())),
     };
     daemon.stop(stays)?;
     if stays {
@@ -48,30 +53,24 @@ pub fn run(args: &RunArgs) -> anyhow::Result<()> {
     } else {
         info!("detached");
     }
-    served
+    served.and(drained)
 }
 
-/// Ends what is carried over TCP, if that is possible and wanted. Returns whether the programs have to stay.
-fn drains(daemon: &Daemon, signals: &Signals, options: &Options, is_told: bool) -> bool {
-    if options.pin && is_told {
-        return true;
-    }
-    match daemon.drain(signals, options.drain_timeout) {
-        Ok(Drained::Done { reset: 0 }) => false,
-        Ok(Drained::Done { reset }) => {
-            info!("{} reset", counted(reset, "translated connection"));
-            false
+/// Ends what is carried over TCP. Returns whether nothing is any more.
+fn drain(daemon: &Daemon, signals: &Signals, timeout: Duration) -> anyhow::Result<bool> {
+    match daemon.drain(signals, timeout)? {
+        Drained::Done { reset } => {
+            if reset > 0 {
+                info!("{} reset", counted(reset, "translated connection"));
+            }
+            Ok(true)
         }
-        Ok(Drained::Interrupted { left }) => {
+        Drained::Interrupted { left } => {
             info!(
                 "{} left, which the pinned programs go on to translate",
                 counted(left, "connection")
             );
-            true
-        }
-        Err(error) => {
-            warn!("{error:#}");
-            true
+            Ok(false)
         }
     }
 }
