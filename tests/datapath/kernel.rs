@@ -81,6 +81,7 @@ impl Programs {
             stats: map_id(&ebpf, names::STATS),
             sockets: map_id(&ebpf, names::SOCKETS),
             flow_sets: map_id(&ebpf, names::FLOW_SETS),
+            translations: map_id(&ebpf, names::TRANSLATIONS),
         };
         let rx: &mut Xdp = program(&mut ebpf, names::RX);
         rx.load().unwrap_or_else(|error| refused(names::RX, error));

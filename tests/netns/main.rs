@@ -3,12 +3,14 @@
 
 mod allow;
 mod backends;
+mod carried;
 mod changes;
 mod classic;
 mod clients;
 mod coherence;
 mod daemon;
 mod differential;
+mod drained;
 mod flood;
 mod flush;
 mod ignored;

@@ -6,5 +6,6 @@ pub mod classic;
 pub mod flood;
 pub mod history;
 pub mod kernel;
+pub mod pinned;
 pub mod progress;
 pub mod stage;

@@ -4,6 +4,7 @@
 use prestack_translate::Policy;
 
 use crate::cache::Place;
+use crate::flow::FLOW_SETS;
 
 /// Most doors (address and port pairs of all backends) that can be configured.
 pub const MAX_DOORS: usize = 64;
@@ -59,6 +60,8 @@ pub struct Config {
     /// When requests are answered over TCP, and how. `room` 0: no connection is translated, and nothing looks
     /// at `TRANSLATIONS`.
     pub policy: Policy,
+    /// Elements of `FLOW_SETS`, a power of two.
+    pub flow_sets: u64,
     /// Nanoseconds between two hits that one source is entitled to; 0 for no limit.
     pub rate_interval_ns: u64,
     /// How far in nanoseconds a source may be ahead of that: a burst's hits times the interval.
@@ -233,6 +236,7 @@ impl Config {
                 resend_after: 0,
                 room: 0,
             },
+            flow_sets: FLOW_SETS as u64,
             rate_interval_ns: 0,
             rate_burst_ns: 0,
             zero: 0,

@@ -48,6 +48,18 @@ impl Extent {
         }
     }
 
+    /// The same cache with so many parts in use, and totals that say nothing of what comes.
+    #[must_use]
+    pub const fn resumed(self, parts: u32, fills: u64, evictions: u64) -> Self {
+        Self {
+            parts,
+            fills,
+            evictions,
+            rests_until: fills,
+            ..self
+        }
+    }
+
     /// All buckets: up to one in 64 fewer than there could be.
     #[must_use]
     pub const fn buckets(&self) -> u32 {
@@ -118,6 +130,17 @@ mod tests {
         assert!(!extent.is_full(6_100, 65), "few of the fills evict");
         assert!(!extent.is_full(6_140, 105), "too few since then");
         assert!(extent.is_full(6_200, 165), "half of them do");
+    }
+
+    #[test]
+    fn it_goes_on_where_it_was() {
+        let mut extent = Extent::new(256).resumed(2, 1_000_000, 900_000);
+        assert_eq!((extent.in_use(), extent.buckets()), (128, 256));
+        assert!(
+            !extent.is_full(1_000_000, 900_000),
+            "nothing has happened since"
+        );
+        assert!(extent.is_full(1_000_100, 900_065));
     }
 
     #[test]

@@ -5,10 +5,12 @@ use crate::requests::RequestKey;
 
 /// Flows in a set.
 pub const FLOW_WAYS: usize = 16;
-/// Sets in the `FLOW_SETS` map (a power of two).
+/// Sets in the `FLOW_SETS` map unless user space gives it another power of two.
 pub const FLOW_SETS: usize = 512;
-/// Most flows that are followed: elements of the `FLOWS` map. The data of others empties the cache.
+/// Most flows that are followed then: elements of the `FLOWS` map. The data of others empties the cache.
 pub const MAX_FLOWS: usize = FLOW_SETS * FLOW_WAYS;
+/// Most flows that can be followed: their places fit the marks of writes.
+pub const MOST_FLOWS: usize = 1 << 16;
 
 /// Bytes of a request that can be carried from one segment to the next: a line, or the header and key
 /// of a binary request, that was cut.
@@ -282,8 +284,7 @@ const _: () = assert!(size_of::<Snapshot>() == 40);
 const _: () = assert!(size_of::<FlowTicket>() == 32);
 const _: () = assert!(FLOW_SETS.is_power_of_two() && MAX_ASKED.is_power_of_two());
 const _: () = assert!(FLOW_TICKETS.is_power_of_two() && SNAPSHOTS.is_power_of_two());
-// Places of flows fit the marks of writes.
-const _: () = assert!(MAX_FLOWS <= 1 << 16);
+const _: () = assert!(MAX_FLOWS <= MOST_FLOWS);
 
 /// What the program that closes a flow gets, behind an Ethernet header: a flow that has no socket any more,
 /// as it was when it was looked at.

@@ -90,6 +90,9 @@ pub mod names {
     pub const STATS: &str = "STATS";
     /// Per-CPU working memory of the BPF programs; its layout is theirs alone.
     pub const SCRATCH: &str = "SCRATCH";
+
+    /// Maps that belong to the programs with which they are loaded: others do not go on with them.
+    pub const OWN: [&str; 4] = [SCRATCH, RX_STEPS, LO_STEPS, TX_STEPS];
 }
 
 /// Changes with every incompatible change of a map layout: what is pinned under another number

@@ -1,4 +1,5 @@
-//! The maps. User space sets the number of elements of `INDEX` and `BLOCKS`.
+//! The maps. User space sets the number of elements of `INDEX` and `BLOCKS`, and may set that of `FLOW_SETS` and
+//! `FLOWS`.
 
 use aya_ebpf::bindings::BPF_F_MMAPABLE;
 use aya_ebpf::btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, ProgramArray};

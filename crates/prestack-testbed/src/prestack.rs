@@ -15,6 +15,9 @@ use crate::process::{Process, Signal};
 /// Where prestack keeps its instances' files.
 const RUN_FOLDER: &str = "/run/prestack";
 
+/// Where it keeps what is pinned.
+const PIN_FOLDER: &str = "/sys/fs/bpf/prestack";
+
 /// How long prestack may take to serve, or to end.
 const LIMIT: Duration = Duration::from_secs(15);
 
@@ -78,7 +81,13 @@ impl Instance {
         Counters::parse(&self.command(&["stats", "--json"])?)
     }
 
-    /// The files that are there for the instance.
+    /// The folder in which it pins its links and maps.
+    #[must_use]
+    pub fn pins(&self) -> PathBuf {
+        Path::new(PIN_FOLDER).join(&self.name)
+    }
+
+    /// The files that are there for the instance, in prestack's run folder.
     ///
     /// # Errors
     /// When the folder cannot be read.
@@ -149,6 +158,53 @@ impl Prestack {
         Ok(stderr)
     }
 
+    /// Starts the instance again, whose daemon has ended, with `args`, and waits until it serves.
+    ///
+    /// # Errors
+    /// When it does not come to serve; the message has its words.
+    pub fn restart(&mut self, args: &[&str]) -> Result<()> {
+        self.process = self.instance.run(args)?;
+        let line = |line: &str| line.starts_with("serving ");
+        self.serving = self.process.wait_for_line(LIMIT, line)?;
+        Ok(())
+    }
+
+    /// Starts the instance again, whose daemon has ended, with `args`, which must fail; returns what it says
+    /// on standard error.
+    ///
+    /// # Errors
+    /// When it does not end, or ends well.
+    pub fn restart_refused(&mut self, args: &[&str]) -> Result<String> {
+        let (status, stderr) = self.instance.run(args)?.wait(LIMIT)?;
+        if status.success() || status.code().is_none() {
+            bail!(
+                "`prestack run {}` ended with {status}: {stderr}",
+                args.join(" ")
+            );
+        }
+        Ok(stderr)
+    }
+
+    /// Sends the daemon a signal.
+    ///
+    /// # Errors
+    /// When there is no daemon.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        self.process.signal(signal)
+    }
+
+    /// Waits until the daemon has ended by itself, with status 0; returns what it said on standard error.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub fn wait(&mut self) -> Result<String> {
+        let (status, stderr) = self.process.wait(LIMIT)?;
+        if !status.success() {
+            bail!("prestack ended with {status}: {stderr}");
+        }
+        Ok(stderr)
+    }
+
     /// The line with which it said that it serves.
     #[must_use]
     pub fn serving(&self) -> &str {
@@ -180,12 +236,8 @@ impl Prestack {
     /// # Errors
     /// When it does not end by itself with status 0.
     pub fn stop(&mut self) -> Result<()> {
-        self.process.signal(Signal::SIGTERM)?;
-        let (status, stderr) = self.process.wait(LIMIT)?;
-        if !status.success() {
-            bail!("prestack ended with {status} after SIGTERM: {stderr}");
-        }
-        Ok(())
+        self.signal(Signal::SIGTERM)?;
+        self.wait().map(drop)
     }
 
     /// Kills the daemon with SIGKILL, and waits for its end.

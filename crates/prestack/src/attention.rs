@@ -27,6 +27,8 @@ pub struct Attention {
     readers: Readers,
     /// TCP is never ignored.
     is_constant: bool,
+    /// Requests are answered over TCP: it is always learnt from.
+    has_tcp_hits: bool,
     is_off: bool,
     settle: Duration,
     /// When it was seen last whether TCP may be ignored.
@@ -44,6 +46,7 @@ impl Attention {
         Self {
             readers: Readers::new(options.max_age, Instant::now()),
             is_constant: options.always_follow_tcp,
+            has_tcp_hits: options.tcp_hits,
             is_off: false,
             settle: options.settle,
             looked: None,
@@ -60,6 +63,9 @@ impl Attention {
 
     /// Looks at who reads and what TCP brings, and has the datapath act accordingly.
     pub fn adapt(&mut self, controls: &Controls, datapath: &mut Datapath, watch: &Watch) {
+        if self.has_tcp_hits {
+            return;
+        }
         let stats = match maps::counters(&datapath.maps) {
             Ok(stats) => stats,
             Err(error) => return debug!("cannot see whether anybody reads: {error}"),

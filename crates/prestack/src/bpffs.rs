@@ -20,30 +20,33 @@ const MOUNT_POINT: &str = "/sys/fs/bpf";
 #[allow(missing_docs, reason = "the messages say it")]
 pub enum BpffsError {
     #[error(
-        "cannot mount the BPF file system, which --pin needs, at {MOUNT_POINT}: {0} (by hand: \
+        "cannot mount the BPF file system, which {option} needs, at {MOUNT_POINT}: {source} (by hand: \
          `mount -t bpf bpf {MOUNT_POINT}`)"
     )]
-    Mount(io::Error),
+    Mount {
+        option: &'static str,
+        source: io::Error,
+    },
     #[error(
-        "--pin needs the host's BPF file system, which this process does not see: enter the network \
+        "{option} needs the host's BPF file system, which this process does not see: enter the network \
          namespace with `nsenter --net=…` instead of `ip netns exec`"
     )]
-    Hidden,
+    Hidden { option: &'static str },
     #[error("cannot use {path} on the BPF file system: {source}")]
     Io { path: PathBuf, source: io::Error },
 }
 
-/// Makes a folder for pinned links, and mounts the file system if need be.
+/// Makes a folder for what is pinned, which `option` needs, and mounts the file system if need be.
 ///
 /// # Errors
 /// It cannot be mounted or written to.
-pub fn make_folder(folder: &Path) -> Result<(), BpffsError> {
+pub fn make_folder(folder: &Path, option: &'static str) -> Result<(), BpffsError> {
     let mounted = statfs(MOUNT_POINT).is_ok_and(|fs| fs.filesystem_type() == BPF_FS_MAGIC);
     if !mounted {
         // What is pinned in a mount namespace of this process's own would go with it.
         let namespace = |pid: Pid| fs::read_link(format!("/proc/{pid}/ns/mnt")).ok();
         if namespace(Pid::this()) != namespace(Pid::parent()) {
-            return Err(BpffsError::Hidden);
+            return Err(BpffsError::Hidden { option });
         }
         mount(
             Some("bpf"),
@@ -52,7 +55,10 @@ pub fn make_folder(folder: &Path) -> Result<(), BpffsError> {
             MsFlags::empty(),
             None::<&str>,
         )
-        .map_err(|error| BpffsError::Mount(error.into()))?;
+        .map_err(|error| BpffsError::Mount {
+            option,
+            source: error.into(),
+        })?;
     }
     fs::create_dir_all(folder).map_err(|source| BpffsError::Io {
         path: folder.into(),
@@ -60,7 +66,45 @@ pub fn make_folder(folder: &Path) -> Result<(), BpffsError> {
     })
 }
 
-/// Removes a folder of pinned links: what they attach is detached. Returns how many there were.
+/// Names of what is pinned in a folder; none if there is no such folder.
+///
+/// # Errors
+/// It cannot be read.
+pub fn names(folder: &Path) -> Result<Vec<String>, BpffsError> {
+    let failed = |source| BpffsError::Io {
+        path: folder.into(),
+        source,
+    };
+    let entries = match fs::read_dir(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.map_err(failed)?,
+    };
+    let names = entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
+    names.collect::<io::Result<_>>().map_err(failed)
+}
+
+/// Removes a pin, which may be gone already.
+///
+/// # Errors
+/// It cannot be removed.
+pub fn remove(path: &Path) -> Result<(), BpffsError> {
+    match fs::remove_file(path) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => Err(BpffsError::Io {
+            path: path.into(),
+            source,
+        }),
+        _ => Ok(()),
+    }
+}
+
+/// Whether what is pinned under this name is a map: links have names in small letters.
+#[must_use]
+pub fn is_map(name: &str) -> bool {
+    name.starts_with(|first: char| first.is_ascii_uppercase())
+}
+
+/// Removes a folder of pinned links and maps: what the links attach is detached. Returns how many links there
+/// were.
 ///
 /// # Errors
 /// Something cannot be removed.
@@ -69,22 +113,24 @@ pub fn remove_folder(folder: &Path) -> Result<usize, BpffsError> {
         let path = path.to_owned();
         move |source| BpffsError::Io { path, source }
     };
-    let entries = match fs::read_dir(folder) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
-        entries => entries.map_err(failed(folder))?,
-    };
-    let mut removed = 0;
-    for entry in entries {
-        let path = entry.map_err(failed(folder))?.path();
+    if !folder.exists() {
+        return Ok(0);
+    }
+    let (maps, links): (Vec<_>, Vec<_>) = names(folder)?.into_iter().partition(|name| is_map(name));
+    for link in &links {
+        let path = folder.join(link);
         // With a descriptor open, it is the descriptor's end that detaches, which the kernel does
         // at once.
         let link = PinnedLink::from_pin(&path).ok();
         fs::remove_file(&path).map_err(failed(&path))?;
         drop(link);
-        removed += 1;
+    }
+    // Programs find one another by maps.
+    for map in maps {
+        remove(&folder.join(map))?;
     }
     fs::remove_dir(folder).map_err(failed(folder))?;
-    Ok(removed)
+    Ok(links.len())
 }
 
 #[cfg(test)]

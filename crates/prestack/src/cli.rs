@@ -5,7 +5,10 @@ use std::{ffi::OsString, path::PathBuf};
 use clap::{Args, Parser, Subcommand};
 use prestack_bench::{bench::BenchOptions, demo::DemoOptions};
 
-use crate::{settings::Settings, units::InstanceName};
+use crate::{
+    settings::Settings,
+    units::{InstanceName, Span},
+};
 
 /// Exit status when there is no running instance to ask.
 pub const NOT_RUNNING: u8 = 3;
@@ -42,7 +45,10 @@ pub enum Command {
     /// Empty the cache
     Flush(InstanceArgs),
     /// Stop the running instance and remove everything that is attached or pinned
-    Detach(InstanceArgs),
+    ///
+    /// Connections on which prestack has answered are waited for, and those that are left are reset.
+    /// Interrupted meanwhile, they stay as they are, carried by what is pinned.
+    Detach(DetachArgs),
     /// Start stock memcached with a UDP socket for every worker thread
     ///
     /// Without, its threads take turns at one socket. memcached takes the place of this command: process
@@ -78,6 +84,18 @@ pub struct RunArgs {
     /// The flags that the file may have as well.
     #[command(flatten)]
     pub settings: Settings,
+}
+
+/// Arguments of `detach`.
+#[derive(Args, Debug)]
+pub struct DetachArgs {
+    /// How long connections that prestack carries are waited for [default: as `run` was told]
+    #[arg(long, value_name = "TIME")]
+    pub drain_timeout: Option<Span>,
+
+    /// Which instance.
+    #[command(flatten)]
+    pub instance: InstanceArgs,
 }
 
 /// Arguments of `stats`.
@@ -119,6 +137,7 @@ pub struct MemcachedArgs {
 mod tests {
     use super::*;
     use clap::CommandFactory as _;
+    use std::time::Duration;
 
     #[test]
     fn the_command_line_is_consistent() {
@@ -128,7 +147,8 @@ mod tests {
     #[test]
     fn run_takes_lists_and_human_units() {
         let line = "prestack run -i vs,vt --port 11211 --port 11212 --memory 64MiB --max-age 500ms \
-                    --allow 10.0.0.0/8,fd00::/8 --address 10.0.0.1 --mode native --pin";
+                    --allow 10.0.0.0/8,fd00::/8 --address 10.0.0.1 --mode native --pin --tcp-hits \
+                    --max-flows 1024 --tcp-trickle 2s --drain-timeout 5m";
         let Command::Run(run) = Cli::try_parse_from(line.split_whitespace())
             .expect("valid")
             .command
@@ -138,7 +158,12 @@ mod tests {
         assert_eq!(run.settings.interface, ["vs", "vt"]);
         assert_eq!(run.settings.port, [11211, 11212]);
         assert_eq!(run.settings.allow.len(), 2);
-        assert!(run.settings.pin);
+        assert!(run.settings.pin && run.settings.tcp_hits);
+        assert_eq!(run.settings.max_flows, Some(1024));
+        assert_eq!(
+            run.settings.drain_timeout,
+            Some(Span(Duration::from_secs(300)))
+        );
     }
 
     #[test]
@@ -148,6 +173,8 @@ mod tests {
             "--max-age=1",
             "--allow=10/8",
             "--port=70000",
+            "--max-flows=many",
+            "--tcp-trickle=5",
             "--instance=a.b",
             "--mode=x",
         ] {

@@ -5,6 +5,7 @@ use std::{
     io::{self, Read as _},
     num::NonZeroU32,
     os::fd::AsFd as _,
+    path::Path,
     time::{Duration, Instant},
 };
 
@@ -16,14 +17,22 @@ use nix::{
         signalfd::{SfdFlags, SignalFd},
     },
 };
-use prestack_abi::{LAYOUT, config::Config, control::CONTROLS, extent::Extent};
+use prestack_abi::{
+    LAYOUT, backend::MAX_BACKENDS, config::Config, control::CONTROLS, extent::Extent,
+};
+use prestack_translate::Policy;
 use tracing::{debug, info, warn};
 
 use crate::{
-    attach::{AttachError, Attachment, Datapath, Loopback, Unwatched, sockets, watch_sockets},
+    adopt,
+    attach::{
+        AttachError, Attachment, Datapath, Left, Loopback, Unwatched, adopt_sockets, pins, sockets,
+        watch_sockets,
+    },
     attention::Attention,
-    bpffs, clock,
+    bpffs, clock, destroy,
     discovery::procnet::connections,
+    drain::{Carried, Drained, drain},
     host::LOOPBACK,
     leftovers,
     maps::{self, Controls, covering_ns},
@@ -48,6 +57,16 @@ const RESCAN: Duration = Duration::from_secs(1);
 const SWEEP: Duration = Duration::from_secs(4);
 /// How long the datapath remembers a request that memcached does not answer.
 const REMEMBER: Duration = Duration::from_secs(30);
+
+/// How long programs may still be at work in whose place others have come: those that they hand packets to stay
+/// as long.
+const OLD_PROGRAMS_END: Duration = Duration::from_millis(100);
+/// For how long the kernel may wait for an acknowledgement that it does not see.
+const FORWARD_AFTER: Duration = Duration::from_millis(100);
+/// How often an answer is sent again at most because of the client's acknowledgements.
+const RESEND_AFTER: Duration = Duration::from_millis(20);
+/// Bytes of an answer that fit whatever packet it may have to be sent from.
+const ROOM: u64 = 200;
 
 /// SIGINT, SIGTERM and SIGHUP, as a descriptor.
 #[derive(Debug)]
@@ -90,6 +109,8 @@ pub struct Daemon {
     attention: Attention,
     extent: Extent,
     mtu: u32,
+    /// Why connections cannot be ended.
+    indestructible: Option<String>,
     /// Said already.
     trouble: Option<String>,
 }
@@ -104,23 +125,25 @@ impl Daemon {
         let notices = Notices::subscribe()?;
         preflight::interfaces(options)?;
         let host = preflight::addresses(options)?;
-        let watch = Watch::new(options, &host)?;
-        for what in leftovers::remove(&instance)? {
-            info!("removed {what}, left by an earlier run");
+        let left = adopt::find(options, &instance)?;
+        let earlier = left.as_ref().map_or(&[][..], |left| &left.backends);
+        let watch = Watch::new(options, &host, earlier)?;
+        let folder = instance.pin_folder();
+        if left.is_none() {
+            for what in leftovers::remove(&instance)? {
+                info!("removed {what}, left by an earlier run");
+            }
+            preflight::memory(options.memory)?;
         }
         let interfaces = preflight::interfaces(options)?;
-        preflight::no_other_xdp(&instance, &interfaces)?;
-        preflight::memory(options.memory)?;
+        let own = left.as_ref().map_or(&[][..], |left| &left.programs);
+        preflight::no_other_xdp(&instance, &interfaces, own)?;
 
-        let mut datapath = Datapath::load(options)?;
+        let datapath = Datapath::load(options, left.as_ref().map(|_| folder.as_path()))?;
         let controls = Controls::open(&datapath.maps)?;
         let mtu = interfaces.iter().map(|i| i.mtu).min().unwrap_or(0);
-        let mut config = config(options, mtu)?;
-        watch.configure(&mut config);
-        controls.init(&config);
-        let sockets = watch_sockets(&mut datapath).inspect_err(|error| warn!("{error}"));
         let mut daemon = Self {
-            sockets,
+            sockets: Err(sockets::Unwatched::default()),
             state: first_state(options, &datapath, &interfaces)?,
             instance,
             attachments: Vec::new(),
@@ -134,8 +157,14 @@ impl Daemon {
             attention: Attention::new(options),
             extent: options.extent,
             mtu,
+            indestructible: None,
             trouble: None,
         };
+        if let Some(left) = left {
+            // After an error what is left goes on: nothing is removed.
+            daemon.adopt(options, interfaces, &left)?;
+            return Ok(daemon);
+        }
         if let Err(error) = daemon.attach(options, interfaces) {
             if let Err(also) = daemon.stop(false) {
                 warn!("{also:#}");
@@ -146,8 +175,20 @@ impl Daemon {
     }
 
     fn attach(&mut self, options: &Options, interfaces: Vec<Interface>) -> anyhow::Result<()> {
+        let mut config = config(options, self.mtu)?;
+        self.watch.configure(&mut config);
+        self.controls.init(&config);
+        self.sockets = watch_sockets(&mut self.datapath).inspect_err(|error| warn!("{error}"));
         // Written before anything is attached, so that whatever a crash leaves can be found.
         self.instance.write(&self.state)?;
+        let folder = self.instance.pin_folder();
+        if options.pin {
+            bpffs::make_folder(&folder, "--pin")?;
+        }
+        if options.tcp_hits {
+            bpffs::make_folder(&folder, "--tcp-hits")?;
+            pins::pin_maps(&self.datapath, &folder)?;
+        }
         // Replies are watched before the first request is noted: one whose reply goes unseen would
         // count as unanswered.
         for interface in interfaces {
@@ -167,27 +208,113 @@ impl Daemon {
             }
         }
         self.watch_sockets();
-        if options.pin {
-            let folder = self.instance.pin_folder();
-            bpffs::make_folder(&folder)?;
-            if let Ok(sockets) = &mut self.sockets {
-                let path = folder.join("sockets");
-                sockets
-                    .pin(&path)
-                    .map_err(|source| AttachError::PinSockets {
-                        path,
-                        source: Box::new(source),
-                    })?;
-            }
-            if let Some(Ok(lo)) = &mut self.lo {
-                lo.pin(&folder)?;
-            }
-            for attachment in &mut self.attachments {
-                attachment.pin(&folder)?;
-            }
+        if options.outlives() {
+            self.pin_links(&folder)?;
         }
         // Before this point writes went by unseen.
         self.watch.forget_all(&self.controls, options.settle);
+        self.begin(options)
+    }
+
+    /// Puts the programs in the place of those that another run has left, whose maps they go on with. No packet
+    /// is missed.
+    fn adopt(
+        &mut self,
+        options: &Options,
+        interfaces: Vec<Interface>,
+        state: &State,
+    ) -> anyhow::Result<()> {
+        let folder = self.instance.pin_folder();
+        let left = Left {
+            folder: &folder,
+            state,
+        };
+        info!(
+            "goes on with what an earlier run has left (pid {})",
+            state.pid
+        );
+        pins::pin_maps(&self.datapath, &folder)?;
+        // Whichever programs a crash leaves can be found.
+        let programs = self.state.programs.clone();
+        self.state.programs.extend(&state.programs);
+        self.instance.write(&self.state)?;
+
+        let before = self.controls.config();
+        let mut config = config(options, self.mtu)?;
+        self.watch.configure(&mut config);
+        // What is named by hashes keeps its names, and what is in use stays so.
+        config.seed = before.seed;
+        config.parts = before.parts;
+        self.controls.replace(|current| *current = config);
+        let stats = maps::counters(&self.datapath.maps)?;
+        let extent = options.extent;
+        self.extent = extent.resumed(before.parts, stats.fills, stats.evictions);
+
+        self.sockets = adopt_sockets(&mut self.datapath, left).inspect_err(|e| warn!("{e}"));
+        for interface in interfaces {
+            let attachment =
+                Attachment::adopt_replies(&mut self.datapath, interface, options.egress, left)?;
+            self.attachments.push(attachment);
+        }
+        if options.watch_lo {
+            let lo = Loopback::adopt(&mut self.datapath, options.egress, left);
+            self.have_lo(lo);
+        }
+        self.write_state()?;
+        for attachment in &mut self.attachments {
+            attachment.adopt_requests(&mut self.datapath, options.mode, left)?;
+        }
+        self.watch_sockets();
+        self.pin_links(&folder)?;
+        // Nobody is at work in the programs that were there before.
+        std::thread::sleep(OLD_PROGRAMS_END);
+        let mut kept = vec![pins::of_sockets(&folder), Loopback::pinned_at(&folder)];
+        if self.lo.is_none() {
+            kept.pop();
+        }
+        kept.extend(self.attachments.iter().flat_map(|at| at.pinned_at(&folder)));
+        pins::remove_others(&self.datapath, &folder, &kept)?;
+        self.state.programs = programs;
+        // All writes were seen, but numbers may have changed hands.
+        for number in 0..MAX_BACKENDS as u8 {
+            self.controls.empty_and_settle(number, options.settle);
+        }
+        self.begin(options)
+    }
+
+    /// Pins the links, so that they outlive this process.
+    fn pin_links(&mut self, folder: &Path) -> anyhow::Result<()> {
+        if let Ok(sockets) = &mut self.sockets {
+            let path = pins::of_sockets(folder);
+            sockets
+                .pin(&path)
+                .map_err(|source| AttachError::PinSockets {
+                    path,
+                    source: Box::new(source),
+                })?;
+        }
+        if let Some(Ok(lo)) = &mut self.lo {
+            lo.pin(folder)?;
+        }
+        for attachment in &mut self.attachments {
+            attachment.pin(folder)?;
+        }
+        Ok(())
+    }
+
+    /// Begins to serve.
+    fn begin(&mut self, options: &Options) -> anyhow::Result<()> {
+        if options.tcp_hits
+            && let Err(error) = destroy::check()
+        {
+            self.indestructible = Some(format!(
+                "this kernel does not end connections for others ({error}; CONFIG_INET_DIAG_DESTROY): when \
+                 --drain-timeout is over, connections that are left keep prestack's programs in place"
+            ));
+        }
+        if let Some(problem) = &self.indestructible {
+            warn!("{problem}");
+        }
         self.controls.serve_for(SERVE_AHEAD);
         self.write_state()?;
         for backend in &self.state.backends {
@@ -203,6 +330,10 @@ impl Daemon {
     /// Watches what this host sends to itself. If that cannot be, it is one more way that is not seen.
     fn watch_lo(&mut self, options: &Options) {
         let watched = Loopback::watch(&mut self.datapath, options.egress);
+        self.have_lo(watched);
+    }
+
+    fn have_lo(&mut self, watched: Result<Loopback, Unwatched>) {
         if let Err(error) = &watched {
             warn!("{error}");
             if let Err(error) = self.watch.give_up_lo(&self.controls) {
@@ -394,9 +525,27 @@ impl Daemon {
         if let Err(error) = &self.sockets {
             self.state.problems.push(error.to_string());
         }
+        self.state.problems.extend(self.indestructible.clone());
         self.state.unseen = self.watch.unseen().to_vec();
         self.instance.write(&self.state)?;
         Ok(())
+    }
+
+    /// Has nothing answered any more, and waits until no connection is translated: if not for another signal,
+    /// for as long as it is asked for.
+    ///
+    /// # Errors
+    /// Connections are left that cannot be ended.
+    pub fn drain(&self, signals: &Signals, timeout: Duration) -> anyhow::Result<Drained> {
+        let carried = Carried::by(&self.state)?;
+        drain(&carried, timeout, |pause| {
+            let mut fds = [PollFd::new(signals.0.as_fd(), PollFlags::POLLIN)];
+            let pause = PollTimeout::try_from(pause).map_err(io::Error::other)?;
+            match poll(&mut fds, pause) {
+                Ok(_) | Err(Errno::EINTR) => Ok(signals.received()),
+                Err(error) => Err(error.into()),
+            }
+        })
     }
 
     /// Takes the datapath down, or leaves it in place if `pinned`.
@@ -434,12 +583,28 @@ fn config(options: &Options, mtu: u32) -> io::Result<Config> {
         controls: CONTROLS as u32,
         mtu,
         wall_offset_ns: clock::wall_offset_ns(),
+        policy: policy(options),
+        flow_sets: options.flow_sets.into(),
         serve_reserved_ports: options.serve_reserved_ports.into(),
         has_fast_open: crate::host::has_fast_open().into(),
         rate_interval_ns,
         rate_burst_ns,
         ..Config::empty()
     })
+}
+
+/// When requests are answered over TCP.
+fn policy(options: &Options) -> Policy {
+    if !options.tcp_hits {
+        return Config::empty().policy;
+    }
+    Policy {
+        is_serving: 1,
+        forward_after: clock::nanoseconds(FORWARD_AFTER),
+        trickle: clock::nanoseconds(options.tcp_trickle),
+        resend_after: clock::nanoseconds(RESEND_AFTER),
+        room: ROOM,
+    }
 }
 
 /// A rate limit as the datapath has it: the time between two hits, and how far one may be ahead. A
@@ -485,9 +650,12 @@ fn first_state(
         maps: datapath.maps,
         memory: options.memory.as_u64(),
         buckets: options.extent.buckets(),
+        max_flows: options.max_flows(),
+        tcp_hits: options.tcp_hits,
+        drain_timeout_ms: u64::try_from(options.drain_timeout.as_millis())?,
         max_age_ms: u64::try_from(options.max_age.as_millis())?,
         ports: options.ports.clone(),
-        pinned: options.pin,
+        pinned: options.outlives(),
         allow: Vec::new(),
         backends: Vec::new(),
         problems: Vec::new(),

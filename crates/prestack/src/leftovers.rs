@@ -12,6 +12,7 @@ use crate::{
     bpffs::{self, BpffsError},
     netlink,
     state::{self, Instance, State, StateError},
+    units::counted,
 };
 
 /// How long the kernel is given to take down a link whose pin was removed.
@@ -48,8 +49,7 @@ pub fn remove(instance: &Instance) -> Result<Vec<String>, LeftoverError> {
     let mut removed = Vec::new();
     let pins = bpffs::remove_folder(&instance.pin_folder())?;
     if pins > 0 {
-        let links = if pins == 1 { "link" } else { "links" };
-        removed.push(format!("{pins} pinned {links}"));
+        removed.push(counted(pins, "pinned link"));
     }
     let Some(state) = instance.state()? else {
         return Ok(removed);
@@ -88,7 +88,7 @@ pub fn remove(instance: &Instance) -> Result<Vec<String>, LeftoverError> {
 }
 
 /// Whether a network namespace still has a name or a process.
-fn namespace_exists(inode: u64) -> bool {
+pub(crate) fn namespace_exists(inode: u64) -> bool {
     let is_it = |path: &Path| fs::metadata(path).is_ok_and(|file| file.ino() == inode);
     let any = |folder: &str, suffix: &str| {
         let entries = fs::read_dir(folder)

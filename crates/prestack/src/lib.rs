@@ -1,5 +1,6 @@
 //! prestack's control plane: loads, attaches, watches and reports on the datapath.
 
+pub mod adopt;
 pub mod allow;
 pub mod attach;
 pub mod attention;
@@ -10,8 +11,10 @@ pub mod clock;
 pub mod command_line;
 pub mod commands;
 pub mod daemon;
+pub mod destroy;
 pub mod discovery;
 pub mod doors;
+pub mod drain;
 pub mod host;
 pub mod leftovers;
 pub mod links;
@@ -30,5 +33,6 @@ pub mod slots;
 pub mod socket_fields;
 pub mod state;
 pub mod sweep;
+pub mod translations;
 pub mod units;
 pub mod watch;

@@ -16,16 +16,17 @@ use prestack_abi::{
     cache::{Block, Index},
     config::{Config, Door, Tcp},
     control::Control,
-    flow::{Dead, FLOW_SETS, FLOW_WAYS, Flow, FlowKey, FlowSet},
+    flow::{Dead, FLOW_WAYS, Flow, FlowKey, FlowSet},
     names,
     stats::Stats,
 };
+use prestack_translate::Policy;
 use serde::{Deserialize, Serialize};
 
 use crate::{clock, mapping::Mapping};
 
 /// `BPF_F_LOCK` (include/uapi/linux/bpf.h): take the element's spin lock while copying it.
-const LOCKED: u64 = 4;
+pub(crate) const LOCKED: u64 = 4;
 
 /// A map cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -37,7 +38,7 @@ pub struct MapsError {
     pub source: Box<dyn std::error::Error + Send + Sync>,
 }
 
-fn fails<E: std::error::Error + Send + Sync + 'static>(
+pub(crate) fn fails<E: std::error::Error + Send + Sync + 'static>(
     name: &'static str,
 ) -> impl FnOnce(E) -> MapsError {
     move |source| MapsError {
@@ -61,10 +62,12 @@ pub struct MapIds {
     pub sockets: u32,
     #[serde(default)]
     pub flow_sets: u32,
+    #[serde(default)]
+    pub translations: u32,
 }
 
 /// Opens a map by its number.
-fn open(name: &'static str, id: u32) -> Result<MapData, MapsError> {
+pub(crate) fn open(name: &'static str, id: u32) -> Result<MapData, MapsError> {
     MapData::from_id(id).map_err(fails::<MapError>(name))
 }
 
@@ -97,6 +100,25 @@ impl Controls {
             config: map(names::CONFIG, ids.config, 1)?,
             backends: map(names::BACKENDS, ids.backends, MAX_BACKENDS)?,
         })
+    }
+
+    /// Whether requests are answered over TCP, or were, so that connections may be translated.
+    #[must_use]
+    pub fn has_tcp_hits(&self) -> bool {
+        self.config().policy.room != 0
+    }
+
+    /// Whether connections are only translated from now on.
+    #[must_use]
+    pub fn is_draining(&self) -> bool {
+        self.config().policy.is_serving == 0
+    }
+
+    /// Has connections only translated from now on: none becomes a translated one any more when this returns.
+    pub fn stop_tcp_hits(&self) {
+        let at = offset_of!(Config, policy) + offset_of!(Policy, is_serving);
+        self.config.atomic_u64(0, at).store(0, Ordering::SeqCst);
+        std::thread::sleep(PROGRAMS_END);
     }
 
     /// A copy of the configuration.
@@ -379,23 +401,47 @@ pub fn has_restless_flow(ids: &MapIds, lately: u64) -> Result<bool, MapsError> {
     Ok(is_restless)
 }
 
+/// The places of all flows, those included that are closed and have a place for a while.
+///
+/// # Errors
+/// The map is gone, or this process may not use it.
+pub fn flow_places(ids: &MapIds) -> Result<Vec<u32>, MapsError> {
+    let mut places = Vec::new();
+    each_flow(ids, |_, place, _| places.push(place))?;
+    Ok(places)
+}
+
 /// Looks at the flows whose end was not seen: their names, places, and what is known of them.
 fn each_open_flow(ids: &MapIds, mut look: impl FnMut(u64, u32, &Flow)) -> Result<(), MapsError> {
-    let failed = || fails::<MapError>(names::FLOW_SETS);
-    let sets = aya::maps::Map::Array(open(names::FLOW_SETS, ids.flow_sets)?);
-    let sets = Array::<_, Set>::try_from(sets).map_err(failed())?;
     let flows = aya::maps::Map::Array(open(names::FLOWS, ids.flows)?);
     let flows = Array::<_, Followed>::try_from(flows).map_err(fails::<MapError>(names::FLOWS))?;
-    for at in 0..FLOW_SETS as u32 {
+    let mut open = Vec::new();
+    each_flow(ids, |name, place, over_at| {
+        if over_at == 0 {
+            open.push((name, place));
+        }
+    })?;
+    for (name, place) in open {
+        let flow = flows.get(&place, 0);
+        let Followed(flow) = flow.map_err(fails::<MapError>(names::FLOWS))?;
+        look(name, place, &flow);
+    }
+    Ok(())
+}
+
+/// Goes through the flows: their names, places, and the times at which the places of closed ones are free.
+fn each_flow(ids: &MapIds, mut look: impl FnMut(u64, u32, u64)) -> Result<(), MapsError> {
+    let failed = || fails::<MapError>(names::FLOW_SETS);
+    let sets = open(names::FLOW_SETS, ids.flow_sets)?;
+    let count = sets.info().map_err(failed())?.max_entries();
+    let sets = aya::maps::Map::Array(sets);
+    let sets = Array::<_, Set>::try_from(sets).map_err(failed())?;
+    for at in 0..count {
         let Set(set) = sets.get(&at, 0).map_err(failed())?;
         for (way, (&name, &over_at)) in (0..).zip(set.names.iter().zip(&set.over_at)) {
-            if name & 1 == 0 || over_at != 0 {
-                continue;
+            if name & 1 != 0 {
+                look(name, at * FLOW_WAYS as u32 + way, over_at);
             }
-            let place = at * FLOW_WAYS as u32 + way;
-            let flow = flows.get(&place, 0);
-            let Followed(flow) = flow.map_err(fails::<MapError>(names::FLOWS))?;
-            look(name, place, &flow);
         }
     }
     Ok(())

@@ -212,13 +212,19 @@ fn interface(name: &str) -> Result<Interface, PreflightError> {
     }
 }
 
-/// Checks that nobody else's XDP program is on the interfaces.
+/// Checks that nobody else's XDP program is on the interfaces; `own` are this instance's.
 ///
 /// # Errors
 /// There is one.
-pub fn no_other_xdp(instance: &Instance, interfaces: &[Interface]) -> Result<(), PreflightError> {
+pub fn no_other_xdp(
+    instance: &Instance,
+    interfaces: &[Interface],
+    own: &[u32],
+) -> Result<(), PreflightError> {
     for Interface { name, xdp, .. } in interfaces {
-        let Some(&id) = xdp.first() else { continue };
+        let Some(&id) = xdp.iter().find(|id| !own.contains(id)) else {
+            continue;
+        };
         if let Some(other) = instance.other_with_program(id) {
             return Err(PreflightError::OtherInstance {
                 interface: name.clone(),

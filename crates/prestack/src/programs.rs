@@ -32,18 +32,44 @@ pub enum StepsError {
 /// # Errors
 /// The kernel refused.
 pub fn load_steps(ebpf: &mut Ebpf) -> Result<(), StepsError> {
-    let rx: &mut Xdp = program(ebpf, names::RX_TCP)?;
-    let rx = loaded(names::RX_TCP, rx.load().and_then(|()| rx.fd()))?;
-    set(ebpf, names::RX_STEPS, &rx)?;
-    for (name, steps) in [
-        (names::TX_TCP, names::TX_STEPS),
-        (names::LO_TCP, names::LO_STEPS),
-    ] {
-        let step: &mut SchedClassifier = program(ebpf, name)?;
-        let step = loaded(name, step.load().and_then(|()| step.fd()))?;
-        set(ebpf, steps, &step)?;
-    }
-    Ok(())
+    load_xdp(ebpf, names::RX_TCP, names::RX_STEPS, TCP)?;
+    load_classifier(ebpf, names::TX_TCP, names::TX_STEPS, TCP)?;
+    load_classifier(ebpf, names::LO_TCP, names::LO_STEPS, TCP)
+}
+
+/// The same for those that answer requests over TCP.
+///
+/// # Errors
+/// The kernel refused.
+pub fn load_hits(ebpf: &mut Ebpf) -> Result<(), StepsError> {
+    load_xdp(ebpf, names::RX_HITS, names::RX_STEPS, HITS)?;
+    load_classifier(ebpf, names::TX_HITS, names::TX_STEPS, HITS)
+}
+
+/// Elements of the maps in which programs are found.
+const TCP: u32 = 0;
+const HITS: u32 = 1;
+
+fn load_xdp(
+    ebpf: &mut Ebpf,
+    name: &'static str,
+    steps: &'static str,
+    at: u32,
+) -> Result<(), StepsError> {
+    let step: &mut Xdp = program(ebpf, name)?;
+    let step = loaded(name, step.load().and_then(|()| step.fd()))?;
+    set(ebpf, steps, at, &step)
+}
+
+fn load_classifier(
+    ebpf: &mut Ebpf,
+    name: &'static str,
+    steps: &'static str,
+    at: u32,
+) -> Result<(), StepsError> {
+    let step: &mut SchedClassifier = program(ebpf, name)?;
+    let step = loaded(name, step.load().and_then(|()| step.fd()))?;
+    set(ebpf, steps, at, &step)
 }
 
 fn loaded(
@@ -65,14 +91,19 @@ where
     program.try_into().map_err(|_| StepsError::Missing(name))
 }
 
-fn set(ebpf: &mut Ebpf, name: &'static str, program: &ProgramFd) -> Result<(), StepsError> {
+fn set(
+    ebpf: &mut Ebpf,
+    name: &'static str,
+    at: u32,
+    program: &ProgramFd,
+) -> Result<(), StepsError> {
     let failed = |source| StepsError::Map {
         name,
         source: Box::new(source),
     };
     let map = ebpf.map_mut(name).ok_or(StepsError::Missing(name))?;
     let mut steps = ProgramArray::try_from(map).map_err(failed)?;
-    steps.set(0, program, 0).map_err(failed)
+    steps.set(at, program, 0).map_err(failed)
 }
 
 /// Has the datapath close a TCP flow that has no socket any more; false if it is another by now.

@@ -11,7 +11,12 @@ use std::{
 use bytesize::ByteSize;
 use clap::{Args, ValueEnum};
 use ipnet::IpNet;
-use prestack_abi::{cache::BUCKET_BYTES, extent::Extent};
+use prestack_abi::{
+    cache::BUCKET_BYTES,
+    extent::Extent,
+    flow::{FLOW_WAYS, Flow, MAX_FLOWS, MOST_FLOWS},
+    translated::Translated,
+};
 use serde::{Deserialize, Deserializer};
 
 use crate::{
@@ -32,6 +37,16 @@ pub const MIN_BUCKETS: u64 = 16;
 pub const MIN_AGE: Duration = Duration::from_millis(50);
 /// Longest `max-age` and `settle`: the datapath's ticks wrap around after 26 days.
 pub const MAX_AGE: Duration = Duration::from_secs(24 * 3600);
+
+/// Time between two requests of a connection that memcached gets for sure, when none is given.
+pub const DEFAULT_TCP_TRICKLE: Duration = Duration::from_secs(5);
+/// Shortest one: few are answered where every tenth of a second one is not.
+pub const MIN_TCP_TRICKLE: Duration = Duration::from_millis(100);
+/// How long translated connections are waited for when nothing else is said.
+pub const DEFAULT_DRAIN_TIMEOUT: Duration = Duration::from_secs(60);
+/// The table of TCP connections takes no more than this part of the cache's memory, if nothing else is asked
+/// for and requests are answered over TCP.
+const FLOWS_PART: u64 = 8;
 
 /// Greatest `rate-limit`: the datapath counts the nanoseconds between two hits.
 pub const MAX_RATE: u32 = 1_000_000_000;
@@ -69,6 +84,10 @@ pub enum SettingsError {
          it there is no limit"
     )]
     RateTooHigh { given: NonZeroU32 },
+    #[error(
+        "--max-flows {given} is out of range: it must lie between {FLOW_WAYS} and {MOST_FLOWS}"
+    )]
+    FlowsOutOfRange { given: u32 },
     #[error("port 0 cannot be served: give the port on which memcached listens")]
     PortZero,
 }
@@ -151,6 +170,27 @@ pub struct Settings {
     #[arg(long)]
     pub always_follow_tcp: bool,
 
+    /// Answer GETs also on TCP connections on which memcached has answered one. From its first hit on, prestack
+    /// carries that connection until it closes: the programs stay pinned if this process is killed, and
+    /// stopping waits for such connections
+    #[arg(long)]
+    pub tcp_hits: bool,
+
+    /// Most TCP connections that are followed, rounded up to a power of two; others are not answered
+    /// [default: 8192; with --tcp-hits as many as an eighth of --memory holds, up to 65536]
+    #[arg(long, value_name = "N")]
+    pub max_flows: Option<u32>,
+
+    /// With --tcp-hits, let one request of a connection through after this time, so that memcached and the
+    /// host see that it is in use [default: 5s]
+    #[arg(long, value_name = "TIME")]
+    pub tcp_trickle: Option<Span>,
+
+    /// How long stopping waits for connections that prestack carries; those that are left are reset
+    /// [default: 1m]
+    #[arg(long, value_name = "TIME")]
+    pub drain_timeout: Option<Span>,
+
     /// Do not watch the loopback interface: what clients on this host change then shows after max-age at
     /// most
     #[arg(long)]
@@ -208,6 +248,10 @@ impl Settings {
             rate_limit: self.rate_limit.or(file.rate_limit),
             serve_reserved_ports: self.serve_reserved_ports || file.serve_reserved_ports,
             always_follow_tcp: self.always_follow_tcp || file.always_follow_tcp,
+            tcp_hits: self.tcp_hits || file.tcp_hits,
+            max_flows: self.max_flows.or(file.max_flows),
+            tcp_trickle: self.tcp_trickle.or(file.tcp_trickle),
+            drain_timeout: self.drain_timeout.or(file.drain_timeout),
             no_watch_lo: self.no_watch_lo || file.no_watch_lo,
             instance: self.instance.or(file.instance),
             pin: self.pin || file.pin,
@@ -245,11 +289,25 @@ impl Settings {
         let settle = self.settle.map_or(max_age, |span| span.0);
         in_range("max-age", max_age, MIN_AGE)?;
         in_range("settle", settle, Duration::ZERO)?;
+        let tcp_trickle = self.tcp_trickle.map_or(DEFAULT_TCP_TRICKLE, |span| span.0);
+        let drain_timeout = self
+            .drain_timeout
+            .map_or(DEFAULT_DRAIN_TIMEOUT, |span| span.0);
+        in_range("tcp-trickle", tcp_trickle, MIN_TCP_TRICKLE)?;
+        in_range("drain-timeout", drain_timeout, Duration::ZERO)?;
         if let Some(given) = self.rate_limit.filter(|rate| rate.get() > MAX_RATE) {
             return Err(SettingsError::RateTooHigh { given });
         }
         Ok(Options {
             instance: self.instance.unwrap_or_default(),
+            flow_sets: match self.max_flows {
+                Some(given) => sets_for(given)?,
+                None if self.tcp_hits => default_sets(memory),
+                None => (MAX_FLOWS / FLOW_WAYS) as u32,
+            },
+            tcp_hits: self.tcp_hits,
+            tcp_trickle,
+            drain_timeout,
             watch_lo: !self.no_watch_lo && !self.interface.iter().any(|name| name == LOOPBACK),
             interfaces: self.interface,
             ports,
@@ -266,6 +324,20 @@ impl Settings {
             pin: self.pin,
             egress: self.egress.unwrap_or_default(),
         })
+    }
+}
+
+impl Options {
+    /// Whether the programs are pinned, so that they stay if this process is killed.
+    #[must_use]
+    pub const fn outlives(&self) -> bool {
+        self.pin || self.tcp_hits
+    }
+
+    /// How many TCP connections are followed at most.
+    #[must_use]
+    pub const fn max_flows(&self) -> u32 {
+        self.flow_sets * FLOW_WAYS as u32
     }
 }
 
@@ -303,6 +375,24 @@ fn buckets(memory: ByteSize) -> Result<u32, SettingsError> {
     })
 }
 
+/// How many sets hold so many TCP connections.
+fn sets_for(given: u32) -> Result<u32, SettingsError> {
+    if !(FLOW_WAYS..=MOST_FLOWS).contains(&(given as usize)) {
+        return Err(SettingsError::FlowsOutOfRange { given });
+    }
+    Ok(given.next_power_of_two() / FLOW_WAYS as u32)
+}
+
+/// The greatest power of two of sets that takes no more than its part of the memory, but no less than there
+/// are without answers over TCP.
+fn default_sets(memory: ByteSize) -> u32 {
+    let (least, most) = (MAX_FLOWS / FLOW_WAYS, MOST_FLOWS / FLOW_WAYS);
+    let size = (size_of::<Flow>() + size_of::<Translated>()) * FLOW_WAYS;
+    let fit = memory.as_u64() / FLOWS_PART / size as u64;
+    let fit = fit.clamp(least as u64, most as u64) as u32;
+    1 << fit.ilog2()
+}
+
 /// Settings with every default filled in.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Options {
@@ -332,9 +422,17 @@ pub struct Options {
     pub serve_reserved_ports: bool,
     /// Whether TCP is followed also while that is of no use to anybody.
     pub always_follow_tcp: bool,
+    /// Sets of TCP connections that are followed, a power of two.
+    pub flow_sets: u32,
+    /// Whether requests are answered over TCP.
+    pub tcp_hits: bool,
+    /// Time after which a request of a connection is let through.
+    pub tcp_trickle: Duration,
+    /// How long stopping waits for translated connections.
+    pub drain_timeout: Duration,
     /// Whether the loopback interface is watched; not if it is served.
     pub watch_lo: bool,
-    /// Whether the programs outlive the process.
+    /// Whether the programs stay when the process is told to end.
     pub pin: bool,
     /// How to attach at egress.
     pub egress: EgressSetting,
@@ -365,6 +463,10 @@ mod tests {
             allow = ["10.0.0.0/8", "fd00::1"]
             instance = "two"
             pin = true
+            tcp-hits = true
+            max-flows = 3000
+            tcp-trickle = "1s"
+            drain-timeout = "0s"
             watch-lo = false
             settle = "2s"
             egress = "clsact"
@@ -383,6 +485,9 @@ mod tests {
         assert_eq!(options.instance.as_str(), "two");
         assert!(options.pin && !options.watch_lo);
         assert_eq!(options.egress, EgressSetting::Clsact);
+        assert_eq!((options.tcp_hits, options.max_flows()), (true, 4096));
+        assert_eq!(options.tcp_trickle, Duration::from_secs(1));
+        assert_eq!(options.drain_timeout, Duration::ZERO);
     }
 
     #[test]
@@ -393,9 +498,55 @@ mod tests {
         assert_eq!(options.settle, options.max_age);
         assert_eq!(options.memory, ByteSize::mib(256));
         assert_eq!(options.instance.as_str(), "default");
-        assert!(options.watch_lo);
+        assert!(options.watch_lo && !options.tcp_hits);
+        assert_eq!(options.max_flows(), 8192);
+        assert_eq!(options.tcp_trickle, Duration::from_secs(5));
+        assert_eq!(options.drain_timeout, Duration::from_secs(60));
         let bytes = u64::from(options.extent.buckets()) * BUCKET_BYTES as u64;
         assert!(bytes <= 256 << 20 && bytes > 252 << 20, "{bytes}");
+    }
+
+    #[test]
+    fn tables_of_connections_are_powers_of_two() {
+        let flows =
+            |text: &str| resolve(&format!("interface = 'vs'\n{text}")).map(|o| o.max_flows());
+        for (given, flows_) in [
+            (16, 16),
+            (17, 32),
+            (8192, 8192),
+            (40_000, 65_536),
+            (65_536, 65_536),
+        ] {
+            assert_eq!(
+                flows(&format!("max-flows = {given}")).expect("in range"),
+                flows_
+            );
+        }
+        for given in [0, 15, 65_537, u32::MAX] {
+            let error = flows(&format!("max-flows = {given}")).unwrap_err();
+            assert!(
+                error.to_string().contains("between 16 and 65536"),
+                "{error}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_table_of_connections_grows_with_the_memory() {
+        let flows = |memory: &str, more: &str| {
+            let text = format!("interface = 'vs'\nmemory = '{memory}'\n{more}");
+            resolve(&text).expect("in range").max_flows()
+        };
+        for (memory, most) in [
+            ("1MiB", 8192),
+            ("256MiB", 8192),
+            ("1GiB", 32_768),
+            ("8GiB", 65_536),
+        ] {
+            assert_eq!(flows(memory, "tcp-hits = true"), most, "{memory}");
+            assert_eq!(flows(memory, ""), 8192);
+            assert_eq!(flows(memory, "tcp-hits = true\nmax-flows = 64"), 64);
+        }
     }
 
     #[test]
@@ -467,6 +618,13 @@ mod tests {
             error("interface='a'\nsettle='2days'"),
             DurationOutOfRange { name: "settle", .. }
         ));
+        for (name, text) in [
+            ("tcp-trickle", "tcp-trickle='10ms'"),
+            ("drain-timeout", "drain-timeout='2days'"),
+        ] {
+            let error = error(&format!("interface='a'\n{text}"));
+            assert!(matches!(error, DurationOutOfRange { name: n, .. } if n == name));
+        }
         assert!(matches!(
             error("interface='a'\nrate-limit=1000000001"),
             RateTooHigh { .. }

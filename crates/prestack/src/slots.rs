@@ -1,10 +1,21 @@
 //! Backend numbers: which process has which, over restarts.
 
-use std::collections::HashSet;
+use std::{
+    collections::HashSet,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
 
 use prestack_abi::backend::MAX_BACKENDS;
 
-use crate::discovery::Memcached;
+use crate::{
+    discovery::{
+        Memcached,
+        process::ProcessId,
+        procnet::{Socket, Transport},
+    },
+    doors::DoorSpec,
+    state::BackendState,
+};
 
 /// A backend number and the process that has it, or had it last.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -41,6 +52,26 @@ pub struct Slots {
 }
 
 impl Slots {
+    /// The numbers that backends had in an earlier run. A look at the host renews those that are still there,
+    /// and finds the successors of others by where they listened.
+    #[must_use]
+    pub fn resumed(backends: &[BackendState]) -> Self {
+        let slots = backends.iter().map(|backend| Slot {
+            memcached: Memcached {
+                process: ProcessId {
+                    pid: backend.pid,
+                    start: backend.start,
+                },
+                sockets: backend.doors.iter().flat_map(sockets_of).collect(),
+                unix_sockets: Vec::new(),
+            },
+            alive: backend.alive,
+        });
+        Self {
+            slots: slots.take(MAX_BACKENDS as usize).collect(),
+        }
+    }
+
     /// Every number with its slot.
     pub fn iter(&self) -> impl Iterator<Item = (u8, &Slot)> {
         // There are at most `MAX_BACKENDS` slots.
@@ -138,13 +169,25 @@ impl Slots {
     }
 }
 
+/// Sockets by which a door may have been reached, which are none of the host's.
+fn sockets_of(door: &DoorSpec) -> impl Iterator<Item = Socket> {
+    let anywhere = [Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()];
+    let addresses = match door.address {
+        Some(address) => vec![address],
+        None => anywhere.to_vec(),
+    };
+    let port = door.port;
+    addresses.into_iter().map(move |address| Socket {
+        transport: Transport::Tcp,
+        address,
+        port,
+        inode: 0,
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::discovery::{
-        process::ProcessId,
-        procnet::{Socket, Transport},
-    };
 
     fn memcached(pid: u32, start: u64, ports: &[u16]) -> Memcached {
         Memcached {
@@ -193,6 +236,42 @@ mod tests {
             slots.update(vec![memcached(3, 1, &[11212]), memcached(4, 1, &[11211])]),
             changes(&[], &[0])
         );
+    }
+
+    #[test]
+    fn numbers_are_kept_over_restarts_of_prestack() {
+        let backend = |number, pid, start, address| BackendState {
+            number,
+            pid,
+            start,
+            alive: true,
+            doors: vec![DoorSpec {
+                address,
+                port: 11211 + u16::from(number),
+                backend: number,
+                serve_udp: true,
+            }],
+            unix_sockets: Vec::new(),
+        };
+        let local = Some(IpAddr::from(Ipv4Addr::LOCALHOST));
+        let earlier = [
+            backend(0, 1, 1, local),
+            backend(1, 2, 1, local),
+            backend(2, 3, 7, None),
+        ];
+        let mut slots = Slots::resumed(&earlier);
+        // The first is gone, the third is another process; and there is a new one.
+        let found = [
+            memcached(3, 8, &[11213]),
+            memcached(2, 1, &[11212]),
+            memcached(4, 1, &[11214]),
+        ];
+        assert_eq!(slots.update(found.to_vec()), changes(&[0, 2], &[1, 2, 3]));
+        let pids: Vec<_> = slots
+            .iter()
+            .map(|(_, s)| (s.memcached.process.pid, s.alive))
+            .collect();
+        assert_eq!(pids, [(1, false), (2, true), (3, true), (4, true)]);
     }
 
     #[test]

@@ -43,6 +43,15 @@ pub struct State {
     pub memory: u64,
     /// Buckets of the cache.
     pub buckets: u32,
+    /// TCP connections that are followed at most.
+    #[serde(default)]
+    pub max_flows: u32,
+    /// Whether requests are answered over TCP: then connections may be translated by the pinned programs.
+    #[serde(default)]
+    pub tcp_hits: bool,
+    /// How long stopping waits for them, in ms.
+    #[serde(default)]
+    pub drain_timeout_ms: u64,
     /// Greatest age of an entry in ms.
     pub max_age_ms: u64,
     /// Ports that are served.
@@ -82,6 +91,9 @@ pub struct BackendState {
     pub number: u8,
     /// Pid of the memcached.
     pub pid: u32,
+    /// When it started, in clock ticks since boot.
+    #[serde(default)]
+    pub start: u64,
     /// Whether that memcached runs.
     pub alive: bool,
     /// Where it listens.
@@ -344,6 +356,9 @@ mod tests {
             maps: MapIds::default(),
             memory: 1,
             buckets: 1,
+            max_flows: 16,
+            tcp_hits: true,
+            drain_timeout_ms: 5,
             max_age_ms: 1000,
             ports: vec![11211, 11212],
             pinned: false,
@@ -351,6 +366,7 @@ mod tests {
             backends: vec![BackendState {
                 number: 0,
                 pid: 4,
+                start: 5,
                 alive: true,
                 doors: vec![DoorSpec {
                     address: Some("fd00::1".parse().expect("an address")),

@@ -9,6 +9,13 @@ use serde::{Deserialize, Serialize};
 /// Name of the instance when none is given.
 pub const DEFAULT_INSTANCE: &str = "default";
 
+/// So many of what an English word names: `1 link`, `2 links`.
+#[must_use]
+pub fn counted(count: usize, word: &str) -> String {
+    let s = if count == 1 { "" } else { "s" };
+    format!("{count} {word}{s}")
+}
+
 /// A duration in human units (`1s`, `500ms`).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize, Serialize)]
 #[serde(try_from = "String", into = "String")]

@@ -104,11 +104,15 @@ enum Lo {
 }
 
 impl Watch {
-    /// Finds the backends.
+    /// Finds the backends. Those of an earlier run keep their numbers.
     ///
     /// # Errors
     /// There are none, or one that may not be served.
-    pub fn new(options: &Options, host: &Host) -> Result<Self, WatchError> {
+    pub fn new(
+        options: &Options,
+        host: &Host,
+        earlier: &[BackendState],
+    ) -> Result<Self, WatchError> {
         let mut watch = Self {
             selection: Selection {
                 ports: options.ports.clone(),
@@ -123,7 +127,7 @@ impl Watch {
                 false => Lo::Unseen,
             },
             scanner: Scanner::default(),
-            slots: Slots::default(),
+            slots: Slots::resumed(earlier),
             layout: Layout::default(),
             indices: Vec::new(),
             ends: BTreeMap::new(),
@@ -465,6 +469,7 @@ impl Watch {
             .map(|(number, slot)| BackendState {
                 number,
                 pid: slot.memcached.process.pid,
+                start: slot.memcached.process.start,
                 alive: slot.alive,
                 doors: doors(number).copied().collect(),
                 unix_sockets: slot.memcached.unix_sockets.clone(),

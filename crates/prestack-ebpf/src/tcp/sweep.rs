@@ -9,6 +9,7 @@
 //! that it is given back once, and closing it twice does no harm).
 
 use aya_ebpf::helpers::generated::bpf_skb_load_bytes;
+use aya_ebpf::helpers::{bpf_spin_lock, bpf_spin_unlock};
 use aya_ebpf::programs::TcContext;
 use prestack_abi::flow::{Dead, Flow};
 use prestack_proto::net::ETHERNET_LEN;
@@ -18,6 +19,7 @@ use super::table::{self, Retired};
 use crate::atomic;
 use crate::clock;
 use crate::ledger::backend;
+use crate::maps::TRANSLATIONS;
 
 /// Closes the flow that the packet names. 1 if that was possible.
 #[inline(always)]
@@ -48,6 +50,7 @@ pub fn close(ctx: &TcContext) -> i32 {
         Retired::Established => {}
     }
     let over_at = clock::now() + config.settle_ns;
+    let last = last_sent(dead.place);
     let mut is_ours = false;
     // SAFETY: a map element. A flow that is established keeps its place.
     unsafe {
@@ -60,9 +63,37 @@ pub fn close(ctx: &TcContext) -> i32 {
             && (*flow).sent == dead.sent;
         if is_same && table::end(dead.name, dead.place, over_at) {
             flow::close(config, flow, dead.place, Flow::CLOSED);
+            end_translation(dead.place, last, over_at);
             is_ours = true;
         }
         (&raw mut (*flow).busy).write_volatile(0);
     }
     i32::from(is_ours)
+}
+
+/// Where the kernel's socket was of the connection that may be translated at this place: another connection is
+/// somewhere else.
+#[inline(always)]
+fn last_sent(place: u32) -> u32 {
+    let Some(translated) = TRANSLATIONS.get_ptr_mut(place) else {
+        return 0;
+    };
+    // SAFETY: a map element.
+    unsafe { (&raw const (*translated).ends.sent).read_volatile() }
+}
+
+/// Nothing of the connection has to be translated from this time on, unless there is another one by now.
+#[inline(always)]
+fn end_translation(place: u32, last: u32, over_at: u64) {
+    let Some(translated) = TRANSLATIONS.get_ptr_mut(place) else {
+        return;
+    };
+    // SAFETY: a map element; nothing is called under its lock.
+    unsafe {
+        bpf_spin_lock((&raw mut (*translated).lock).cast());
+        if (*translated).ends.sent == last && (*translated).over_at == 0 {
+            (*translated).over_at = over_at;
+        }
+        bpf_spin_unlock((&raw mut (*translated).lock).cast());
+    }
 }

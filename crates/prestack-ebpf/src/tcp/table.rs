@@ -7,7 +7,8 @@
 //! found a half-open flow must [`establish`] it before they touch it.
 
 use aya_ebpf::helpers::{bpf_spin_lock, bpf_spin_unlock};
-use prestack_abi::flow::{FLOW_SETS as SETS, FLOW_WAYS, FlowSet};
+use prestack_abi::config::Config;
+use prestack_abi::flow::{FLOW_WAYS, FlowSet};
 use prestack_proto::verifier::forgotten;
 
 use crate::clock;
@@ -17,14 +18,16 @@ use crate::maps::{FLOW_SETS, count};
 /// In the place of a name: a flow is being set up there. (Names are odd.)
 const RESERVED: u64 = 2;
 
+/// The number of the set in which flows of this name are.
 #[inline(always)]
-fn set_of(name: u64) -> u32 {
-    (name >> 32) as u32 & (SETS as u32 - 1)
+fn number_of(config: &Config, name: u64) -> u64 {
+    (name >> 32) & config.flow_sets.wrapping_sub(1)
 }
 
+/// The place of the first way of a set; places have 32 bits.
 #[inline(always)]
-fn place_of(name: u64, way: usize) -> u32 {
-    set_of(name) * FLOW_WAYS as u32 + way as u32
+const fn first_place(number: u64) -> u64 {
+    (number * FLOW_WAYS as u64) & PLACE
 }
 
 /// The set that a place is in, and which of its ways it is.
@@ -48,12 +51,15 @@ pub struct Known {
 pub fn find(name: u64, now: u64) -> Option<Known> {
     let found = prestack_flow_find(name, now);
     (found & FOUND != 0).then_some(Known {
-        place: place_of(name, found as usize & (FLOW_WAYS - 1)),
+        place: found as u32,
         is_half_open: found & HALF_OPEN != 0,
     })
 }
 
-/// What [`prestack_flow_find`] says beside the way.
+/// The bits of a place in what the functions below return.
+const PLACE: u64 = u32::MAX as u64;
+
+/// What [`prestack_flow_find`] says beside the place.
 const FOUND: u64 = 1 << 32;
 const HALF_OPEN: u64 = 1 << 33;
 
@@ -62,7 +68,11 @@ const HALF_OPEN: u64 = 1 << 33;
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn prestack_flow_find(name: u64, now: u64) -> u64 {
-    let Some(set) = FLOW_SETS.get_ptr_mut(set_of(name)) else {
+    let Some(config) = backend::config() else {
+        return 0;
+    };
+    let number = number_of(config, name);
+    let Some(set) = FLOW_SETS.get_ptr_mut(number as u32) else {
         return 0;
     };
     for i in 0..FLOW_WAYS {
@@ -76,7 +86,7 @@ extern "C" fn prestack_flow_find(name: u64, now: u64) -> u64 {
                 }
                 let since = (&raw const (*set).half_open_since[i]).read_volatile();
                 let state = if since != 0 { HALF_OPEN } else { 0 };
-                return i as u64 | FOUND | state;
+                return first_place(number) | i as u64 | FOUND | state;
             }
         }
     }
@@ -98,7 +108,7 @@ pub enum Reservation {
 #[inline(always)]
 pub fn reserve(name: u64, now: u64, is_adopted: bool) -> Reservation {
     let found = prestack_flow_reserve(name, now, u64::from(is_adopted));
-    let way = found as usize & (FLOW_WAYS - 1);
+    let place = found as u32;
     if found & FULL != 0 {
         return Reservation::Full;
     }
@@ -106,13 +116,13 @@ pub fn reserve(name: u64, now: u64, is_adopted: bool) -> Reservation {
         count!(flows_displaced);
     }
     if found & KNOWN != 0 {
-        Reservation::Known(place_of(name, way))
+        Reservation::Known(place)
     } else {
-        Reservation::Place(place_of(name, way))
+        Reservation::Place(place)
     }
 }
 
-/// What [`prestack_flow_reserve`] says beside the way.
+/// What [`prestack_flow_reserve`] says beside the place.
 const FULL: u64 = 1 << 32;
 const DISPLACED: u64 = 1 << 33;
 const KNOWN: u64 = 1 << 34;
@@ -121,7 +131,11 @@ const KNOWN: u64 = 1 << 34;
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn prestack_flow_reserve(name: u64, now: u64, is_adopted: u64) -> u64 {
-    let (Some(set), Some(config)) = (FLOW_SETS.get_ptr_mut(set_of(name)), backend::config()) else {
+    let Some(config) = backend::config() else {
+        return FULL;
+    };
+    let number = number_of(config, name);
+    let Some(set) = FLOW_SETS.get_ptr_mut(number as u32) else {
         return FULL;
     };
     // SAFETY: a reference. Volatile: the compiler must not conclude anything.
@@ -167,7 +181,7 @@ extern "C" fn prestack_flow_reserve(name: u64, now: u64, is_adopted: u64) -> u64
         }
         bpf_spin_unlock((&raw mut (*set).lock).cast());
     }
-    found
+    first_place(number) | found
 }
 
 /// The flow at a reserved place is set up. Returns its place: another one if another CPU was quicker, and the
@@ -176,8 +190,9 @@ extern "C" fn prestack_flow_reserve(name: u64, now: u64, is_adopted: u64) -> u64
 pub fn publish(name: u64, place: u32, is_half_open: bool) -> u32 {
     // A time that is not 0, which means established.
     let since = if is_half_open { clock::now() | 1 } else { 0 };
-    let way = prestack_flow_publish(name, u64::from(place), since);
-    place_of(name, way as usize & (FLOW_WAYS - 1))
+    let way = prestack_flow_publish(name, u64::from(place), since) as u32 & (FLOW_WAYS as u32 - 1);
+    // Both are in the set of the name.
+    place - place % FLOW_WAYS as u32 + way
 }
 
 /// A global function, like [`prestack_flow_find`].

@@ -1,6 +1,6 @@
 //! memcached's protocol over TCP.
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
 
 use std::time::Duration;
@@ -49,6 +49,28 @@ impl TcpClient {
     /// When the socket reports one.
     pub fn local_address(&self) -> Result<IpAddr> {
         Ok(self.stream.get_ref().local_addr()?.ip())
+    }
+
+    /// The port of the client's end of the connection.
+    ///
+    /// # Errors
+    /// When the socket reports one.
+    pub fn local_port(&self) -> Result<u16> {
+        Ok(self.stream.get_ref().local_addr()?.port())
+    }
+
+    /// Waits until the connection has ended; whether it was reset.
+    ///
+    /// # Errors
+    /// When it does not end in time, or something comes.
+    pub fn is_reset(&mut self) -> Result<bool> {
+        let mut byte = [0];
+        match self.stream.read(&mut byte) {
+            Ok(0) => Ok(false),
+            Ok(_) => bail!("got {byte:?} instead of an end"),
+            Err(error) if error.kind() == ErrorKind::ConnectionReset => Ok(true),
+            Err(error) => Err(error).context("waiting for the end of a connection"),
+        }
     }
 
     /// Sends bytes as they are.

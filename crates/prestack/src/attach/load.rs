@@ -1,18 +1,19 @@
 //! Loads the BPF object into the kernel.
 
-use std::{fs, io};
+use std::{fs, io, path::Path};
 
 use aya::{
     Ebpf, EbpfError, EbpfLoader,
     maps::{Map, MapData, MapError},
-    programs::{CgroupSock, ProgramError, SchedClassifier, Xdp},
+    programs::{CgroupSock, ProgramError, ProgramFd, SchedClassifier, Xdp},
 };
 use prestack_abi::{config::RATED_SOURCES, flow::Dead, names};
 
 use crate::{
+    bpffs,
     maps::MapIds,
     object::OBJECT,
-    programs::{StepsError, close_flow, load_steps},
+    programs::{StepsError, close_flow, load_hits, load_steps},
     settings::Options,
     socket_fields,
 };
@@ -63,31 +64,33 @@ pub struct Datapath {
 }
 
 impl Datapath {
-    /// Loads the programs, with maps of the sizes that are asked for.
+    /// Loads the programs, with maps of the sizes that are asked for; those that are pinned in the folder
+    /// `adopted` are gone on with, and must have these sizes.
     ///
     /// # Errors
     /// The kernel refused.
-    pub fn load(options: &Options) -> Result<Self, LoadError> {
-        let (buckets, memory) = (options.extent.buckets(), options.memory);
-        let sources = if options.rate_limit.is_some() {
-            RATED_SOURCES
-        } else {
-            1
+    pub fn load(options: &Options, adopted: Option<&Path>) -> Result<Self, LoadError> {
+        let memory = options.memory;
+        let pinned = match adopted {
+            Some(folder) => bpffs::names(folder).map_err(info)?,
+            None => Vec::new(),
         };
-        let mut ebpf = EbpfLoader::new()
-            .map_max_entries(names::INDEX, buckets)
-            .map_max_entries(names::BLOCKS, buckets)
-            .map_max_entries(names::RATES, sources)
-            .override_global(names::SOCKET_FIELDS, socket_fields::of_this_kernel(), true)
-            .load(OBJECT)
-            .map_err(|error| match error {
-                EbpfError::MapError(MapError::CreateError { name, io_error }) => LoadError::Map {
-                    map: name,
-                    memory,
-                    source: io_error,
-                },
-                error => LoadError::Object(Box::new(error)),
-            })?;
+        let mut loader = EbpfLoader::new();
+        loader.override_global(names::SOCKET_FIELDS, socket_fields::of_this_kernel(), true);
+        for (map, elements) in sizes(options) {
+            loader.map_max_entries(map, elements);
+        }
+        for (map, folder) in pinned.iter().zip(adopted.into_iter().cycle()) {
+            loader.map_pin_path(map, folder.join(map));
+        }
+        let mut ebpf = loader.load(OBJECT).map_err(|error| match error {
+            EbpfError::MapError(MapError::CreateError { name, io_error }) => LoadError::Map {
+                map: name,
+                memory,
+                source: io_error,
+            },
+            error => LoadError::Object(Box::new(error)),
+        })?;
         let maps = MapIds {
             config: map_id(&ebpf, names::CONFIG)?,
             backends: map_id(&ebpf, names::BACKENDS)?,
@@ -98,6 +101,7 @@ impl Datapath {
             stats: map_id(&ebpf, names::STATS)?,
             sockets: map_id(&ebpf, names::SOCKETS)?,
             flow_sets: map_id(&ebpf, names::FLOW_SETS)?,
+            translations: map_id(&ebpf, names::TRANSLATIONS)?,
         };
         let rx: &mut Xdp = program(&mut ebpf, names::RX)?;
         rx.load().map_err(|error| refused(names::RX, error))?;
@@ -108,11 +112,17 @@ impl Datapath {
             classifier.load().map_err(|error| refused(name, error))?;
             programs.push(classifier.info().map_err(info)?.id());
         }
-        load_steps(&mut ebpf).map_err(|error| match error {
-            StepsError::Missing(name) => LoadError::Missing(name),
-            StepsError::Refused { name, source } => refused(name, *source),
-            error @ StepsError::Map { .. } => info(error),
-        })?;
+        let hits = |ebpf| match options.tcp_hits {
+            true => load_hits(ebpf),
+            false => Ok(()),
+        };
+        load_steps(&mut ebpf)
+            .and_then(|()| hits(&mut ebpf))
+            .map_err(|error| match error {
+                StepsError::Missing(name) => LoadError::Missing(name),
+                StepsError::Refused { name, source } => refused(name, *source),
+                error @ StepsError::Map { .. } => info(error),
+            })?;
         Ok(Self {
             ebpf,
             maps,
@@ -127,6 +137,28 @@ impl Datapath {
     pub fn close_flow(&mut self, dead: &Dead) -> Result<bool, LoadError> {
         let sweep: &mut SchedClassifier = program(&mut self.ebpf, names::SWEEP)?;
         close_flow(sweep, dead).map_err(|error| refused(names::SWEEP, error))
+    }
+
+    /// Every map with its name.
+    pub(super) fn all_maps(&self) -> impl Iterator<Item = (&str, &Map)> {
+        self.ebpf.maps()
+    }
+
+    /// The number of the XDP program.
+    pub(super) fn rx_number(&self) -> u32 {
+        self.programs[0]
+    }
+
+    /// The descriptor of the XDP program.
+    pub(super) fn rx_fd(&mut self) -> Result<&ProgramFd, LoadError> {
+        let rx = self.rx()?;
+        rx.fd().map_err(|error| refused(names::RX, error))
+    }
+
+    /// The descriptor of a TC program.
+    pub(super) fn classifier_fd(&mut self, name: &'static str) -> Result<&ProgramFd, LoadError> {
+        let classifier = self.classifier(name)?;
+        classifier.fd().map_err(|error| refused(name, error))
     }
 
     /// The XDP program.
@@ -146,6 +178,30 @@ impl Datapath {
     ) -> Result<&mut SchedClassifier, LoadError> {
         program(&mut self.ebpf, name)
     }
+}
+
+/// How many elements maps have that are made as large as it is asked for.
+#[must_use]
+pub fn sizes(options: &Options) -> [(&'static str, u32); 6] {
+    let buckets = options.extent.buckets();
+    let sources = if options.rate_limit.is_some() {
+        RATED_SOURCES
+    } else {
+        1
+    };
+    let translations = if options.tcp_hits {
+        options.max_flows()
+    } else {
+        1
+    };
+    [
+        (names::INDEX, buckets),
+        (names::BLOCKS, buckets),
+        (names::RATES, sources),
+        (names::FLOW_SETS, options.flow_sets),
+        (names::FLOWS, options.max_flows()),
+        (names::TRANSLATIONS, translations),
+    ]
 }
 
 fn info<E: std::error::Error + Send + Sync + 'static>(error: E) -> LoadError {

@@ -1,6 +1,7 @@
 //! Loads the programs and attaches them to interfaces: all of them, or none.
 
 pub mod load;
+pub mod pins;
 pub mod sockets;
 pub mod tc;
 pub mod xdp;
@@ -18,7 +19,7 @@ use crate::{
     host::LOOPBACK,
     netlink::{self, Interface},
     settings::{EgressSetting, ModeSetting},
-    state::AttachedState,
+    state::{AttachedState, State},
 };
 
 pub use load::{Datapath, LoadError};
@@ -47,8 +48,44 @@ pub enum AttachError {
         path: PathBuf,
         source: Box<aya::pin::PinError>,
     },
+    #[error("cannot pin a map at {path}: {source}")]
+    PinMap {
+        path: PathBuf,
+        source: Box<aya::pin::PinError>,
+    },
     #[error(transparent)]
     Bpffs(#[from] BpffsError),
+}
+
+/// What another run of the instance has left, which goes on until other programs take its place.
+#[derive(Clone, Copy, Debug)]
+pub struct Left<'a> {
+    /// Where it is pinned.
+    pub folder: &'a Path,
+    /// What that run has written down.
+    pub state: &'a State,
+}
+
+impl Left<'_> {
+    /// What was attached to the interface of this number.
+    fn at(&self, index: u32) -> Option<&AttachedState> {
+        self.state.egresses().find(|left| left.index == index)
+    }
+}
+
+/// Has the program that notices the end of memcached's sockets take the place of that of another run, or
+/// attaches it.
+///
+/// # Errors
+/// The kernel cannot do that.
+pub fn adopt_sockets(
+    datapath: &mut Datapath,
+    left: Left<'_>,
+) -> Result<sockets::Attached, sockets::Unwatched> {
+    match sockets::adopt(datapath, &pins::of_sockets(left.folder))? {
+        Some(adopted) => Ok(adopted),
+        None => sockets::attach(datapath),
+    }
 }
 
 /// Attaches the program that notices the end of memcached's sockets; it is detached when what is returned
@@ -79,12 +116,39 @@ impl Loopback {
         Ok(Self { interface, lo })
     }
 
+    /// Has `lo` take the place of that of another run, or attaches it.
+    ///
+    /// # Errors
+    /// There is no loopback interface, or the kernel refused.
+    pub fn adopt(
+        datapath: &mut Datapath,
+        egress: EgressSetting,
+        left: Left<'_>,
+    ) -> Result<Self, Unwatched> {
+        let interface = netlink::interface(LOOPBACK)?.ok_or(Unwatched::Missing)?;
+        if let Some(state) = &left.state.lo {
+            let path = pins::of_loopback(left.folder);
+            let left = (state, &left.state.programs[..]);
+            let adopted = tc::adopt(datapath, names::LO, &interface, &path, left)?;
+            if let Some(lo) = adopted {
+                return Ok(Self { interface, lo });
+            }
+        }
+        Self::watch(datapath, egress)
+    }
+
+    /// Where its link is pinned.
+    #[must_use]
+    pub fn pinned_at(folder: &Path) -> PathBuf {
+        pins::of_loopback(folder)
+    }
+
     /// Pins the link in `folder`, so that it outlives the process.
     ///
     /// # Errors
     /// The BPF file system refused.
     pub fn pin(&mut self, folder: &Path) -> Result<(), AttachError> {
-        let path = folder.join("lo");
+        let path = Self::pinned_at(folder);
         self.lo.pin(&path).map_err(|source| AttachError::Pin {
             interface: self.interface.name.clone(),
             path,
@@ -144,6 +208,59 @@ impl Attachment {
         })
     }
 
+    /// Has `tx` take the place of that of another run, or attaches it.
+    ///
+    /// # Errors
+    /// The kernel refused.
+    pub fn adopt_replies(
+        datapath: &mut Datapath,
+        interface: Interface,
+        egress: EgressSetting,
+        left: Left<'_>,
+    ) -> Result<Self, AttachError> {
+        if let Some(state) = left.at(interface.index) {
+            let path = pins::of_interface(left.folder, "tx", interface.index);
+            let left = (state, &left.state.programs[..]);
+            let adopted = tc::adopt(datapath, names::TX, &interface, &path, left)?;
+            if let Some(tx) = adopted {
+                return Ok(Self {
+                    interface,
+                    rx: None,
+                    tx,
+                });
+            }
+        }
+        Self::watch_replies(datapath, interface, egress)
+    }
+
+    /// Has `rx` take the place of that of another run, or attaches it. Returns what
+    /// [`take_requests`](Self::take_requests) does.
+    ///
+    /// # Errors
+    /// The kernel refused.
+    pub fn adopt_requests(
+        &mut self,
+        datapath: &mut Datapath,
+        mode: ModeSetting,
+        left: Left<'_>,
+    ) -> Result<Option<String>, AttachError> {
+        let index = self.interface.index;
+        if let Some(state) = left.at(index) {
+            let path = pins::of_interface(left.folder, "rx", index);
+            self.rx = xdp::adopt(datapath, &self.interface, &path, state)?;
+            if self.rx.is_some() {
+                return Ok(None);
+            }
+        }
+        self.take_requests(datapath, mode)
+    }
+
+    /// Where its links are pinned.
+    #[must_use]
+    pub fn pinned_at(&self, folder: &Path) -> [PathBuf; 2] {
+        ["tx", "rx"].map(|hook| pins::of_interface(folder, hook, self.interface.index))
+    }
+
     /// Attaches `rx` to the interface: requests are looked at from then on. Returns why native
     /// mode was not possible, if it was tried in vain.
     ///
@@ -175,13 +292,10 @@ impl Attachment {
             path,
             source: Box::new(source),
         };
-        // Names of interfaces may hold dots, which the BPF file system refuses.
-        let path = |hook: &str| folder.join(format!("{hook}-{}", self.interface.index));
-        self.tx
-            .pin(&path("tx"))
-            .map_err(|e| failed(path("tx"), e))?;
+        let [tx_path, rx_path] = self.pinned_at(folder);
+        self.tx.pin(&tx_path).map_err(|e| failed(tx_path, e))?;
         if let Some(rx) = &mut self.rx {
-            rx.pin(&path("rx")).map_err(|e| failed(path("rx"), e))?;
+            rx.pin(&rx_path).map_err(|e| failed(rx_path, e))?;
         }
         Ok(())
     }

@@ -20,7 +20,7 @@ use aya::{
 use nix::libc;
 use prestack_abi::names;
 
-use super::{Datapath, reason};
+use super::{Datapath, pins, reason};
 use crate::discovery::Memcached;
 
 /// The hook, and which sockets it knows.
@@ -34,7 +34,7 @@ pub struct Attached {
 }
 
 /// Why the end of sockets cannot be noticed.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Default, thiserror::Error)]
 #[error(
     "cannot watch memcached's sockets ({0}): that memcached ends is noticed by its process alone, and a \
      moment later"
@@ -96,11 +96,40 @@ impl Attached {
     }
 }
 
+fn text(error: &dyn std::error::Error) -> Unwatched {
+    Unwatched(error.to_string())
+}
+
+/// The map of the sockets that are watched.
+fn sockets(datapath: &Datapath) -> Result<HashMap<MapData, u64, u64>, Unwatched> {
+    let map = MapData::from_id(datapath.maps.sockets).map_err(|error| text(&error))?;
+    HashMap::try_from(Map::HashMap(map)).map_err(|error| text(&error))
+}
+
+/// Puts the program in the place of that of another run, which has left its link at `path`. `None` if there is
+/// no link.
+pub(super) fn adopt(datapath: &mut Datapath, path: &Path) -> Result<Option<Attached>, Unwatched> {
+    if !path.exists() {
+        return Ok(None);
+    }
+    let sockets = sockets(datapath)?;
+    let program = datapath.released().map_err(|error| text(&error))?;
+    let replaced = program
+        .load()
+        .and_then(|()| program.fd())
+        .map_err(|error| Unwatched(format!("{}: {}", names::RELEASED, reason(&error))))
+        .and_then(|program| pins::replace(path, program).map_err(|error| text(&error)))?;
+    Ok(replaced.map(|link| Attached {
+        sockets,
+        known: BTreeMap::new(),
+        link: None,
+        pinned: Some(link),
+    }))
+}
+
 /// Attaches the program for every cgroup.
 pub(super) fn attach(datapath: &mut Datapath) -> Result<Attached, Unwatched> {
-    let text = |error: &dyn std::error::Error| Unwatched(error.to_string());
-    let map = MapData::from_id(datapath.maps.sockets).map_err(|error| text(&error))?;
-    let sockets = HashMap::try_from(Map::HashMap(map)).map_err(|error| text(&error))?;
+    let sockets = sockets(datapath)?;
     let cgroups = cgroups().map_err(|error| Unwatched(format!("no cgroup2: {error}")))?;
     let program = datapath.released().map_err(|error| text(&error))?;
     let link = program

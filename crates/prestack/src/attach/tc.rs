@@ -8,16 +8,19 @@ use aya::{
     programs::{
         LinkOrder, TcAttachType,
         links::{FdLink, PinnedLink},
-        tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcError, qdisc_add_clsact},
+        tc::{
+            NlOptions, SchedClassifierLink, TcAttachOptions, TcError, TcHandle, qdisc_add_clsact,
+        },
     },
 };
 use nix::libc;
 use tracing::warn;
 
-use super::{AttachError, Datapath, error_number, reason};
+use super::{AttachError, Datapath, error_number, pins, reason};
 use crate::{
     netlink::{self, Interface},
     settings::EgressSetting,
+    state::AttachedState,
 };
 
 /// A program on an interface.
@@ -139,6 +142,59 @@ pub(super) fn attach(
         interface: interface.name.clone(),
         reason,
     })
+}
+
+/// Puts the program of this name in the place of one of `programs`, which another run has left at the interface:
+/// by its link at `path`, or by its filter. `None` if there is neither.
+pub(super) fn adopt(
+    datapath: &mut Datapath,
+    name: &'static str,
+    interface: &Interface,
+    path: &Path,
+    left: (&AttachedState, &[u32]),
+) -> Result<Option<Attached>, AttachError> {
+    let failed = |reason: String| AttachError::Egress {
+        interface: interface.name.clone(),
+        reason,
+    };
+    let text = |error: &dyn std::error::Error| failed(error.to_string());
+    let program = datapath.classifier_fd(name).map_err(|error| text(&error))?;
+    if let Some(link) = pins::replace(path, program).map_err(|error| text(&error))? {
+        return Ok(Some(Attached::Tcx {
+            link: None,
+            pinned: Some(link),
+        }));
+    }
+    let (left, programs) = left;
+    let filters = netlink::egress_filters(interface.index).map_err(|error| text(&error))?;
+    let mut filters = filters.into_iter();
+    let Some(filter) = filters.find(|filter| filter.program.is_some_and(|p| programs.contains(&p)))
+    else {
+        return Ok(None);
+    };
+    let link = SchedClassifierLink::attached(
+        &interface.name,
+        TcAttachType::Egress,
+        filter.priority,
+        TcHandle::from(filter.handle),
+        None,
+    );
+    let link = link.map_err(|error| text(&error))?;
+    let program = datapath.classifier(name).map_err(|error| text(&error))?;
+    let id = program
+        .attach_to_link(link)
+        .map_err(|error| failed(reason(&error)))?;
+    let link = program
+        .take_link(id)
+        .map_err(|error| failed(reason(&error)))?;
+    // As in `attach_clsact`.
+    mem::forget(link);
+    Ok(Some(Attached::Clsact(ClsactFilter {
+        interface: interface.clone(),
+        programs: datapath.programs.clone(),
+        added_clsact: left.added_clsact,
+        stays: true,
+    })))
 }
 
 /// The error number, if there is one, comes with the reason.

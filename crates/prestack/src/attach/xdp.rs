@@ -11,8 +11,12 @@ use aya::{
     },
 };
 
-use super::{AttachError, Datapath, reason};
-use crate::{netlink::Interface, settings::ModeSetting};
+use super::{AttachError, Datapath, pins, reason};
+use crate::{netlink::Interface, settings::ModeSetting, state::AttachedState};
+
+/// The modes, as they are written down.
+const NATIVE: &str = "native";
+const GENERIC: &str = "generic";
 
 /// `rx` on an interface.
 #[derive(Debug)]
@@ -54,7 +58,7 @@ pub(super) fn attach(
     };
     let generic = |datapath: &mut Datapath| {
         attach_in(datapath, interface, XdpMode::Skb)
-            .map(|link| attached("generic", link))
+            .map(|link| attached(GENERIC, link))
             .map_err(|reason| AttachError::Xdp {
                 interface: interface.name.clone(),
                 reason,
@@ -64,13 +68,40 @@ pub(super) fn attach(
         return Ok((generic(datapath)?, None));
     }
     match attach_in(datapath, interface, XdpMode::Driver) {
-        Ok(link) => Ok((attached("native", link), None)),
+        Ok(link) => Ok((attached(NATIVE, link), None)),
         Err(reason) if mode == ModeSetting::Auto => Ok((generic(datapath)?, Some(reason))),
         Err(reason) => Err(AttachError::Native {
             interface: interface.name.clone(),
             reason,
         }),
     }
+}
+
+/// Puts `rx` in the place of the program of another run, which has left its link at `path`, in whichever mode
+/// that is. `None` if there is no link.
+pub(super) fn adopt(
+    datapath: &mut Datapath,
+    interface: &Interface,
+    path: &Path,
+    left: &AttachedState,
+) -> Result<Option<Attached>, AttachError> {
+    let failed = |reason: String| AttachError::Xdp {
+        interface: interface.name.clone(),
+        reason,
+    };
+    let program = datapath
+        .rx_fd()
+        .map_err(|error| failed(error.to_string()))?;
+    let link = pins::replace(path, program).map_err(|error| failed(error.to_string()))?;
+    Ok(link.map(|link| Attached {
+        mode: if left.mode == GENERIC {
+            GENERIC
+        } else {
+            NATIVE
+        },
+        link: None,
+        pinned: Some(link),
+    }))
 }
 
 fn attach_in(

@@ -11,10 +11,22 @@ use nix::{
     unistd::Pid,
 };
 
-use super::AskError;
-use crate::{cli::InstanceArgs, leftovers, preflight, state::Instance, units::InstanceName};
+use prestack_abi::LAYOUT;
+use tracing::info;
 
-/// How long the daemon is given to end.
+use super::AskError;
+use crate::{
+    bpffs,
+    cli::DetachArgs,
+    drain::{Carried, Drained, drain},
+    leftovers::{self, namespace_exists},
+    maps::Controls,
+    preflight,
+    state::{Instance, State, current_netns},
+    units::{InstanceName, counted},
+};
+
+/// How long the daemon is given to end, once it waits for no connection any more.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Why an instance cannot be stopped.
@@ -34,52 +46,110 @@ pub enum DetachError {
          with `kill -9 {pid}` and run `prestack detach` again", PATIENCE.as_secs()
     )]
     Stuck { name: InstanceName, pid: u32 },
+    #[error(
+        "instance {0} may carry connections in another network namespace: run `prestack detach` there \
+         (nsenter --net=…)"
+    )]
+    OtherNamespace(InstanceName),
 }
 
 /// Stops the daemon and removes everything that is attached or pinned; says what that was.
 ///
 /// # Errors
 /// Something cannot be stopped or removed, or there is nothing.
-pub fn detach(args: &InstanceArgs) -> anyhow::Result<String> {
+pub fn detach(args: &DetachArgs) -> anyhow::Result<String> {
     preflight::privileges()?;
-    let instance = Instance::new(args.instance.clone());
+    let name = &args.instance.instance;
+    let instance = Instance::new(name.clone());
+    let timeout = args.drain_timeout.map(|span| span.0);
     let mut done = Vec::new();
     if instance.is_running()? {
-        done.push(format!("stopped the daemon (pid {})", stop(&instance)?));
+        done.push(format!(
+            "stopped the daemon (pid {})",
+            stop(&instance, timeout)?
+        ));
     }
     // Nobody must start the instance anew meanwhile. With the lock goes the file of one that was
     // killed.
     let _lock = instance.lock()?;
+    if let Some(state) = instance.state()?.filter(|state| state.tcp_hits) {
+        let reset = end_connections(&instance, &state, timeout)?;
+        if reset > 0 {
+            done.push(format!("reset {}", counted(reset, "connection")));
+        }
+    }
     let removed = leftovers::remove(&instance)?;
     done.extend(removed.into_iter().map(|what| format!("removed {what}")));
     if done.is_empty() {
         return Err(AskError::NothingThere {
-            name: args.instance.clone(),
+            name: name.clone(),
             others: instance.others(),
         }
         .into());
     }
-    Ok(format!(
-        "detached instance {}: {}\n",
-        args.instance,
-        done.join(", ")
-    ))
+    Ok(format!("detached instance {name}: {}\n", done.join(", ")))
 }
 
-/// Ends the daemon and waits until it has.
-fn stop(instance: &Instance) -> anyhow::Result<u32> {
+/// Waits until the pinned programs carry no connection, and ends those that are left. Returns how many.
+fn end_connections(
+    instance: &Instance,
+    state: &State,
+    timeout: Option<Duration>,
+) -> anyhow::Result<usize> {
+    if bpffs::names(&instance.pin_folder())?.is_empty() || !namespace_exists(state.netns) {
+        return Ok(0);
+    }
+    if state.netns != current_netns()? {
+        return Err(DetachError::OtherNamespace(instance.name().clone()).into());
+    }
+    let timeout = timeout.unwrap_or(Duration::from_millis(state.drain_timeout_ms));
+    let drained = drain(&Carried::by(state)?, timeout, |pause| {
+        sleep(pause);
+        Ok(false)
+    })?;
+    match drained {
+        Drained::Done { reset } => Ok(reset),
+        Drained::Interrupted { .. } => unreachable!("nothing interrupts it"),
+    }
+}
+
+/// Ends the daemon and waits until it has. If it is asked for another drain timeout than the daemon's own, the
+/// daemon leaves the connections.
+fn stop(instance: &Instance, timeout: Option<Duration>) -> anyhow::Result<u32> {
     let name = instance.name().clone();
     let Some(state) = instance.state()? else {
         return Err(DetachError::Starting(name).into());
     };
     let pid = state.pid;
-    match kill(Pid::from_raw(pid.cast_signed()), Signal::SIGTERM) {
+    let signal = || match kill(Pid::from_raw(pid.cast_signed()), Signal::SIGTERM) {
         // It has ended by itself.
-        Ok(()) | Err(Errno::ESRCH) => {}
-        Err(source) => return Err(DetachError::Signal { name, pid, source }.into()),
+        Ok(()) | Err(Errno::ESRCH) => Ok(()),
+        Err(source) => Err(DetachError::Signal {
+            name: name.clone(),
+            pid,
+            source,
+        }),
+    };
+    signal()?;
+    let mut patience = PATIENCE;
+    let mut draining = None;
+    if state.tcp_hits {
+        if timeout.is_some() && state.layout == LAYOUT {
+            // A second signal, once the first was heeded, has the daemon leave everything to this process.
+            draining = Some(Controls::open(&state.maps)?);
+        } else {
+            patience += Duration::from_millis(state.drain_timeout_ms);
+        }
+        info!("waits for the connections that the daemon carries");
     }
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + patience;
     while instance.is_running()? {
+        if draining
+            .take_if(|controls| controls.is_draining())
+            .is_some()
+        {
+            signal()?;
+        }
         if Instant::now() >= deadline {
             return Err(DetachError::Stuck { name, pid }.into());
         }

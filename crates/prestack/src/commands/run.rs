@@ -1,14 +1,18 @@
 //! `prestack run`.
 
+use std::time::Duration;
+
 use tracing::info;
 
 use super::print;
 use crate::{
     cli::RunArgs,
     daemon::{Daemon, Signals},
+    drain::Drained,
     host, preflight,
     settings::Settings,
     state::Instance,
+    units::counted,
 };
 
 /// Runs an instance until it is told to stop.
@@ -30,9 +34,17 @@ pub fn run(args: &RunArgs) -> anyhow::Result<()> {
 
     let mut daemon = Daemon::start(&options, instance)?;
     let served = print(&format!("{}\n", daemon.banner())).and_then(|()| daemon.serve(&signals));
-    let pinned = options.pin && served.is_ok();
-    daemon.stop(pinned)?;
-    if pinned {
+    let (stays, drained) = match served {
+        Ok(()) if options.pin => (true, Ok(())),
+        _ if options.tcp_hits => match drain(&daemon, &signals, options.drain_timeout) {
+            Ok(is_over) => (!is_over, Ok(())),
+            // What carries connections must not go before them.
+            Err(error) => (true, Err(error)),
+        },
+        _ => (false, Ok(())),
+    };
+    daemon.stop(stays)?;
+    if stays {
         info!(
             "left in place, serving nothing until the next `prestack run`: `prestack detach \
              --instance {}` removes it",
@@ -41,5 +53,24 @@ pub fn run(args: &RunArgs) -> anyhow::Result<()> {
     } else {
         info!("detached");
     }
-    served
+    served.and(drained)
+}
+
+/// Ends what is carried over TCP. Returns whether nothing is any more.
+fn drain(daemon: &Daemon, signals: &Signals, timeout: Duration) -> anyhow::Result<bool> {
+    match daemon.drain(signals, timeout)? {
+        Drained::Done { reset } => {
+            if reset > 0 {
+                info!("{} reset", counted(reset, "translated connection"));
+            }
+            Ok(true)
+        }
+        Drained::Interrupted { left } => {
+            info!(
+                "{} left, which the pinned programs go on to translate",
+                counted(left, "connection")
+            );
+            Ok(false)
+        }
+    }
 }

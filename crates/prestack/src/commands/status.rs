@@ -5,7 +5,12 @@ use std::{fmt::Display, time::Duration};
 use bytesize::ByteSize;
 
 use super::{Running, table};
-use crate::{cli::InstanceArgs, state::BackendState, units::Span};
+use crate::{
+    cli::InstanceArgs,
+    state::BackendState,
+    translations::Translations,
+    units::{Span, counted},
+};
 
 /// What the running instance serves.
 ///
@@ -37,6 +42,9 @@ pub fn status(args: &InstanceArgs) -> anyhow::Result<String> {
         let waits = "not followed while nobody reads over UDP: who does is served after a moment";
         rows.push(("tcp", waits.into()));
     }
+    if state.tcp_hits {
+        rows.push(("tcp hits", tcp_hits(&running)?));
+    }
     for backend in &state.backends {
         rows.push(("backend", backend_line(&running, backend)));
     }
@@ -55,6 +63,16 @@ pub fn status(args: &InstanceArgs) -> anyhow::Result<String> {
         ));
     }
     Ok(table(&rows))
+}
+
+fn tcp_hits(running: &Running) -> anyhow::Result<String> {
+    let count = Translations::open(&running.state.maps)?.count()?;
+    let connections = counted(count, "connection");
+    Ok(match (running.has_daemon, running.controls.is_draining()) {
+        (true, false) => format!("on: {connections} translated"),
+        (true, true) => format!("draining: {connections} left"),
+        (false, _) => format!("none without a daemon: {connections} translated"),
+    })
 }
 
 fn interfaces(running: &Running) -> String {

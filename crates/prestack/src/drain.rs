@@ -1,0 +1,184 @@
+//! Ending what translates connections without breaking one: nothing is answered over TCP any more, those that
+//! are translated are waited for, and those that are left are reset while their segments are still translated.
+
+use std::{
+    io,
+    time::{Duration, Instant},
+};
+
+use prestack_abi::{LAYOUT, flow::FlowKey};
+use tracing::{debug, info};
+
+use crate::{
+    clock,
+    destroy::Destroyer,
+    discovery::procnet::connections,
+    maps::{Controls, MapsError},
+    state::State,
+    translations::Translations,
+    units::{Span, counted},
+};
+
+/// How often it is looked at what is left.
+const LOOK: Duration = Duration::from_millis(200);
+/// How long a connection that was closed, or reset, may take to show it.
+const LINGER: Duration = Duration::from_secs(2);
+
+/// The connections that the programs of an instance carry.
+#[derive(Debug)]
+pub enum Carried {
+    /// Those that are translated.
+    Translated(Controls, Translations),
+    /// All to these ports: the maps of another version of prestack cannot be read, and nothing is answered
+    /// without its daemon.
+    Unknown(Vec<u16>),
+}
+
+impl Carried {
+    /// Those of this instance.
+    ///
+    /// # Errors
+    /// The maps are gone, or this process may not use them.
+    pub fn by(state: &State) -> Result<Self, MapsError> {
+        if state.layout != LAYOUT {
+            return Ok(Self::Unknown(state.ports.clone()));
+        }
+        let controls = Controls::open(&state.maps)?;
+        Ok(Self::Translated(controls, Translations::open(&state.maps)?))
+    }
+
+    /// Has no more connections carried than there are.
+    pub fn stop(&self) {
+        if let Self::Translated(controls, _) = self {
+            controls.stop_serving();
+            controls.stop_tcp_hits();
+        }
+    }
+
+    /// The connections that are carried, and that this host still has.
+    ///
+    /// # Errors
+    /// They cannot be looked at.
+    pub fn left(&self) -> anyhow::Result<Vec<FlowKey>> {
+        let translations = match self {
+            Self::Translated(_, translations) => translations,
+            Self::Unknown(ports) => return Ok(connections(ports)?.into_iter().collect()),
+        };
+        let mut keys = translations.keys()?;
+        if keys.is_empty() {
+            return Ok(keys);
+        }
+        let ports = keys.iter().map(|key| u16::from_be(key.server_port));
+        let mut ports: Vec<_> = ports.collect();
+        ports.sort_unstable();
+        ports.dedup();
+        let there = connections(&ports)?;
+        keys.retain(|key| there.contains(key));
+        Ok(keys)
+    }
+
+    /// Whether something of a closed connection may still be sent again.
+    fn lingers(&self) -> Result<bool, MapsError> {
+        match self {
+            Self::Translated(_, translations) => Ok(translations.lingering(clock::now_ns())? > 0),
+            Self::Unknown(_) => Ok(false),
+        }
+    }
+}
+
+/// How it ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Drained {
+    /// Nothing is translated any more; so many connections were reset.
+    Done {
+        /// Connections that were reset.
+        reset: usize,
+    },
+    /// It was interrupted while so many were left.
+    Interrupted {
+        /// Connections that are translated.
+        left: usize,
+    },
+}
+
+/// Translated connections could not be ended.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "{} left, which the kernel does not end ({reason}): pinned programs go on to translate; close them at the clients, or restart memcached, and run `prestack \
+     detach` again", counted(*.left, "translated connection")
+)]
+pub struct NotEnded {
+    left: usize,
+    reason: String,
+}
+
+/// Waits until no connection is carried any more, for `timeout` at most, and ends those that are left then.
+/// `pause` waits, and says whether to give up.
+///
+/// # Errors
+/// Connections cannot be looked at or ended: then they stay translated.
+pub fn drain(
+    carried: &Carried,
+    timeout: Duration,
+    mut pause: impl FnMut(Duration) -> io::Result<bool>,
+) -> anyhow::Result<Drained> {
+    carried.stop();
+    let start = Instant::now();
+    let mut left = carried.left()?;
+    if !left.is_empty() {
+        info!(
+            "{} translated until the end, for {} at most",
+            counted(left.len(), "connection"),
+            Span(timeout)
+        );
+    }
+    while !left.is_empty() && start.elapsed() < timeout {
+        if pause(LOOK.min(timeout.saturating_sub(start.elapsed())))? {
+            return Ok(Drained::Interrupted { left: left.len() });
+        }
+        left = carried.left()?;
+    }
+    let reset = end(carried, &left, &mut pause)?;
+    // What was sent last may be sent again.
+    let closed = Instant::now();
+    while carried.lingers()? && closed.elapsed() < LINGER {
+        if pause(LOOK)? {
+            break;
+        }
+    }
+    Ok(Drained::Done { reset })
+}
+
+/// Has the kernel reset connections, and waits until they are gone. Returns how many there were.
+fn end(
+    carried: &Carried,
+    left: &[FlowKey],
+    pause: &mut impl FnMut(Duration) -> io::Result<bool>,
+) -> anyhow::Result<usize> {
+    if left.is_empty() {
+        return Ok(0);
+    }
+    let failed = |left, reason: String| NotEnded { left, reason };
+    let destroyer = Destroyer::new().map_err(|error| failed(left.len(), error.to_string()))?;
+    let mut reset = 0;
+    let mut refusal = None;
+    for connection in left {
+        match destroyer.destroy(connection) {
+            Ok(true) => reset += 1,
+            Ok(false) => debug!("a translated connection has ended meanwhile"),
+            Err(error) => refusal = Some(error.to_string()),
+        }
+    }
+    let asked = Instant::now();
+    loop {
+        let left = carried.left()?;
+        if left.is_empty() {
+            return Ok(reset);
+        }
+        if asked.elapsed() >= LINGER {
+            let reason = refusal.unwrap_or_else(|| "they do not go".into());
+            return Err(failed(left.len(), reason).into());
+        }
+        pause(LOOK)?;
+    }
+}

@@ -1,0 +1,93 @@
+//! Connections on which requests were answered: they break if their segments are not translated.
+
+use std::fmt;
+
+use aya::{
+    Pod,
+    maps::{Array, Map, MapData, MapError},
+};
+use prestack_abi::{flow::FlowKey, names, translated::Translated};
+
+use crate::maps::{self, LOCKED, MapIds, MapsError, fails};
+
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+struct Element(Translated);
+
+// SAFETY: made of integers.
+unsafe impl Pod for Element {}
+
+/// The elements of `TRANSLATIONS`, those of flows that are known.
+pub struct Translations {
+    ids: MapIds,
+    elements: Array<MapData, Element>,
+}
+
+impl fmt::Debug for Translations {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "Translations({})", self.ids.translations)
+    }
+}
+
+impl Translations {
+    /// Opens `TRANSLATIONS`.
+    ///
+    /// # Errors
+    /// It is gone, or this process may not use it.
+    pub fn open(ids: &MapIds) -> Result<Self, MapsError> {
+        let map = Map::Array(maps::open(names::TRANSLATIONS, ids.translations)?);
+        let elements = Array::try_from(map).map_err(fails::<MapError>(names::TRANSLATIONS))?;
+        Ok(Self {
+            ids: *ids,
+            elements,
+        })
+    }
+
+    /// How many connections are translated and open.
+    ///
+    /// # Errors
+    /// The maps are gone, or this process may not use them.
+    pub fn count(&self) -> Result<usize, MapsError> {
+        let mut count = 0;
+        self.each(|_, translated| count += usize::from(translated.over_at == 0))?;
+        Ok(count)
+    }
+
+    /// How many are closed, and translated for what may still be sent again at `now`, a coarse monotonic time
+    /// in ns.
+    ///
+    /// # Errors
+    /// As for [`count`](Self::count).
+    pub fn lingering(&self, now: u64) -> Result<usize, MapsError> {
+        let mut count = 0;
+        self.each(|_, translated| count += usize::from(translated.over_at > now))?;
+        Ok(count)
+    }
+
+    /// The ends of those that are translated and open.
+    ///
+    /// # Errors
+    /// As for [`count`](Self::count).
+    pub fn keys(&self) -> Result<Vec<FlowKey>, MapsError> {
+        let mut places = Vec::new();
+        self.each(|place, translated| {
+            if translated.over_at == 0 {
+                places.push(place);
+            }
+        })?;
+        let key = |place| Ok(maps::flow(&self.ids, place)?.key);
+        places.into_iter().map(key).collect()
+    }
+
+    /// Looks at those that are translated, the closed ones included, and their places.
+    fn each(&self, mut look: impl FnMut(u32, &Translated)) -> Result<(), MapsError> {
+        for place in maps::flow_places(&self.ids)? {
+            let element = self.elements.get(&place, LOCKED);
+            let Element(translated) = element.map_err(fails::<MapError>(names::TRANSLATIONS))?;
+            if translated.is_translated() {
+                look(place, &translated);
+            }
+        }
+        Ok(())
+    }
+}

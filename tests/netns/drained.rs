@@ -1,0 +1,155 @@
+//! `--tcp-hits`: what carries connections ends after them.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use prestack::destroy::Destroyer;
+use prestack::discovery::procnet::connections;
+use prestack_testbed::{MemcachedOptions, TcpClient, pace};
+use prestack_tests::attached::nothing_attached;
+use prestack_tests::pinned::{Pinned, carry, nothing_left};
+use prestack_tests::stage::{LASTING, PORT, Stage, store};
+
+/// A stage that waits for so long, and a client whose connection it carries.
+fn stage(timeout: &str) -> Result<(Stage, TcpClient)> {
+    let hits = ["--tcp-hits", "--drain-timeout", timeout];
+    let stage = Stage::with(MemcachedOptions::default(), &[&LASTING[..], &hits].concat())?;
+    let mut tcp = stage.tcp()?;
+    store(&mut tcp, b"key", b"value")?;
+    carry(stage.prestack.instance(), &tcp)?;
+    Ok((stage, tcp))
+}
+
+/// Nothing is attached, pinned or written down any more.
+fn is_over(stage: &Stage) -> Result<()> {
+    nothing_attached(&stage.bed.server, &stage.bed.links[0].server_dev)?;
+    nothing_left(stage.prestack.instance())
+}
+
+fn until_draining(stage: &Stage) -> Result<()> {
+    pace::wait_for("draining", Duration::from_secs(5), || {
+        let status = stage.prestack.instance().command(&["status"])?;
+        Ok(status.contains("draining: 1 connection left").then_some(()))
+    })
+}
+
+#[test]
+fn connections_are_waited_for() -> Result<()> {
+    let (mut stage, mut tcp) = stage("1m")?;
+    stage.prestack.signal(Signal::SIGTERM)?;
+    until_draining(&stage)?;
+    for n in 0..20 {
+        let value = format!("value{n}").into_bytes();
+        store(&mut tcp, b"key", &value)?;
+        assert_eq!(tcp.get(b"key")?.as_ref(), Some(&value));
+    }
+    let hits = stage.hits()?;
+    let mut udp = stage.udp()?;
+    for _ in 0..5 {
+        assert_eq!(udp.get(b"key")?.as_deref(), Some(&b"value19"[..]));
+    }
+    assert_eq!(stage.hits()?, hits, "it still serves");
+    drop(tcp);
+    let said = stage.prestack.wait()?;
+    ensure!(
+        said.contains("detached") && !said.contains("reset"),
+        "{said}"
+    );
+    is_over(&stage)
+}
+
+#[test]
+fn connections_that_stay_are_reset_in_the_end() -> Result<()> {
+    let (mut stage, mut tcp) = stage("1s")?;
+    let mut other = stage.tcp()?;
+    store(&mut other, b"key", b"other")?;
+    let start = Instant::now();
+    stage.prestack.signal(Signal::SIGTERM)?;
+    let said = stage.prestack.wait()?;
+    ensure!(start.elapsed() >= Duration::from_secs(1), "it did not wait");
+    ensure!(said.contains("1 translated connection reset"), "{said}");
+    ensure!(tcp.is_reset()?, "the connection was closed");
+    // Whoever is not carried notices nothing.
+    assert_eq!(other.get(b"key")?.as_deref(), Some(&b"other"[..]));
+    is_over(&stage)
+}
+
+#[test]
+fn a_second_signal_leaves_them_to_what_is_pinned() -> Result<()> {
+    let (mut stage, mut tcp) = stage("1m")?;
+    let before = Pinned::by(stage.prestack.instance())?;
+    stage.prestack.signal(Signal::SIGINT)?;
+    until_draining(&stage)?;
+    stage.prestack.signal(Signal::SIGINT)?;
+    let said = stage.prestack.wait()?;
+    ensure!(said.contains("1 connection left"), "{said}");
+    assert_eq!(Pinned::by(stage.prestack.instance())?, before);
+    store(&mut tcp, b"key", b"again")?;
+
+    // Without a daemon `detach` waits, and ends what is left.
+    let done = stage
+        .prestack
+        .instance()
+        .command(&["detach", "--drain-timeout", "300ms"])?;
+    ensure!(done.contains("reset 1 connection"), "{done}");
+    ensure!(tcp.is_reset()?, "the connection was closed");
+    is_over(&stage)
+}
+
+#[test]
+fn detach_says_how_long_to_wait() -> Result<()> {
+    let (stage, mut tcp) = stage("1m")?;
+    let start = Instant::now();
+    let detach = ["detach", "--drain-timeout", "0s"];
+    let done = stage.prestack.instance().command(&detach)?;
+    ensure!(
+        start.elapsed() < pace::patience(Duration::from_secs(10)),
+        "it waited"
+    );
+    ensure!(done.contains("reset 1 connection"), "{done}");
+    ensure!(tcp.is_reset()?, "the connection was closed");
+    is_over(&stage)
+}
+
+#[test]
+fn detach_waits_for_the_daemon() -> Result<()> {
+    let (stage, tcp) = stage("1m")?;
+    let daemon = Pid::from_raw(stage.prestack.pid());
+    let done = std::thread::scope(|scope| {
+        let instance = stage.prestack.instance();
+        let detach = scope.spawn(|| instance.command(&["detach"]));
+        until_draining(&stage)?;
+        drop(tcp);
+        detach.join().expect("no panic")
+    })?;
+    ensure!(
+        done.contains("stopped the daemon") && !done.contains("reset"),
+        "{done}"
+    );
+    // It is a zombie of this process.
+    kill(daemon, None)?;
+    is_over(&stage)
+}
+
+#[test]
+fn what_has_no_socket_is_not_waited_for() -> Result<()> {
+    let (mut stage, tcp) = stage("1m")?;
+    let dev = stage.bed.links[0].client_dev.clone();
+    // The client vanishes: nothing of its end arrives.
+    stage.bed.client.ip(["link", "set", &dev, "down"])?;
+    stage.memcached.kill()?;
+    drop(tcp);
+    // The host's end goes when it gives up on its FIN.
+    let gone = stage.bed.server.run(|| -> std::io::Result<usize> {
+        let destroyer = Destroyer::new()?;
+        let left = connections(&[PORT])?;
+        let gone = left.iter().map(|connection| destroyer.destroy(connection));
+        Ok(gone.collect::<std::io::Result<Vec<_>>>()?.len())
+    })?;
+    assert_eq!(gone, 1);
+    stage.prestack.signal(Signal::SIGTERM)?;
+    stage.prestack.wait()?;
+    nothing_left(stage.prestack.instance())
+}
