@@ -16,6 +16,7 @@ mod links;
 mod lo;
 mod loss;
 mod max_age;
+mod mixed;
 mod noreply;
 mod overtaking;
 mod peers;

@@ -1,0 +1,162 @@
+//! Clients with a TCP connection each, which check every byte that they read, over good networks and bad.
+//!
+//! What a client's own keys hold it knows, as nobody else writes them: every answer is compared byte by
+//! byte. Keys that all read have rising versions. Commands come one by one, cut into pieces down to single
+//! bytes, and many at a time. Nothing may stand still for longer than 10 s.
+//!
+//! `PRESTACK_SEED` makes the clients and the relay draw the same again; `PRESTACK_OPERATIONS` is the number
+//! of commands of each course.
+
+mod answer;
+mod client;
+mod course;
+mod shared;
+mod source;
+mod value;
+
+use anyhow::Result;
+use course::{Arguments, Course, Ground, Offloads, PLAIN, run};
+use prestack_tests::environment::seed;
+use std::time::Duration;
+
+use prestack_testbed::Disturbance;
+
+/// A good network with VLAN tags.
+const TAGS: Disturbance = Disturbance {
+    lose: 0.0,
+    reorder: 0.0,
+    duplicate: 0.0,
+    has_tags: true,
+    ..BAD
+};
+
+/// A bad network.
+const BAD: Disturbance = Disturbance {
+    lose: 0.03,
+    reorder: 0.1,
+    duplicate: 0.03,
+    alter: 0.0,
+    delay: Duration::ZERO,
+    has_tags: false,
+};
+
+/// A worse one.
+const WORSE: Disturbance = Disturbance {
+    lose: 0.05,
+    reorder: 0.2,
+    duplicate: 0.05,
+    ..BAD
+};
+
+/// Where nothing is lost.
+const CLEAN: [Course; 6] = [
+    PLAIN,
+    Course {
+        name: "one thread, IPv6, bare options",
+        threads: 1,
+        is_v6: true,
+        has_timestamps: false,
+        has_sack: false,
+        ..PLAIN
+    },
+    Course {
+        name: "VLAN, small windows",
+        relay: Some(TAGS),
+        has_small_windows: true,
+        commands: 5_000,
+        ..PLAIN
+    },
+    Course {
+        name: "all offloads",
+        offloads: Offloads::All,
+        ..PLAIN
+    },
+    Course {
+        name: "no offloads",
+        offloads: Offloads::None,
+        ..PLAIN
+    },
+    Course {
+        name: "many connections",
+        connections: 64,
+        ..PLAIN
+    },
+];
+
+/// Where much is.
+const LOSSY: [Course; 4] = [
+    Course {
+        name: "bad network",
+        relay: Some(BAD),
+        connections: 32,
+        commands: 3_000,
+        ..PLAIN
+    },
+    Course {
+        name: "worse network, IPv6, one thread",
+        relay: Some(WORSE),
+        is_v6: true,
+        threads: 1,
+        connections: 32,
+        commands: 3_000,
+        ..PLAIN
+    },
+    Course {
+        name: "bad network, no SACK",
+        relay: Some(BAD),
+        has_sack: false,
+        connections: 32,
+        commands: 3_000,
+        ..PLAIN
+    },
+    Course {
+        name: "bad network, VLAN, no timestamps",
+        relay: Some(Disturbance {
+            has_tags: true,
+            ..BAD
+        }),
+        has_timestamps: false,
+        connections: 32,
+        commands: 3_000,
+        ..PLAIN
+    },
+];
+
+fn all(courses: &[Course], prestack: Arguments) -> Result<()> {
+    courses
+        .iter()
+        .try_for_each(|course| run(course, prestack).map(drop))
+}
+
+#[test]
+fn answers_are_right_without_prestack() -> Result<()> {
+    all(&CLEAN[..1], None)?;
+    all(&LOSSY[..1], None)
+}
+
+#[test]
+fn answers_are_right_over_clean_networks() -> Result<()> {
+    all(&CLEAN, Some(&[]))
+}
+
+#[test]
+fn answers_are_right_over_bad_networks() -> Result<()> {
+    all(&LOSSY, Some(&[]))
+}
+
+#[test]
+fn a_changed_byte_is_noticed() -> Result<()> {
+    let course = Course {
+        relay: Some(Disturbance {
+            alter: 0.01,
+            ..Disturbance::default()
+        }),
+        ..PLAIN
+    };
+    let seed = seed()?;
+    let ground = Ground::new(&course, None, seed)?;
+    let result = ground.run(&course, seed);
+    result.expect_err("words of segments have changed places");
+    assert!(ground.relayed().altered > 0);
+    Ok(())
+}
