@@ -14,12 +14,18 @@ mod shared;
 mod source;
 mod value;
 
-use anyhow::Result;
+use crate::clients::are_installed;
+use anyhow::{Context, Result, ensure};
+use client::Habit;
 use course::{Arguments, Course, Ground, Offloads, PLAIN, run};
-use prestack_tests::environment::seed;
+use prestack_tests::environment::{say, seed};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
-use prestack_testbed::Disturbance;
+use prestack_testbed::{Capture, Disturbance};
+
+/// What tshark flags without anything being wrong.
+const HARMLESS: [&str; 3] = ["window_update", "keep_alive", "keep_alive_ack"];
 
 /// A good network with VLAN tags.
 const TAGS: Disturbance = Disturbance {
@@ -48,9 +54,18 @@ const WORSE: Disturbance = Disturbance {
     ..BAD
 };
 
+/// Clients that mostly read.
+const READING: Course = Course {
+    name: "reading",
+    habit: Habit::Reading,
+    hits: 0.3,
+    ..PLAIN
+};
+
 /// Where nothing is lost.
-const CLEAN: [Course; 6] = [
+const CLEAN: [Course; 7] = [
     PLAIN,
+    READING,
     Course {
         name: "one thread, IPv6, bare options",
         threads: 1,
@@ -84,7 +99,14 @@ const CLEAN: [Course; 6] = [
 ];
 
 /// Where much is.
-const LOSSY: [Course; 4] = [
+const LOSSY: [Course; 5] = [
+    Course {
+        name: "bad network, reading",
+        relay: Some(BAD),
+        connections: 32,
+        commands: 3_000,
+        ..READING
+    },
     Course {
         name: "bad network",
         relay: Some(BAD),
@@ -142,6 +164,48 @@ fn answers_are_right_over_clean_networks() -> Result<()> {
 #[test]
 fn answers_are_right_over_bad_networks() -> Result<()> {
     all(&LOSSY, Some(&[]))
+}
+
+/// Runs a course while what passes the client's device is captured; what tshark flags in that.
+fn flags(course: &Course, prestack: Arguments) -> Result<BTreeMap<&'static str, u64>> {
+    let seed = seed()?;
+    let ground = Ground::new(course, prestack, seed)?;
+    let directory = tempfile::tempdir()?;
+    let file = directory.path().join("client.pcap");
+    let file = file.to_str().context("a path in text")?;
+    let capture = Capture::start(&ground.bed.client, &ground.bed.links[0].client_dev, file)?;
+    ground.run(course, seed)?;
+    let flags = capture.flags()?;
+    say(&format!("{}, {prestack:?}: {flags:?}", course.name));
+    Ok(flags)
+}
+
+/// Fails when tshark flags something that it would not in memcached's own connections.
+fn nothing_odd(course: &Course, prestack: Arguments) -> Result<()> {
+    if !are_installed() {
+        return Ok(());
+    }
+    let (bare, flags) = (flags(course, None)?, flags(course, prestack)?);
+    for (flag, count) in flags {
+        let by_itself = bare.get(flag).copied().unwrap_or_default();
+        ensure!(
+            HARMLESS.contains(&flag) || count <= 2 * by_itself + 10 && by_itself > 0,
+            "{flag}: {count} times, without prestack {by_itself} times"
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn captures_of_clean_networks_show_nothing_odd() -> Result<()> {
+    nothing_odd(&CLEAN[0], Some(&[]))?;
+    nothing_odd(&CLEAN[1], Some(&[]))
+}
+
+#[test]
+fn captures_of_bad_networks_show_nothing_odd() -> Result<()> {
+    nothing_odd(&LOSSY[0], Some(&[]))?;
+    nothing_odd(&LOSSY[1], Some(&[]))
 }
 
 #[test]

@@ -20,6 +20,7 @@
 //! ```
 
 pub mod bpf;
+mod capture;
 mod client;
 pub mod cpu;
 mod ethtool;
@@ -34,6 +35,7 @@ mod relay;
 mod reply;
 mod testbed;
 
+pub use capture::Capture;
 pub use client::tcp::TcpClient;
 pub use client::udp::UdpClient;
 pub use ethtool::Offload;

@@ -18,6 +18,9 @@ const RUN_FOLDER: &str = "/run/prestack";
 /// How long prestack may take to serve, or to end.
 const LIMIT: Duration = Duration::from_secs(15);
 
+/// The argument with which prestack answers over TCP.
+const TCP_HITS: &str = "--tcp-hits";
+
 /// Numbers the instances of this process.
 static INSTANCES: AtomicU32 = AtomicU32::new(0);
 
@@ -34,6 +37,7 @@ pub struct Prestack {
     instance: Instance,
     process: Process,
     serving: String,
+    carries_connections: bool,
 }
 
 impl Instance {
@@ -101,6 +105,7 @@ impl Instance {
     fn run(&self, args: &[&str]) -> Result<Process> {
         let mut command = self.namespace.command(&self.binary);
         command.args(["run", "--instance", &self.name]).args(args);
+        command.args(further_args().split_whitespace());
         Process::spawn(command)
     }
 }
@@ -108,7 +113,8 @@ impl Instance {
 impl Prestack {
     /// Starts `prestack run` in `namespace` with `args` and an instance name of its own, and waits
     /// until it serves. The binary is the one that the environment names as `PRESTACK_BIN`, or
-    /// else the workspace's own, release before debug.
+    /// else the workspace's own, release before debug. The environment's `PRESTACK_RUN_ARGS` are further
+    /// arguments.
     ///
     /// # Errors
     /// When it does not come to serve; the message has its words.
@@ -128,6 +134,8 @@ impl Prestack {
             instance,
             process,
             serving,
+            carries_connections: args.contains(&TCP_HITS)
+                || further_args().split_whitespace().any(|arg| arg == TCP_HITS),
         })
     }
 
@@ -153,6 +161,12 @@ impl Prestack {
     #[must_use]
     pub fn serving(&self) -> &str {
         &self.serving
+    }
+
+    /// Whether it answers over TCP, so that connections depend on it from then on.
+    #[must_use]
+    pub fn carries_connections(&self) -> bool {
+        self.carries_connections
     }
 
     /// The instance that this daemon runs.
@@ -210,6 +224,11 @@ impl Drop for Prestack {
             let _ = self.instance.command(&["detach"]);
         }
     }
+}
+
+/// Arguments from the environment for every `prestack run`.
+fn further_args() -> String {
+    std::env::var("PRESTACK_RUN_ARGS").unwrap_or_default()
 }
 
 /// The binary under test.

@@ -19,6 +19,15 @@ const STALL: Duration = Duration::from_secs(10);
 /// Requests up to this length are at times cut into single bytes.
 const SHORT: usize = 150;
 
+/// What a client mostly does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Habit {
+    /// Everything.
+    Mixed,
+    /// It asks for the same again, one by one, and writes little.
+    Reading,
+}
+
 /// What a client has done.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Tally {
@@ -70,39 +79,57 @@ impl Client {
     }
 
     /// Goes on until it has sent so many commands.
-    pub fn run(&mut self, commands: u64) -> Result<Tally> {
+    pub fn run(&mut self, habit: Habit, commands: u64) -> Result<Tally> {
         while self.tally.commands < commands {
-            match self.source.random.u32(..10) {
-                0..6 => {
-                    let mut batch = Batch::default();
-                    self.source.any(&mut batch);
-                    self.cut_and_exchange(batch)?;
-                }
-                6..8 => {
-                    let hot = self.source.hot();
-                    for _ in 0..self.source.random.usize(3..20) {
-                        let mut batch = Batch::default();
-                        hot(&mut self.source, &mut batch);
-                        self.exchange(batch, &[])?;
-                    }
-                }
-                _ => {
-                    let mut batch = Batch::default();
-                    let is_reading = self.source.random.bool();
-                    for _ in 0..self.source.random.usize(2..20) {
-                        if is_reading {
-                            self.source.read(&mut batch);
-                        } else {
-                            self.source.any(&mut batch);
-                        }
-                    }
-                    self.cut_and_exchange(batch)?;
-                }
+            let draw = self.source.random.u32(..100);
+            match (habit, draw) {
+                (Habit::Mixed, 0..60) | (Habit::Reading, 0) => self.one()?,
+                (Habit::Mixed, 60..80) | (Habit::Reading, 1..70) => self.again()?,
+                (Habit::Mixed, _) => self.many()?,
+                (Habit::Reading, 70..74) => self.alone(Source::set_short)?,
+                (Habit::Reading, _) => self.alone(Source::read)?,
             }
         }
         self.tally.bytes = self.checker.checked;
         self.end()?;
         Ok(self.tally)
+    }
+
+    /// A command of any kind, perhaps cut.
+    fn one(&mut self) -> Result<()> {
+        let mut batch = Batch::default();
+        self.source.any(&mut batch);
+        self.cut_and_exchange(batch)
+    }
+
+    /// A command in one piece.
+    fn alone(&mut self, draw: impl Fn(&mut Source, &mut Batch)) -> Result<()> {
+        let mut batch = Batch::default();
+        draw(&mut self.source, &mut batch);
+        self.exchange(batch, &[])
+    }
+
+    /// The same GET several times.
+    fn again(&mut self) -> Result<()> {
+        let hot = self.source.hot();
+        for _ in 0..self.source.random.usize(3..20) {
+            self.alone(&hot)?;
+        }
+        Ok(())
+    }
+
+    /// Many commands at a time, perhaps cut.
+    fn many(&mut self) -> Result<()> {
+        let mut batch = Batch::default();
+        let is_reading = self.source.random.bool();
+        for _ in 0..self.source.random.usize(2..20) {
+            if is_reading {
+                self.source.read(&mut batch);
+            } else {
+                self.source.any(&mut batch);
+            }
+        }
+        self.cut_and_exchange(batch)
     }
 
     /// Ends the connection, on which nothing more may come.

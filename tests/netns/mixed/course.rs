@@ -13,7 +13,7 @@ use prestack_testbed::{
 use prestack_tests::environment::{say, seed, setting};
 use prestack_tests::stage::PORT;
 
-use super::client::{Client, Tally};
+use super::client::{Client, Habit, Tally};
 use super::shared::Shared;
 use super::source::{Dialect, Source};
 
@@ -31,6 +31,7 @@ pub struct Course {
     pub name: &'static str,
     /// memcached's.
     pub threads: u32,
+    pub habit: Habit,
     pub connections: usize,
     /// Commands of all clients together, unless the environment says otherwise.
     pub commands: u64,
@@ -41,6 +42,8 @@ pub struct Course {
     /// Whether both ends have little room for what they receive.
     pub has_small_windows: bool,
     pub offloads: Offloads,
+    /// Least share of the commands that are hits, if prestack answers over TCP.
+    pub hits: f64,
     /// What a relay in the middle does, to each direction; none if there is no relay.
     pub relay: Option<Disturbance>,
 }
@@ -60,6 +63,7 @@ pub enum Offloads {
 pub const PLAIN: Course = Course {
     name: "plain",
     threads: 4,
+    habit: Habit::Mixed,
     connections: 8,
     commands: 20_000,
     is_v6: false,
@@ -67,6 +71,7 @@ pub const PLAIN: Course = Course {
     has_sack: true,
     has_small_windows: false,
     offloads: Offloads::Some,
+    hits: 0.0,
     relay: None,
 };
 
@@ -167,6 +172,7 @@ impl Ground {
         let commands = pace::volume(commands as usize) as u64;
         let load = Load {
             server: self.server,
+            habit: course.habit,
             connections: course.connections,
             commands,
             dialect: Dialect::Memcached,
@@ -185,6 +191,12 @@ impl Ground {
         let tally = tally.with_context(|| format!("{course:?}, PRESTACK_SEED={seed}"))?;
         if let Some(prestack) = &self.prestack {
             println!("{}", prestack.instance().command(&["stats"])?);
+            let hits = prestack.stats()?.get("tcp.hits")?;
+            ensure!(
+                !prestack.carries_connections()
+                    || hits as f64 >= course.hits * tally.commands as f64,
+                "only {hits} hits"
+            );
         }
         if let Some(wanted) = course.relay {
             let segments = relayed.segments as f64;
@@ -202,6 +214,7 @@ impl Ground {
 /// What clients do, anywhere.
 pub struct Load {
     pub server: SocketAddr,
+    pub habit: Habit,
     pub connections: usize,
     /// Of all clients together.
     pub commands: u64,
@@ -239,7 +252,7 @@ impl Load {
                     let start = &start;
                     scope.spawn(move || {
                         start.wait();
-                        client.run(commands)
+                        client.run(self.habit, commands)
                     })
                 })
                 .collect();

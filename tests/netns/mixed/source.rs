@@ -261,6 +261,12 @@ impl Source {
         self.store(batch, number, len);
     }
 
+    /// Gives one of the client's keys a value that fits a segment.
+    pub fn set_short(&mut self, batch: &mut Batch) {
+        let (number, len) = (self.random.usize(..VALUES), self.random.usize(1..400));
+        self.store(batch, number, len);
+    }
+
     fn store(&mut self, batch: &mut Batch, number: usize, len: usize) {
         let flags = [0, 1, self.random.u32(..)][self.random.usize(..3)];
         let key = &mut self.own[number];
