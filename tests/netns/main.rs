@@ -20,6 +20,7 @@ mod mixed;
 mod noreply;
 mod overtaking;
 mod peers;
+mod proxy;
 mod races;
 mod refusals;
 mod restart;

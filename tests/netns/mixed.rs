@@ -16,16 +16,26 @@ mod value;
 
 use crate::clients::are_installed;
 use anyhow::{Context, Result, ensure};
-use client::Habit;
+pub use client::Habit;
+pub use course::Load;
 use course::{Arguments, Course, Ground, Offloads, PLAIN, run};
 use prestack_tests::environment::{say, seed};
+pub use source::Dialect;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use prestack_testbed::{Capture, Disturbance};
 
-/// What tshark flags without anything being wrong.
-const HARMLESS: [&str; 3] = ["window_update", "keep_alive", "keep_alive_ack"];
+/// What tshark flags without anything being wrong; many large answers fill a window.
+const HARMLESS: [&str; 4] = [
+    "window_update",
+    "window_full",
+    "keep_alive",
+    "keep_alive_ack",
+];
+
+/// What may be flagged so often over a bad network, whatever the server.
+const RARE: u64 = 20;
 
 /// A good network with VLAN tags.
 const TAGS: Disturbance = Disturbance {
@@ -167,8 +177,7 @@ fn answers_are_right_over_bad_networks() -> Result<()> {
 }
 
 /// Runs a course while what passes the client's device is captured; what tshark flags in that.
-fn flags(course: &Course, prestack: Arguments) -> Result<BTreeMap<&'static str, u64>> {
-    let seed = seed()?;
+fn flags(course: &Course, prestack: Arguments, seed: u64) -> Result<BTreeMap<&'static str, u64>> {
     let ground = Ground::new(course, prestack, seed)?;
     let directory = tempfile::tempdir()?;
     let file = directory.path().join("client.pcap");
@@ -180,32 +189,58 @@ fn flags(course: &Course, prestack: Arguments) -> Result<BTreeMap<&'static str, 
     Ok(flags)
 }
 
-/// Fails when tshark flags something that it would not in memcached's own connections.
-fn nothing_odd(course: &Course, prestack: Arguments) -> Result<()> {
+/// Fails when tshark flags something in what passes over a clean network.
+fn nothing_flagged(prestack: Arguments) -> Result<()> {
     if !are_installed() {
         return Ok(());
     }
-    let (bare, flags) = (flags(course, None)?, flags(course, prestack)?);
-    for (flag, count) in flags {
-        let by_itself = bare.get(flag).copied().unwrap_or_default();
-        ensure!(
-            HARMLESS.contains(&flag) || count <= 2 * by_itself + 10 && by_itself > 0,
-            "{flag}: {count} times, without prestack {by_itself} times"
-        );
+    for course in [PLAIN, READING] {
+        // Larger ones fill windows and the queues of devices.
+        let course = Course {
+            largest: 20_000,
+            has_probes: false,
+            ..course
+        };
+        let flags = flags(&course, prestack, seed()?)?;
+        let odd: Vec<_> = flags
+            .iter()
+            .filter(|(flag, _)| !HARMLESS.contains(flag))
+            .collect();
+        ensure!(odd.is_empty(), "{}: {odd:?}", course.name);
+    }
+    Ok(())
+}
+
+/// Fails when tshark flags something over a bad network that it would not, or not as often, in
+/// memcached's own connections.
+fn nothing_odd(prestack: Arguments) -> Result<()> {
+    if !are_installed() {
+        return Ok(());
+    }
+    let seed = seed()?;
+    for course in &LOSSY[..2] {
+        let (bare, flags) = (flags(course, None, seed)?, flags(course, prestack, seed)?);
+        for (flag, count) in flags {
+            let by_itself = bare.get(flag).copied().unwrap_or_default();
+            ensure!(
+                HARMLESS.contains(&flag) || count <= 2 * by_itself + RARE,
+                "{}: {flag} {count} times, without prestack {by_itself} times",
+                course.name
+            );
+        }
     }
     Ok(())
 }
 
 #[test]
-fn captures_of_clean_networks_show_nothing_odd() -> Result<()> {
-    nothing_odd(&CLEAN[0], Some(&[]))?;
-    nothing_odd(&CLEAN[1], Some(&[]))
+fn captures_of_clean_networks_show_nothing() -> Result<()> {
+    nothing_flagged(None)?;
+    nothing_flagged(Some(&[]))
 }
 
 #[test]
 fn captures_of_bad_networks_show_nothing_odd() -> Result<()> {
-    nothing_odd(&LOSSY[0], Some(&[]))?;
-    nothing_odd(&LOSSY[1], Some(&[]))
+    nothing_odd(Some(&[]))
 }
 
 #[test]

@@ -51,7 +51,8 @@ impl Capture {
         command.args([
             "-i", dev, "-w", file, "-s", KEPT, "-B", BUFFER, "-Z", "root",
         ]);
-        command.arg("tcp");
+        // Otherwise frames stay in the kernel's buffer for as long as a second.
+        command.args(["--immediate-mode", "tcp or vlan"]);
         let process = Process::spawn(command).context("tcpdump is missing")?;
         // It makes the file once it listens.
         wait_for("tcpdump to listen", Duration::from_secs(5), || {
@@ -69,8 +70,8 @@ impl Capture {
     /// # Errors
     /// When frames were missed, or tshark does not understand the capture.
     pub fn flags(mut self) -> Result<BTreeMap<&'static str, u64>> {
-        // What has passed is in the kernel's buffer for as long as a second.
-        std::thread::sleep(Duration::from_millis(1_200));
+        // It takes what has passed before it looks at signals, but for what has passed just now.
+        std::thread::sleep(Duration::from_millis(200));
         self.process.signal(Signal::SIGINT)?;
         let (_, said) = self.process.wait(Duration::from_secs(10))?;
         ensure!(

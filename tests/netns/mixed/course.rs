@@ -19,9 +19,6 @@ use super::source::{Dialect, Source};
 
 /// Keys that all clients read.
 const SHARED: usize = 8;
-/// Bytes of the largest values.
-const LARGEST: usize = 2 << 20;
-
 /// The arguments of a prestack, if there is to be one.
 pub type Arguments = Option<&'static [&'static str]>;
 
@@ -35,10 +32,15 @@ pub struct Course {
     pub connections: usize,
     /// Commands of all clients together, unless the environment says otherwise.
     pub commands: u64,
+    /// Bytes of the largest values.
+    pub largest: usize,
     pub is_v6: bool,
     /// The client's `net.ipv4.tcp_timestamps` and `net.ipv4.tcp_sack`.
     pub has_timestamps: bool,
     pub has_sack: bool,
+    /// Whether both ends send the last segment again when nothing comes back for some milliseconds
+    /// (`net.ipv4.tcp_early_retrans`), as happens on a busy machine.
+    pub has_probes: bool,
     /// Whether both ends have little room for what they receive.
     pub has_small_windows: bool,
     pub offloads: Offloads,
@@ -66,9 +68,11 @@ pub const PLAIN: Course = Course {
     habit: Habit::Mixed,
     connections: 8,
     commands: 20_000,
+    largest: 2 << 20,
     is_v6: false,
     has_timestamps: true,
     has_sack: true,
+    has_probes: true,
     has_small_windows: false,
     offloads: Offloads::Some,
     hits: 0.0,
@@ -97,8 +101,11 @@ impl Ground {
         let (client, server) = (&bed.client, &bed.server);
         set(client, "tcp_timestamps", course.has_timestamps)?;
         set(client, "tcp_sack", course.has_sack)?;
-        if course.has_small_windows {
-            for namespace in [client, server] {
+        for namespace in [client, server] {
+            if !course.has_probes {
+                set(namespace, "tcp_early_retrans", false)?;
+            }
+            if course.has_small_windows {
                 write(namespace, "tcp_rmem", "4096 4096 4096")?;
             }
         }
@@ -176,7 +183,7 @@ impl Ground {
             connections: course.connections,
             commands,
             dialect: Dialect::Memcached,
-            largest: LARGEST,
+            largest: course.largest,
             seed,
         };
         let start = Instant::now();

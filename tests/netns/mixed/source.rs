@@ -78,6 +78,7 @@ impl Batch {
 /// Draws the commands of one client.
 pub struct Source {
     pub random: Rng,
+    seed: u64,
     client: usize,
     clients: usize,
     dialect: Dialect,
@@ -89,7 +90,8 @@ pub struct Source {
 }
 
 impl Source {
-    /// The source of one of `clients`; its large values have up to `largest` bytes.
+    /// The source of one of `clients`; its large values have up to `largest` bytes. Another seed's clients
+    /// have other keys.
     pub fn new(
         seed: u64,
         [client, clients]: [usize; 2],
@@ -99,12 +101,13 @@ impl Source {
     ) -> Self {
         let own = (0..VALUES + NUMBERS + LARGE).map(|key| Own {
             id: (client * 32 + key) as u64,
-            name: format!("own-{client}-{key}{}", "-".repeat(key * key)),
+            name: format!("own-{seed:x}-{client}-{key}{}", "-".repeat(key * key)),
             content: Content::Nothing,
             version: 0,
         });
         Self {
             random: Rng::with_seed(seed ^ client as u64),
+            seed,
             client,
             clients,
             dialect,
@@ -121,8 +124,8 @@ impl Source {
     }
 
     /// The name of a shared key.
-    fn shared_name(key: usize) -> String {
-        format!("shared-{key}")
+    fn shared_name(&self, key: usize) -> String {
+        format!("shared-{:x}-{key}", self.seed)
     }
 
     /// Any command.
@@ -176,7 +179,7 @@ impl Source {
         for _ in 0..keys {
             if self.random.u32(..4) == 0 {
                 let key = self.random.usize(..self.shared.len());
-                let name = Self::shared_name(key);
+                let name = self.shared_name(key);
                 batch.says(format!(" {name}"));
                 let floor = self.shared[key].known();
                 batch.answers.push(Part::Item { key, name, floor });
@@ -351,7 +354,7 @@ impl Source {
         let version = self.shared[key].begin();
         let len = VERSION + self.random.usize(..200);
         let data = value(shared_id(key), version, len);
-        let head = format!("set {} 0 0 {len}", Self::shared_name(key));
+        let head = format!("set {} 0 0 {len}", self.shared_name(key));
         self.unconfirmed.push((key, version));
         self.write(batch, head, Some(&data), "STORED");
     }
