@@ -35,7 +35,6 @@ impl Fleet {
         let memcacheds = bed.links.iter().map(|link| {
             let options = MemcachedOptions {
                 addresses: vec![link.server4],
-                udp_port: 0,
                 ..MemcachedOptions::default()
             };
             Memcached::start(&bed.server, options)
