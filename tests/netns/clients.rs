@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use memcache::{Client, CommandError, MemcacheError};
-use prestack_testbed::pace;
-use prestack_tests::stage::{PORT, Stage, until_hit};
+use prestack_testbed::{MemcachedOptions, pace};
+use prestack_tests::stage::{LASTING, PORT, Stage, until_hit};
 
 /// Runs a program at the client's end.
 fn run(stage: &Stage, program: &str, args: &[&str]) -> Result<Output> {
@@ -40,12 +40,17 @@ pub fn succeed(stage: &Stage, program: &str, args: &[&str]) -> Result<String> {
     Ok(stdout.into_owned())
 }
 
+/// memcached, and prestack with `args` beyond those of other tests.
+fn stage(args: &[&str]) -> Result<Stage> {
+    Stage::with(MemcachedOptions::default(), &[&LASTING[..], args].concat())
+}
+
 /// libmemcached's test of a server.
-fn capable(protocol: &str) -> Result<()> {
+fn capable(protocol: &str, args: &[&str]) -> Result<()> {
     if !are_installed() {
         return Ok(());
     }
-    let stage = Stage::new()?;
+    let stage = stage(args)?;
     let (host, port) = (stage.server4().ip().to_string(), PORT.to_string());
     let said = succeed(&stage, "memccapable", &["-h", &host, "-p", &port, protocol])?;
     ensure!(said.contains("All tests passed"), "{said}");
@@ -54,20 +59,24 @@ fn capable(protocol: &str) -> Result<()> {
 
 #[test]
 fn libmemcached_finds_the_text_protocol_complete() -> Result<()> {
-    capable("-a")
+    capable("-a", &[])
 }
 
 #[test]
 fn libmemcached_finds_the_binary_protocol_complete() -> Result<()> {
-    capable("-b")
+    capable("-b", &[])
 }
 
 #[test]
 fn libmemcacheds_tools_store_read_and_remove() -> Result<()> {
+    tools(&[])
+}
+
+fn tools(args: &[&str]) -> Result<()> {
     if !are_installed() {
         return Ok(());
     }
-    let stage = Stage::new()?;
+    let stage = stage(args)?;
     let servers = format!("--servers={}", stage.server4());
     let directory = tempfile::tempdir()?;
     let mut udp = stage.udp()?;
@@ -145,10 +154,14 @@ print("done")
 
 #[test]
 fn pymemcache_reads_its_own_writes() -> Result<()> {
+    pymemcache(&[])
+}
+
+fn pymemcache(args: &[&str]) -> Result<()> {
     if !are_installed() {
         return Ok(());
     }
-    let stage = Stage::new()?;
+    let stage = stage(args)?;
     let mut udp = stage.udp()?;
     let (host, port) = (stage.server4().ip().to_string(), PORT.to_string());
     // Debian's own interpreter has Debian's packages.
@@ -161,9 +174,9 @@ fn pymemcache_reads_its_own_writes() -> Result<()> {
     until_hit(&stage.prestack, &mut udp, b"key", b"after")
 }
 
-/// The `memcache` crate over UDP.
-fn udp_client(stage: &Stage, protocol: &str) -> Result<Client> {
-    let url = format!("memcache+udp://{}?protocol={protocol}", stage.server4());
+/// The `memcache` crate over UDP (`memcache+udp`) or TCP (`memcache`).
+fn crate_client(stage: &Stage, scheme: &str, protocol: &str) -> Result<Client> {
+    let url = format!("{scheme}://{}?protocol={protocol}", stage.server4());
     // Threads of the client's pool are in the namespace of the thread that makes it.
     stage.bed.client.run(|| {
         let client = Client::with_pool_size(url.as_str(), 1)?;
@@ -185,7 +198,7 @@ fn is_refused(answer: Result<(), MemcacheError>) -> bool {
 #[test]
 fn the_memcache_crate_writes_over_udp_in_text() -> Result<()> {
     let stage = Stage::new()?;
-    let (client, mut udp) = (udp_client(&stage, "ascii")?, stage.udp()?);
+    let (client, mut udp) = (crate_client(&stage, "memcache+udp", "ascii")?, stage.udp()?);
     for round in 0..20 {
         let value = format!("value {round}\r\nEND\r\n");
         client.set("key", value.as_str(), 0)?;
@@ -210,8 +223,18 @@ fn the_memcache_crate_writes_over_udp_in_text() -> Result<()> {
 
 #[test]
 fn the_memcache_crate_works_over_udp_in_binary() -> Result<()> {
-    let stage = Stage::new()?;
-    let (client, mut udp) = (udp_client(&stage, "binary")?, stage.udp()?);
+    crate_works("memcache+udp", "binary", &[])
+}
+
+#[test]
+fn the_memcache_crate_works_over_tcp() -> Result<()> {
+    crate_works("memcache", "ascii", &[])?;
+    crate_works("memcache", "binary", &[])
+}
+
+fn crate_works(scheme: &str, protocol: &str, args: &[&str]) -> Result<()> {
+    let stage = stage(args)?;
+    let (client, mut udp) = (crate_client(&stage, scheme, protocol)?, stage.udp()?);
     for round in 0..20 {
         let value = format!("value {round}\r\nEND\r\n");
         client.set("key", value.as_str(), 0)?;
@@ -227,7 +250,8 @@ fn the_memcache_crate_works_over_udp_in_binary() -> Result<()> {
         client.append("key", "!")?;
         client.prepend("key", "<")?;
         assert_eq!(client.get::<String>("key")?, Some(format!("<{value}!")));
-        assert!(is_refused(client.add("key", "no", 0)));
+        // In text the crate takes NOT_STORED for success.
+        assert_eq!(is_refused(client.add("key", "no", 0)), protocol == "binary");
         client.replace("key", "yes", 0)?;
         assert_eq!(client.get::<String>("key")?.as_deref(), Some("yes"));
         assert!(client.touch("key", 1000)?);

@@ -33,12 +33,12 @@ mod stream;
 mod text;
 
 use std::env;
-use std::io::Write;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use forms::{FORMS, Form};
 use prestack_testbed::pace;
+use prestack_tests::environment::seed;
 use run::{Limit, Pace, Run};
 
 /// How long each test takes, unless it goes by commands.
@@ -47,6 +47,7 @@ const TIME: Duration = Duration::from_secs(25);
 const BARE_TIME: Duration = Duration::from_secs(5);
 
 /// prestack as it is tested.
+#[derive(Clone, Copy)]
 struct Setting {
     /// Its arguments.
     args: &'static [&'static str],
@@ -77,22 +78,6 @@ const LASTING: Setting = Setting {
     },
     served: (&FORMS, 0.03),
 };
-
-/// The seed of a stream. It is printed at once, and also when the test passes.
-fn seed() -> Result<u64> {
-    let seed = match env::var("PRESTACK_SEED") {
-        Ok(seed) => seed.parse().context("PRESTACK_SEED is no number")?,
-        Err(_) => SystemTime::now().duration_since(UNIX_EPOCH)?.as_micros() as u64,
-    };
-    say(&format!("PRESTACK_SEED={seed}"));
-    Ok(seed)
-}
-
-/// Prints something that the test harness does not catch.
-fn say(line: &str) {
-    // Nothing is lost that would be missed.
-    let _ = writeln!(std::io::stderr(), "{line}");
-}
 
 /// Sends one stream, and checks that the cache has answered its share.
 fn compare(setting: &Setting) -> Result<()> {

@@ -18,12 +18,10 @@ mod source;
 mod spell;
 mod wire;
 
-use std::env;
-use std::io::Write;
-use std::str::FromStr;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Error, Result, bail, ensure};
+use prestack_tests::environment::{say, seed, setting};
 use prestack_tests::stage::{store, until_hit};
 
 use field::Field;
@@ -70,28 +68,6 @@ const FREE_WAYS: [Way; 8] = [
     Way::Udp,
 ];
 
-/// A number from the environment.
-fn setting<T: FromStr>(name: &str, default: T) -> Result<T> {
-    match env::var(name) {
-        Ok(text) => text.parse().ok().with_context(|| format!("{name}={text}")),
-        Err(_) => Ok(default),
-    }
-}
-
-/// The seed of a run. It is printed at once, and also when the test passes.
-fn seed() -> Result<u64> {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH)?;
-    let seed = setting("PRESTACK_SEED", now.as_micros() as u64)?;
-    say(&format!("PRESTACK_SEED={seed}"));
-    Ok(seed)
-}
-
-/// Prints something that the test harness does not catch.
-fn say(line: &str) {
-    // Nothing is lost that would be missed.
-    let _ = writeln!(std::io::stderr(), "{line}");
-}
-
 /// Counts what went wrong.
 #[derive(Default)]
 struct Stale(usize);
@@ -112,7 +88,7 @@ impl Stale {
     }
 }
 
-fn freeze(name: &str, freeze: &Freeze) -> Result<()> {
+fn freeze(name: &str, freeze: &Freeze, args: &[&str]) -> Result<()> {
     let habits = Habits {
         writes: 0.4,
         quiet: if freeze.has_quiet { 0.25 } else { 0.0 },
@@ -120,7 +96,7 @@ fn freeze(name: &str, freeze: &Freeze) -> Result<()> {
     };
     let rounds = setting("PRESTACK_ROUNDS", ROUNDS)?;
     for threads in THREADS {
-        let mut field = Field::new(threads, seed()?, habits, &WAYS)?;
+        let mut field = Field::new(threads, args, seed()?, habits, &WAYS)?;
         let (mut operations, mut writes, mut void) = (0, 0, 0);
         let mut stale = Stale::default();
         for number in 0..rounds.div_ceil(THREADS.len()) {
@@ -150,26 +126,32 @@ fn freeze(name: &str, freeze: &Freeze) -> Result<()> {
     Ok(())
 }
 
+const SHORT: Freeze = Freeze {
+    millis: 20..200,
+    has_quiet: true,
+};
+
+const LONG: Freeze = Freeze {
+    millis: 550..800,
+    has_quiet: false,
+};
+
 #[test]
 fn short_freezes() -> Result<()> {
-    let short = Freeze {
-        millis: 20..200,
-        has_quiet: true,
-    };
-    freeze("short freezes", &short)
+    freeze("short freezes", &SHORT, &[])
 }
 
 #[test]
 fn long_freezes() -> Result<()> {
-    let long = Freeze {
-        millis: 550..800,
-        has_quiet: false,
-    };
-    freeze("long freezes", &long)
+    freeze("long freezes", &LONG, &[])
 }
 
 #[test]
 fn running_free() -> Result<()> {
+    run_free(&[])
+}
+
+fn run_free(args: &[&str]) -> Result<()> {
     let write = |writes, quiet, flushes| Habits {
         writes,
         quiet,
@@ -187,7 +169,7 @@ fn running_free() -> Result<()> {
     ];
     let minutes = setting("PRESTACK_MINUTES", MINUTES)? / THREADS.len() as f64;
     for threads in THREADS {
-        let mut field = Field::new(threads, seed()?, habits[0], &FREE_WAYS)?;
+        let mut field = Field::new(threads, args, seed()?, habits[0], &FREE_WAYS)?;
         let end = Instant::now() + Duration::from_secs_f64(60.0 * minutes);
         let (mut operations, mut spells) = (0, 0);
         let mut stale = Stale::default();
@@ -225,7 +207,7 @@ fn a_stale_answer_is_noticed() -> Result<()> {
         quiet: 0.0,
         flushes: 0.0,
     };
-    let mut field = Field::new(1, seed()?, habits, &[])?;
+    let mut field = Field::new(1, &[], seed()?, habits, &[])?;
     field.prepare()?;
     let (name, first) = (keys::name(0), field.oracle.get(&keys::name(0))?);
     let first = first.context("the key is not there")?;

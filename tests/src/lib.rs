@@ -3,6 +3,7 @@
 pub mod attached;
 pub mod binary;
 pub mod classic;
+pub mod environment;
 pub mod flood;
 pub mod history;
 pub mod kernel;

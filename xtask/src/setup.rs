@@ -22,6 +22,8 @@ const TESTS: &[Requirement] = &[
         "python3-pymemcache",
     ),
     Requirement::program("tcpdump", "tcpdump"),
+    Requirement::program("tshark", "tshark"),
+    Requirement::program("nutcracker", "nutcracker"),
     Requirement::program("bpftool", "bpftool"),
 ];
 

@@ -8,12 +8,14 @@ use nix::libc;
 
 use crate::namespace::Namespace;
 
-/// A feature that can be switched.
+/// Work that the kernel leaves to a device, or does for many segments at once.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Feature {
-    /// Generic receive offload (`ETHTOOL_SGRO`).
+pub enum Offload {
+    /// Checksums of what is sent (`ETHTOOL_STXCSUM`).
+    Checksum,
+    /// Joining received segments (`ETHTOOL_SGRO`).
     Gro,
-    /// TCP segmentation offload (`ETHTOOL_STSO`).
+    /// Cutting what is sent into segments (`ETHTOOL_STSO`).
     Tso,
 }
 
@@ -24,21 +26,28 @@ struct Value {
     data: u32,
 }
 
-/// Switches a feature of the device `dev` in `namespace` on or off.
-pub(crate) fn set(namespace: &Namespace, dev: &str, feature: Feature, on: bool) -> Result<()> {
-    const ETHTOOL_STSO: u32 = 0x1f;
-    const ETHTOOL_SGRO: u32 = 0x2c;
-    let command = match feature {
-        Feature::Gro => ETHTOOL_SGRO,
-        Feature::Tso => ETHTOOL_STSO,
-    };
-    let mut value = Value {
-        command,
-        data: u32::from(on),
-    };
-    namespace
-        .run(|| ioctl(dev, &mut value))
-        .with_context(|| format!("setting {feature:?} of {dev} to {on}"))
+impl Offload {
+    /// Switches it on or off for the device `dev` in `namespace`.
+    ///
+    /// # Errors
+    /// When there is no such device, or it cannot be switched.
+    pub fn set(self, namespace: &Namespace, dev: &str, on: bool) -> Result<()> {
+        const ETHTOOL_STXCSUM: u32 = 0x17;
+        const ETHTOOL_STSO: u32 = 0x1f;
+        const ETHTOOL_SGRO: u32 = 0x2c;
+        let command = match self {
+            Self::Checksum => ETHTOOL_STXCSUM,
+            Self::Gro => ETHTOOL_SGRO,
+            Self::Tso => ETHTOOL_STSO,
+        };
+        let mut value = Value {
+            command,
+            data: u32::from(on),
+        };
+        namespace
+            .run(|| ioctl(dev, &mut value))
+            .with_context(|| format!("setting offload {self:?} of {dev} to {on}"))
+    }
 }
 
 /// Has the device `dev` in `namespace` send VLAN tags in the frame, where XDP at the other end finds

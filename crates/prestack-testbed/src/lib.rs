@@ -20,6 +20,7 @@
 //! ```
 
 pub mod bpf;
+mod capture;
 mod client;
 pub mod cpu;
 mod ethtool;
@@ -30,15 +31,19 @@ pub mod napi;
 pub mod pace;
 mod prestack;
 mod process;
+mod relay;
 mod reply;
 mod testbed;
 
+pub use capture::Capture;
 pub use client::tcp::TcpClient;
 pub use client::udp::UdpClient;
+pub use ethtool::Offload;
 pub use link::{Link, Middle};
 pub use memcached::{Memcached, MemcachedOptions};
 pub use namespace::Namespace;
 pub use prestack::{Counters, Instance, Prestack, binary};
 pub use process::{Process, Signal};
+pub use relay::{Disturbance, Relay, Relayed};
 pub use reply::Item;
 pub use testbed::Testbed;

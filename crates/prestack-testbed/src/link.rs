@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use anyhow::Result;
 
 use crate::bpf;
-use crate::ethtool::{self, Feature};
+use crate::ethtool::Offload;
 use crate::namespace::Namespace;
 
 /// Numbers the links of this process, so that no two devices on the host share a name: the
@@ -120,8 +120,8 @@ fn add_pair(ends: [(&Namespace, &str); 2]) -> Result<()> {
 }
 
 fn ready(namespace: &Namespace, dev: &str) -> Result<()> {
-    ethtool::set(namespace, dev, Feature::Tso, false)?;
-    ethtool::set(namespace, dev, Feature::Gro, true)?;
+    Offload::Tso.set(namespace, dev, false)?;
+    Offload::Gro.set(namespace, dev, true)?;
     // No link-local address: its duplicate detection would be noise on the wire.
     namespace.ip(["link", "set", dev, "addrgenmode", "none"])?;
     Ok(())

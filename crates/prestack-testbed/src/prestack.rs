@@ -21,6 +21,9 @@ const PIN_FOLDER: &str = "/sys/fs/bpf/prestack";
 /// How long prestack may take to serve, or to end.
 const LIMIT: Duration = Duration::from_secs(15);
 
+/// The argument with which prestack answers over TCP.
+const TCP_HITS: &str = "--tcp-hits";
+
 /// Numbers the instances of this process.
 static INSTANCES: AtomicU32 = AtomicU32::new(0);
 
@@ -37,6 +40,7 @@ pub struct Prestack {
     instance: Instance,
     process: Process,
     serving: String,
+    carries_connections: bool,
 }
 
 impl Instance {
@@ -110,6 +114,7 @@ impl Instance {
     fn run(&self, args: &[&str]) -> Result<Process> {
         let mut command = self.namespace.command(&self.binary);
         command.args(["run", "--instance", &self.name]).args(args);
+        command.args(further_args().split_whitespace());
         Process::spawn(command)
     }
 }
@@ -117,7 +122,8 @@ impl Instance {
 impl Prestack {
     /// Starts `prestack run` in `namespace` with `args` and an instance name of its own, and waits
     /// until it serves. The binary is the one that the environment names as `PRESTACK_BIN`, or
-    /// else the workspace's own, release before debug.
+    /// else the workspace's own, release before debug. The environment's `PRESTACK_RUN_ARGS` are further
+    /// arguments.
     ///
     /// # Errors
     /// When it does not come to serve; the message has its words.
@@ -137,6 +143,8 @@ impl Prestack {
             instance,
             process,
             serving,
+            carries_connections: args.contains(&TCP_HITS)
+                || further_args().split_whitespace().any(|arg| arg == TCP_HITS),
         })
     }
 
@@ -211,6 +219,12 @@ impl Prestack {
         &self.serving
     }
 
+    /// Whether it answers over TCP, so that connections depend on it from then on.
+    #[must_use]
+    pub fn carries_connections(&self) -> bool {
+        self.carries_connections
+    }
+
     /// The instance that this daemon runs.
     #[must_use]
     pub fn instance(&self) -> &Instance {
@@ -262,6 +276,11 @@ impl Drop for Prestack {
             let _ = self.instance.command(&["detach"]);
         }
     }
+}
+
+/// Arguments from the environment for every `prestack run`.
+fn further_args() -> String {
+    std::env::var("PRESTACK_RUN_ARGS").unwrap_or_default()
 }
 
 /// The binary under test.

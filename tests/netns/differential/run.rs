@@ -4,8 +4,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use prestack_testbed::TcpClient;
+use prestack_tests::environment::say;
 use prestack_tests::stage::{self, store};
 
+use super::binary;
 use super::command::{Comparison, Datagram};
 use super::datagrams::Sockets;
 use super::forms::{Form, Tally};
@@ -13,7 +15,6 @@ use super::history::History;
 use super::server::{Connections, Server, get_hits};
 use super::source::Source;
 use super::stream::Stretch;
-use super::{binary, say};
 
 /// The ids below this are used again and again.
 const FEW_IDS: u16 = 200;
@@ -24,6 +25,9 @@ const BATCH_ANSWERS: usize = 80;
 /// Most bytes of one batch.
 const BATCH_BYTES: usize = 24_000;
 
+/// Whether the text and the binary connections are over IPv6.
+const TEXT: [bool; 3] = [false, true, false];
+const BINARY: [bool; 2] = [false, true];
 /// The text connection of calm stretches: nothing on it is cut, or too long for a segment.
 const CALM: usize = 2;
 
@@ -45,6 +49,11 @@ pub struct Pace {
     pub calm: u64,
 }
 
+fn open(servers: &[Server; 2], families: &[bool]) -> Result<Vec<Connections>> {
+    let connections = families.iter().map(|v6| Connections::open(servers, *v6));
+    connections.collect()
+}
+
 /// Both servers, the connections to them, and what has been seen.
 pub struct Run {
     servers: [Server; 2],
@@ -64,15 +73,11 @@ impl Run {
         let servers = [Server::start(prestack)?, Server::start(None)?];
         let families = [false, false, false, true, true];
         let sockets = families.map(|v6| Sockets::open(&servers, v6));
-        let connect = |families: &[bool]| -> Result<Vec<_>> {
-            let connections = families.iter().map(|v6| Connections::open(&servers, *v6));
-            connections.collect()
-        };
         Ok(Self {
             source: Source::new(seed),
             sockets: sockets.into_iter().collect::<Result<_>>()?,
-            text: connect(&[false, true, false])?,
-            binary: connect(&[false, true])?,
+            text: open(&servers, &TEXT)?,
+            binary: open(&servers, &BINARY)?,
             behind: [servers[0].behind()?, servers[1].behind()?],
             history: History::default(),
             tally: Tally::default(),
@@ -148,11 +153,16 @@ impl Run {
 
     /// Starts prestack anew. It does not follow a TCP connection that was there before.
     fn restart(&mut self) -> Result<()> {
-        self.servers[0].restart_prestack()?;
-        self.text[CALM] = Connections::open(&self.servers, false)?;
-        for (connections, v6) in self.binary.iter_mut().zip([false, true]) {
-            *connections = Connections::open(&self.servers, v6)?;
+        if self.servers[0].carries_connections() {
+            self.text.clear();
+            self.binary.clear();
+            self.servers[0].restart_prestack()?;
+            self.text = open(&self.servers, &TEXT)?;
+        } else {
+            self.servers[0].restart_prestack()?;
+            self.text[CALM] = Connections::open(&self.servers, TEXT[CALM])?;
         }
+        self.binary = open(&self.servers, &BINARY)?;
         Ok(())
     }
 

@@ -56,6 +56,13 @@ impl Server {
         start_prestack(&self.bed, 0, &args)
     }
 
+    /// Whether TCP connections depend on a prestack that was there before them.
+    pub fn carries_connections(&self) -> bool {
+        self.prestack
+            .as_ref()
+            .is_some_and(Prestack::carries_connections)
+    }
+
     /// Ends prestack, if there is one, and starts it again.
     pub fn restart_prestack(&mut self) -> Result<()> {
         if let Some(mut prestack) = self.prestack.take() {

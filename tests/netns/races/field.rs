@@ -40,13 +40,20 @@ pub struct Field {
 }
 
 impl Field {
-    /// memcached with so many threads, and clients with these sockets.
-    pub fn new(threads: u32, seed: u64, habits: Habits, ways: &[Way]) -> Result<Self> {
+    /// memcached with so many threads, prestack with `args` beyond those of every test, and clients with
+    /// these sockets.
+    pub fn new(
+        threads: u32,
+        args: &[&str],
+        seed: u64,
+        habits: Habits,
+        ways: &[Way],
+    ) -> Result<Self> {
         let options = MemcachedOptions {
             threads,
             ..MemcachedOptions::default()
         };
-        let stage = Stage::with(options, &ARGS)?;
+        let stage = Stage::with(options, &[&ARGS[..], args].concat())?;
         let started = Instant::now();
         let server = stage.server4();
         let connect = |way, who| Wire::connect(&stage.bed.client, server, way, who, started);

@@ -1,0 +1,261 @@
+//! Clients with a TCP connection each, which check every byte that they read, over good networks and bad.
+//!
+//! What a client's own keys hold it knows, as nobody else writes them: every answer is compared byte by
+//! byte. Keys that all read have rising versions. Commands come one by one, cut into pieces down to single
+//! bytes, and many at a time. Nothing may stand still for longer than 10 s.
+//!
+//! `PRESTACK_SEED` makes the clients and the relay draw the same again; `PRESTACK_OPERATIONS` is the number
+//! of commands of each course.
+
+mod answer;
+mod client;
+mod course;
+mod shared;
+mod source;
+mod value;
+
+use crate::clients::are_installed;
+use anyhow::{Context, Result, ensure};
+pub use client::Habit;
+pub use course::Load;
+use course::{Arguments, Course, Ground, Offloads, PLAIN, run};
+use prestack_tests::environment::{say, seed};
+pub use source::Dialect;
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use prestack_testbed::{Capture, Disturbance};
+
+/// What tshark flags without anything being wrong; many large answers fill a window.
+const HARMLESS: [&str; 4] = [
+    "window_update",
+    "window_full",
+    "keep_alive",
+    "keep_alive_ack",
+];
+
+/// What may be flagged so often over a bad network, whatever the server.
+const RARE: u64 = 20;
+
+/// A good network with VLAN tags.
+const TAGS: Disturbance = Disturbance {
+    lose: 0.0,
+    reorder: 0.0,
+    duplicate: 0.0,
+    has_tags: true,
+    ..BAD
+};
+
+/// A bad network.
+const BAD: Disturbance = Disturbance {
+    lose: 0.03,
+    reorder: 0.1,
+    duplicate: 0.03,
+    alter: 0.0,
+    delay: Duration::ZERO,
+    has_tags: false,
+};
+
+/// A worse one.
+const WORSE: Disturbance = Disturbance {
+    lose: 0.05,
+    reorder: 0.2,
+    duplicate: 0.05,
+    ..BAD
+};
+
+/// Clients that mostly read.
+const READING: Course = Course {
+    name: "reading",
+    habit: Habit::Reading,
+    hits: 0.3,
+    ..PLAIN
+};
+
+/// Where nothing is lost.
+const CLEAN: [Course; 7] = [
+    PLAIN,
+    READING,
+    Course {
+        name: "one thread, IPv6, bare options",
+        threads: 1,
+        is_v6: true,
+        has_timestamps: false,
+        has_sack: false,
+        ..PLAIN
+    },
+    Course {
+        name: "VLAN, small windows",
+        relay: Some(TAGS),
+        has_small_windows: true,
+        commands: 5_000,
+        ..PLAIN
+    },
+    Course {
+        name: "all offloads",
+        offloads: Offloads::All,
+        ..PLAIN
+    },
+    Course {
+        name: "no offloads",
+        offloads: Offloads::None,
+        ..PLAIN
+    },
+    Course {
+        name: "many connections",
+        connections: 64,
+        ..PLAIN
+    },
+];
+
+/// Where much is.
+const LOSSY: [Course; 5] = [
+    Course {
+        name: "bad network, reading",
+        relay: Some(BAD),
+        connections: 32,
+        commands: 3_000,
+        ..READING
+    },
+    Course {
+        name: "bad network",
+        relay: Some(BAD),
+        connections: 32,
+        commands: 3_000,
+        ..PLAIN
+    },
+    Course {
+        name: "worse network, IPv6, one thread",
+        relay: Some(WORSE),
+        is_v6: true,
+        threads: 1,
+        connections: 32,
+        commands: 3_000,
+        ..PLAIN
+    },
+    Course {
+        name: "bad network, no SACK",
+        relay: Some(BAD),
+        has_sack: false,
+        connections: 32,
+        commands: 3_000,
+        ..PLAIN
+    },
+    Course {
+        name: "bad network, VLAN, no timestamps",
+        relay: Some(Disturbance {
+            has_tags: true,
+            ..BAD
+        }),
+        has_timestamps: false,
+        connections: 32,
+        commands: 3_000,
+        ..PLAIN
+    },
+];
+
+fn all(courses: &[Course], prestack: Arguments) -> Result<()> {
+    courses
+        .iter()
+        .try_for_each(|course| run(course, prestack).map(drop))
+}
+
+#[test]
+fn answers_are_right_without_prestack() -> Result<()> {
+    all(&CLEAN[..1], None)?;
+    all(&LOSSY[..1], None)
+}
+
+#[test]
+fn answers_are_right_over_clean_networks() -> Result<()> {
+    all(&CLEAN, Some(&[]))
+}
+
+#[test]
+fn answers_are_right_over_bad_networks() -> Result<()> {
+    all(&LOSSY, Some(&[]))
+}
+
+/// Runs a course while what passes the client's device is captured; what tshark flags in that.
+fn flags(course: &Course, prestack: Arguments, seed: u64) -> Result<BTreeMap<&'static str, u64>> {
+    let ground = Ground::new(course, prestack, seed)?;
+    let directory = tempfile::tempdir()?;
+    let file = directory.path().join("client.pcap");
+    let file = file.to_str().context("a path in text")?;
+    let capture = Capture::start(&ground.bed.client, &ground.bed.links[0].client_dev, file)?;
+    ground.run(course, seed)?;
+    let flags = capture.flags()?;
+    say(&format!("{}, {prestack:?}: {flags:?}", course.name));
+    Ok(flags)
+}
+
+/// Fails when tshark flags something in what passes over a clean network.
+fn nothing_flagged(prestack: Arguments) -> Result<()> {
+    if !are_installed() {
+        return Ok(());
+    }
+    for course in [PLAIN, READING] {
+        // Larger ones fill windows and the queues of devices.
+        let course = Course {
+            largest: 20_000,
+            has_probes: false,
+            ..course
+        };
+        let flags = flags(&course, prestack, seed()?)?;
+        let odd: Vec<_> = flags
+            .iter()
+            .filter(|(flag, _)| !HARMLESS.contains(flag))
+            .collect();
+        ensure!(odd.is_empty(), "{}: {odd:?}", course.name);
+    }
+    Ok(())
+}
+
+/// Fails when tshark flags something over a bad network that it would not, or not as often, in
+/// memcached's own connections.
+fn nothing_odd(prestack: Arguments) -> Result<()> {
+    if !are_installed() {
+        return Ok(());
+    }
+    let seed = seed()?;
+    for course in &LOSSY[..2] {
+        let (bare, flags) = (flags(course, None, seed)?, flags(course, prestack, seed)?);
+        for (flag, count) in flags {
+            let by_itself = bare.get(flag).copied().unwrap_or_default();
+            ensure!(
+                HARMLESS.contains(&flag) || count <= 2 * by_itself + RARE,
+                "{}: {flag} {count} times, without prestack {by_itself} times",
+                course.name
+            );
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn captures_of_clean_networks_show_nothing() -> Result<()> {
+    nothing_flagged(None)?;
+    nothing_flagged(Some(&[]))
+}
+
+#[test]
+fn captures_of_bad_networks_show_nothing_odd() -> Result<()> {
+    nothing_odd(Some(&[]))
+}
+
+#[test]
+fn a_changed_byte_is_noticed() -> Result<()> {
+    let course = Course {
+        relay: Some(Disturbance {
+            alter: 0.01,
+            ..Disturbance::default()
+        }),
+        ..PLAIN
+    };
+    let seed = seed()?;
+    let ground = Ground::new(&course, None, seed)?;
+    let result = ground.run(&course, seed);
+    result.expect_err("words of segments have changed places");
+    assert!(ground.relayed().altered > 0);
+    Ok(())
+}

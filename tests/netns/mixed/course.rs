@@ -1,0 +1,290 @@
+//! Where a mixed workload runs: the network, the server, and how many clients do how much.
+
+use std::net::{SocketAddr, TcpStream};
+use std::sync::{Arc, Barrier};
+use std::thread;
+use std::time::Instant;
+
+use anyhow::{Context, Result, ensure};
+use prestack_testbed::{
+    Disturbance, Memcached, MemcachedOptions, Middle, Namespace, Offload, Prestack, Relay, Relayed,
+    Testbed, pace,
+};
+use prestack_tests::environment::{say, seed, setting};
+use prestack_tests::stage::PORT;
+
+use super::client::{Client, Habit, Tally};
+use super::shared::Shared;
+use super::source::{Dialect, Source};
+
+/// Keys that all clients read.
+const SHARED: usize = 8;
+/// The arguments of a prestack, if there is to be one.
+pub type Arguments = Option<&'static [&'static str]>;
+
+/// A workload and where it runs.
+#[derive(Clone, Copy, Debug)]
+pub struct Course {
+    pub name: &'static str,
+    /// memcached's.
+    pub threads: u32,
+    pub habit: Habit,
+    pub connections: usize,
+    /// Commands of all clients together, unless the environment says otherwise.
+    pub commands: u64,
+    /// Bytes of the largest values.
+    pub largest: usize,
+    pub is_v6: bool,
+    /// The client's `net.ipv4.tcp_timestamps` and `net.ipv4.tcp_sack`.
+    pub has_timestamps: bool,
+    pub has_sack: bool,
+    /// Whether both ends send the last segment again when nothing comes back for some milliseconds
+    /// (`net.ipv4.tcp_early_retrans`), as happens on a busy machine.
+    pub has_probes: bool,
+    /// Whether both ends have little room for what they receive.
+    pub has_small_windows: bool,
+    pub offloads: Offloads,
+    /// Least share of the commands that are hits, if prestack answers over TCP.
+    pub hits: f64,
+    /// What a relay in the middle does, to each direction; none if there is no relay.
+    pub relay: Option<Disturbance>,
+}
+
+/// What the ends leave to their devices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Offloads {
+    /// Checksums, and joining what they receive: segments are cut by the kernel, as XDP wants it.
+    Some,
+    /// Cutting segments as well: prestack runs in generic mode.
+    All,
+    /// Nothing.
+    None,
+}
+
+/// The usual.
+pub const PLAIN: Course = Course {
+    name: "plain",
+    threads: 4,
+    habit: Habit::Mixed,
+    connections: 8,
+    commands: 20_000,
+    largest: 2 << 20,
+    is_v6: false,
+    has_timestamps: true,
+    has_sack: true,
+    has_probes: true,
+    has_small_windows: false,
+    offloads: Offloads::Some,
+    hits: 0.0,
+    relay: None,
+};
+
+/// A network, memcached, and prestack or none.
+pub struct Ground {
+    prestack: Option<Prestack>,
+    relay: Option<Relay>,
+    _middle: Option<Middle>,
+    _memcached: Memcached,
+    pub bed: Testbed,
+    server: SocketAddr,
+}
+
+impl Ground {
+    /// Prepares everything for a course.
+    pub fn new(course: &Course, prestack: Arguments, seed: u64) -> Result<Self> {
+        let (mut bed, middle) = if course.relay.is_some() {
+            let (bed, middle) = Testbed::with_middle()?;
+            (bed, Some(middle))
+        } else {
+            (Testbed::new()?, None)
+        };
+        let (client, server) = (&bed.client, &bed.server);
+        set(client, "tcp_timestamps", course.has_timestamps)?;
+        set(client, "tcp_sack", course.has_sack)?;
+        for namespace in [client, server] {
+            if !course.has_probes {
+                set(namespace, "tcp_early_retrans", false)?;
+            }
+            if course.has_small_windows {
+                write(namespace, "tcp_rmem", "4096 4096 4096")?;
+            }
+        }
+        let link = &bed.links[0];
+        let address = if course.is_v6 {
+            link.server6
+        } else {
+            link.server4
+        };
+        let relay = match (&middle, course.relay) {
+            (Some(middle), Some(disturbance)) => {
+                Some(Relay::start(middle, disturbance, disturbance, seed)?)
+            }
+            _ => None,
+        };
+        // Segments are cut by the kernel already.
+        let (offloads, on): (&[Offload], bool) = match course.offloads {
+            Offloads::Some => (&[], true),
+            Offloads::All => (&[Offload::Checksum, Offload::Gro, Offload::Tso], true),
+            Offloads::None => (&[Offload::Checksum, Offload::Gro], false),
+        };
+        if course.offloads == Offloads::All {
+            bed.links[0].free_client_dev();
+        }
+        let link = &bed.links[0];
+        for offload in offloads {
+            offload.set(&bed.server, &link.server_dev, on)?;
+            offload.set(&bed.client, &link.client_dev, on)?;
+        }
+        let options = MemcachedOptions {
+            threads: course.threads,
+            // No item has to go.
+            memory_mib: 2_048,
+            args: ["-I", "8m", "-c", "4096"].map(Into::into).into(),
+            ..MemcachedOptions::default()
+        };
+        let memcached = Memcached::start(&bed.server, options)?;
+        let prestack = prestack.map(|args| {
+            let mode = if course.offloads == Offloads::All {
+                "generic"
+            } else {
+                "native"
+            };
+            let ours = [
+                "--interface",
+                &bed.links[0].server_dev,
+                "--mode",
+                mode,
+                "--no-watch-lo",
+            ];
+            Prestack::start(&bed.server, &[&ours[..], args].concat())
+        });
+        Ok(Self {
+            prestack: prestack.transpose()?,
+            relay,
+            _middle: middle,
+            _memcached: memcached,
+            server: SocketAddr::new(address, PORT),
+            bed,
+        })
+    }
+
+    /// What the relay has done.
+    pub fn relayed(&self) -> Relayed {
+        self.relay.as_ref().map(Relay::counts).unwrap_or_default()
+    }
+
+    /// Runs a course to its end.
+    pub fn run(&self, course: &Course, seed: u64) -> Result<Tally> {
+        let commands = setting("PRESTACK_OPERATIONS", course.commands)?;
+        let commands = pace::volume(commands as usize) as u64;
+        let load = Load {
+            server: self.server,
+            habit: course.habit,
+            connections: course.connections,
+            commands,
+            dialect: Dialect::Memcached,
+            largest: course.largest,
+            seed,
+        };
+        let start = Instant::now();
+        let tally = load.run(&self.bed.client);
+        let relayed = self.relayed();
+        say(&format!(
+            "{}: {:?} in {:?}, {relayed:?}",
+            course.name,
+            tally.as_ref().ok(),
+            start.elapsed()
+        ));
+        let tally = tally.with_context(|| format!("{course:?}, PRESTACK_SEED={seed}"))?;
+        if let Some(prestack) = &self.prestack {
+            println!("{}", prestack.instance().command(&["stats"])?);
+            let hits = prestack.stats()?.get("tcp.hits")?;
+            ensure!(
+                !prestack.carries_connections()
+                    || hits as f64 >= course.hits * tally.commands as f64,
+                "only {hits} hits"
+            );
+        }
+        if let Some(wanted) = course.relay {
+            let segments = relayed.segments as f64;
+            ensure!(
+                relayed.lost as f64 >= 0.8 * wanted.lose * segments
+                    && relayed.held as f64 >= 0.6 * wanted.reorder * segments
+                    && relayed.copied as f64 >= 0.6 * wanted.duplicate * segments,
+                "the relay did not do its part: {relayed:?}"
+            );
+        }
+        Ok(tally)
+    }
+}
+
+/// What clients do, anywhere.
+pub struct Load {
+    pub server: SocketAddr,
+    pub habit: Habit,
+    pub connections: usize,
+    /// Of all clients together.
+    pub commands: u64,
+    pub dialect: Dialect,
+    /// Bytes of the largest values.
+    pub largest: usize,
+    pub seed: u64,
+}
+
+impl Load {
+    /// Has the clients, in `namespace`, do their commands.
+    pub fn run(&self, namespace: &Namespace) -> Result<Tally> {
+        let shared: Arc<Vec<Shared>> = Arc::new((0..SHARED).map(|_| Shared::default()).collect());
+        let clients = (0..self.connections).map(|number| {
+            let stream = namespace.run(|| TcpStream::connect(self.server))?;
+            let place = [number, self.connections];
+            let source = Source::new(
+                self.seed,
+                place,
+                self.dialect,
+                self.largest,
+                Arc::clone(&shared),
+            );
+            let mut client = Client::new(stream, source, Arc::clone(&shared))?;
+            client.prepare()?;
+            Ok(client)
+        });
+        let clients: Vec<Client> = clients.collect::<Result<_>>()?;
+        let commands = self.commands.div_ceil(self.connections as u64);
+        let start = Barrier::new(self.connections);
+        thread::scope(|scope| {
+            let threads: Vec<_> = clients
+                .into_iter()
+                .map(|mut client| {
+                    let start = &start;
+                    scope.spawn(move || {
+                        start.wait();
+                        client.run(self.habit, commands)
+                    })
+                })
+                .collect();
+            threads
+                .into_iter()
+                .map(|thread| thread.join().expect("a client does not panic"))
+                .try_fold(Tally::default(), |all, one| anyhow::Ok(all.and(one?)))
+        })
+    }
+}
+
+/// Runs a course in a place of its own.
+pub fn run(course: &Course, prestack: Arguments) -> Result<Tally> {
+    let seed = seed()?;
+    Ground::new(course, prestack, seed)?.run(course, seed)
+}
+
+/// Switches one of the namespace's `net.ipv4` settings.
+fn set(namespace: &Namespace, name: &str, on: bool) -> Result<()> {
+    write(namespace, name, if on { "1" } else { "0" })
+}
+
+fn write(namespace: &Namespace, name: &str, value: &str) -> Result<()> {
+    let path = format!("/proc/sys/net/ipv4/{name}");
+    namespace
+        .run(|| std::fs::write(&path, value))
+        .with_context(|| format!("writing {value:?} to {path}"))
+}
