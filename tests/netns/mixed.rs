@@ -34,6 +34,9 @@ const HARMLESS: [&str; 4] = [
     "keep_alive_ack",
 ];
 
+/// Requests are answered over TCP.
+pub const HITS: &[&str] = &["--tcp-hits"];
+
 /// What may be flagged so often over a bad network, whatever the server.
 const RARE: u64 = 20;
 
@@ -115,6 +118,7 @@ const LOSSY: [Course; 5] = [
         relay: Some(BAD),
         connections: 32,
         commands: 3_000,
+        hits: 0.1,
         ..READING
     },
     Course {
@@ -169,6 +173,16 @@ fn answers_are_right_without_prestack() -> Result<()> {
 #[test]
 fn answers_are_right_over_clean_networks() -> Result<()> {
     all(&CLEAN, Some(&[]))
+}
+
+#[test]
+fn answers_are_right_over_clean_networks_with_tcp_hits() -> Result<()> {
+    all(&CLEAN, Some(HITS))
+}
+
+#[test]
+fn answers_are_right_over_bad_networks_with_tcp_hits() -> Result<()> {
+    all(&LOSSY, Some(HITS))
 }
 
 #[test]

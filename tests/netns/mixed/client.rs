@@ -80,6 +80,11 @@ impl Client {
 
     /// Goes on until it has sent so many commands.
     pub fn run(&mut self, habit: Habit, commands: u64) -> Result<Tally> {
+        if habit == Habit::Reading {
+            for _ in 0..20 {
+                self.alone(Source::set_short)?;
+            }
+        }
         while self.tally.commands < commands {
             let draw = self.source.random.u32(..100);
             match (habit, draw) {

@@ -3,7 +3,7 @@
 use std::net::{SocketAddr, TcpStream};
 use std::sync::{Arc, Barrier};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use prestack_testbed::{
@@ -186,6 +186,10 @@ impl Ground {
             largest: course.largest,
             seed,
         };
+        if self.prestack.is_some() {
+            // Nothing is cached until what was under way before has settled.
+            thread::sleep(QUIET);
+        }
         let start = Instant::now();
         let tally = load.run(&self.bed.client);
         let relayed = self.relayed();
@@ -270,6 +274,9 @@ impl Load {
         })
     }
 }
+
+/// How long after its start prestack caches nothing, and more (`--settle` is 1 s).
+const QUIET: Duration = Duration::from_millis(1_500);
 
 /// Runs a course in a place of its own.
 pub fn run(course: &Course, prestack: Arguments) -> Result<Tally> {

@@ -264,9 +264,9 @@ impl Source {
         self.store(batch, number, len);
     }
 
-    /// Gives one of the client's keys a value that fits a segment.
+    /// Gives one of the client's keys a value whose answer fits any packet.
     pub fn set_short(&mut self, batch: &mut Batch) {
-        let (number, len) = (self.random.usize(..VALUES), self.random.usize(1..400));
+        let (number, len) = (self.random.usize(..VALUES), self.random.usize(1..120));
         self.store(batch, number, len);
     }
 
