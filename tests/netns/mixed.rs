@@ -88,7 +88,7 @@ const CLEAN: [Course; 7] = [
         name: "VLAN, small windows",
         relay: Some(TAGS),
         has_small_windows: true,
-        commands: 5_000,
+        commands: 2_000,
         ..PLAIN
     },
     Course {
@@ -114,14 +114,14 @@ const LOSSY: [Course; 5] = [
         name: "bad network, reading",
         relay: Some(BAD),
         connections: 32,
-        commands: 3_000,
+        commands: 1_000,
         ..READING
     },
     Course {
         name: "bad network",
         relay: Some(BAD),
         connections: 32,
-        commands: 3_000,
+        commands: 1_000,
         ..PLAIN
     },
     Course {
@@ -130,7 +130,7 @@ const LOSSY: [Course; 5] = [
         is_v6: true,
         threads: 1,
         connections: 32,
-        commands: 3_000,
+        commands: 1_000,
         ..PLAIN
     },
     Course {
@@ -138,7 +138,7 @@ const LOSSY: [Course; 5] = [
         relay: Some(BAD),
         has_sack: false,
         connections: 32,
-        commands: 3_000,
+        commands: 1_000,
         ..PLAIN
     },
     Course {
@@ -149,7 +149,7 @@ const LOSSY: [Course; 5] = [
         }),
         has_timestamps: false,
         connections: 32,
-        commands: 3_000,
+        commands: 1_000,
         ..PLAIN
     },
 ];
