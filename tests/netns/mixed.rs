@@ -91,7 +91,7 @@ const CLEAN: [Course; 7] = [
         name: "VLAN, small windows",
         relay: Some(TAGS),
         has_small_windows: true,
-        commands: 5_000,
+        commands: 2_000,
         ..PLAIN
     },
     Course {
@@ -125,7 +125,7 @@ const LOSSY: [Course; 5] = [
         name: "bad network",
         relay: Some(BAD),
         connections: 32,
-        commands: 3_000,
+        commands: 1_000,
         ..PLAIN
     },
     Course {
@@ -134,7 +134,7 @@ const LOSSY: [Course; 5] = [
         is_v6: true,
         threads: 1,
         connections: 32,
-        commands: 3_000,
+        commands: 1_000,
         ..PLAIN
     },
     Course {
@@ -142,7 +142,7 @@ const LOSSY: [Course; 5] = [
         relay: Some(BAD),
         has_sack: false,
         connections: 32,
-        commands: 3_000,
+        commands: 1_000,
         ..PLAIN
     },
     Course {
@@ -153,7 +153,7 @@ const LOSSY: [Course; 5] = [
         }),
         has_timestamps: false,
         connections: 32,
-        commands: 3_000,
+        commands: 1_000,
         ..PLAIN
     },
 ];

@@ -155,6 +155,8 @@ impl Ground {
                 "--mode",
                 mode,
                 "--no-watch-lo",
+                "--memory",
+                "32MiB",
             ];
             Prestack::start(&bed.server, &[&ours[..], args].concat())
         });
