@@ -86,4 +86,4 @@ pub mod names {
 
 /// Changes with every incompatible change of a map layout: what is pinned under another number
 /// is not adopted.
-pub const LAYOUT: u32 = 8;
+pub const LAYOUT: u32 = 9;

@@ -279,7 +279,7 @@ impl Daemon {
     fn look_at_extent(&mut self) {
         match maps::counters(&self.datapath.maps) {
             Ok(stats) => {
-                if self.extent.is_full(stats.fills, stats.evictions) {
+                if self.extent.is_full(&stats) {
                     self.grow();
                 }
             }

@@ -30,7 +30,7 @@ const REMEMBER: u64 = 130_000_000_000;
 /// How often keys are asked for, at most: the cache grows meanwhile, and loses some.
 const PASSES: u32 = 100;
 /// Requests after which it is seen whether it should grow.
-const GROWS_AFTER: u32 = 100;
+pub(super) const GROWS_AFTER: u32 = 100;
 
 /// The loaded programs and maps.
 pub(super) struct Datapath {
@@ -67,9 +67,9 @@ impl Datapath {
     }
 
     /// Uses more of the cache if what is used is full, as the daemon has it.
-    fn grow(&mut self) -> Result<()> {
+    pub(super) fn grow(&mut self) -> Result<()> {
         let stats = self.stats()?;
-        if !self.extent.is_full(stats.fills, stats.evictions) {
+        if !self.extent.is_full(&stats) {
             return Ok(());
         }
         let index: Array<_, Element<Index>> = map_mut(&mut self.ebpf, names::INDEX)?;
