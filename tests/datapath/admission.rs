@@ -135,7 +135,7 @@ fn what_is_dead_makes_room_at_once() {
             let mut path = Datapath::with(&one_bucket());
             let value = &VALUE[..len];
             let mut cached = Vec::new();
-            for key in keys("key") {
+            for key in keys("key").take(ENTRY_GRANULES) {
                 if !path.can_fill(&key, value) {
                     break;
                 }
@@ -218,6 +218,24 @@ fn what_is_written_comes_back_to_its_place() {
     path.assert_miss(&cached[0]);
     assert_all_hit(&mut path, &cached[1..7]);
     assert_all_hit(&mut path, &cached[8..]);
+}
+
+#[test]
+fn a_place_is_kept_while_there_are_others() {
+    let (mut path, cached) = full(&one_bucket());
+    // What is evicted leaves another group.
+    let evicted = place(&path, &cached[0]).0.group;
+    let key = cached
+        .iter()
+        .find(|key| place(&path, key).0.group != evicted);
+    let key = key.expect("such a key");
+    path.exchange(format!("delete {key}\r\n"), "DELETED\r\n");
+    path.assert_miss(key);
+    let group = place(&path, key).0.group;
+    let neighbour = keys("new").find(|key| place(&path, key).0.group == group);
+    path.fill(neighbour.expect("such a key"), VALUE);
+    assert!(path.can_fill(key, VALUE));
+    assert_all_hit(&mut path, &cached[1..]);
 }
 
 /// The place of what was killed is given to others when their turn comes, and then it is theirs.

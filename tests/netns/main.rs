@@ -11,6 +11,7 @@ mod daemon;
 mod differential;
 mod flood;
 mod flush;
+mod growth;
 mod ignored;
 mod links;
 mod lo;
