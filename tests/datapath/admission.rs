@@ -156,6 +156,23 @@ fn what_is_dead_makes_room_at_once() {
     }
 }
 
+/// What has been left where it is no longer looked for must not keep others out.
+#[test]
+fn what_is_older_than_the_cache_is_large_makes_room_at_once() {
+    let (mut path, cached) = full(&one_bucket());
+    wait(Duration::ZERO);
+    path.kernel().controls.use_parts(2);
+    wait(Duration::ZERO);
+    let there = keys("new").filter(|key| place(&path, key).0.bucket == 0);
+    let there: Vec<_> = there.take(cached.len() + 1).collect();
+    let (last, first) = there.split_last().expect("some");
+    for key in first {
+        assert!(path.can_fill(key, VALUE), "{key}");
+    }
+    assert!(!path.can_fill(last, VALUE));
+    assert_all_hit(&mut path, first);
+}
+
 /// What of another backend is dead is not known.
 #[test]
 fn what_is_anothers_is_alive() {
@@ -223,9 +240,9 @@ fn what_is_written_comes_back_to_its_place() {
 #[test]
 fn a_place_is_kept_while_there_are_others() {
     let (mut path, cached) = full(&one_bucket());
-    // What is evicted leaves another group.
+    // What is evicted leaves another group, and something else is evicted next.
     let evicted = place(&path, &cached[0]).0.group;
-    let key = cached
+    let key = cached[2..]
         .iter()
         .find(|key| place(&path, key).0.group != evicted);
     let key = key.expect("such a key");

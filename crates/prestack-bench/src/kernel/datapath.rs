@@ -1,11 +1,13 @@
 //! prestack's programs with a cache of their own, attached to nothing.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use aya::maps::{Array, PerCpuArray, ProgramArray};
 use aya::programs::{SchedClassifier, Xdp};
 use aya::{Ebpf, EbpfLoader};
+use nix::time::{ClockId, clock_gettime};
 use prestack_abi::cache::{BUCKET_BYTES, Index};
 use prestack_abi::config::{Config, Door, Link, MAPPED_V4, Net4, Net6, Tcp};
 use prestack_abi::control::CONTROLS;
@@ -81,7 +83,13 @@ impl Datapath {
         self.extent.grow(entries);
         let config = self.config()?;
         let parts = self.extent.parts;
-        self.configure(&Config { parts, ..config })
+        let grown_ns =
+            Duration::from(clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE)?).as_nanos() as u64;
+        self.configure(&Config {
+            parts,
+            grown_ns,
+            ..config
+        })
     }
 
     /// Has every entry be too old at once, so that every GET fetches it anew.

@@ -6,6 +6,7 @@
 use prestack_abi::cache::{
     Block, ENTRY_GRANULES, EntryHeader, GRANULES, GROUPS, Group, Index, NOWHERE, Place, WAYS,
 };
+use prestack_abi::config::Config;
 use prestack_proto::swar;
 
 use super::entry::Entry;
@@ -101,12 +102,12 @@ pub unsafe fn admits(
     place: Place,
     new: &EntryHeader,
     proof: u16,
-    max_age: u64,
+    config: &Config,
 ) -> bool {
     let group = group_of(index, place.group);
     // SAFETY: see the module.
     unsafe {
-        if own_way(group, place) < WAYS as u64 || !evicts(index, block, group, new, max_age) {
+        if own_way(group, place) < WAYS as u64 || !evicts(index, block, group, new, config) {
             return true;
         }
         let refused = &raw mut (*group_of(index, place.group & !1)).refused;
@@ -128,7 +129,7 @@ unsafe fn evicts(
     block: *mut Block,
     group: *const Group,
     new: &EntryHeader,
-    max_age: u64,
+    config: &Config,
 ) -> bool {
     let granules = EntryHeader::granules(u64::from(new.reply_len));
     // SAFETY: see the module.
@@ -139,7 +140,7 @@ unsafe fn evicts(
             let ats = positions_of(group);
             let hit =
                 swar::in_range(ats, at as u8, granules as u8) & !swar::equal_all(tags_of(group), 0);
-            if hit != 0 && is_live(block, ats >> (8 * swar::first(hit)), new, max_age) {
+            if hit != 0 && is_live(block, ats >> (8 * swar::first(hit)), new, config) {
                 return true;
             }
         }
@@ -148,20 +149,22 @@ unsafe fn evicts(
                 block,
                 positions_of(group) >> (8 * oldest(group, at)),
                 new,
-                max_age,
+                config,
             )
     }
 }
 
-/// Whether the entry at a granule (in the lowest byte) could be served when the `new` one was fetched, as
-/// far as its header tells: the epochs of other backends are not known.
+/// Whether the entry at a granule (in the lowest byte) is looked for and could be served when the `new` one was
+/// fetched, as far as its header tells: the epochs of other backends are not known. What is older than the
+/// cache is large may not be looked for any more, and counts as dead.
 #[inline(always)]
-unsafe fn is_live(block: *mut Block, at: u64, new: &EntryHeader, max_age: u64) -> bool {
+unsafe fn is_live(block: *mut Block, at: u64, new: &EntryHeader, config: &Config) -> bool {
     let Some(old) = Entry::new(block, at).header() else {
         return false;
     };
     // SAFETY: the header is in the block, and only the lock's holder writes it.
     let old = unsafe { &*old };
     let is_forgotten = old.backend == new.backend && old.epoch != new.epoch;
-    !is_forgotten && new.time.saturating_sub(old.time) <= max_age
+    let is_old = new.time.saturating_sub(old.time) > config.max_age_ns;
+    !is_forgotten && !is_old && old.time >= config.grown_ns
 }

@@ -101,7 +101,7 @@ pub fn fill(config: &Config, window: &Window, item: &Item, ticket: &Ticket) -> F
         lock(held);
         let version = (&raw const (*control).version).read_volatile();
         if version == ticket.version && is_there(index, place, item.older) {
-            if admits(index, block, place, &header, proof, config.max_age_ns) {
+            if admits(index, block, place, &header, proof, config) {
                 raise_seq(index);
                 evicted = store(index, block, place, window, &header);
                 raise_seq(index);
@@ -174,7 +174,7 @@ unsafe fn store(
         } else {
             at = next_place(index, granules);
             evicted += clear(index, at as u8, granules as u8);
-            // The entry itself may have been in the way.
+            // A way without memory of its own is taken before one that a killed key may come back to.
             let tags = tags_of(group);
             let empty = swar::equal_all(tags, 0);
             let unused = empty & swar::equal_all((&raw const (*group).at).read_volatile(), NOWHERE);
