@@ -106,7 +106,7 @@ pub(crate) fn run(object: &[u8], progress: &Progress) -> Result<Vec<HitRate>> {
             let mut gets = 0u32;
             let prestack = hits(&asked, |n| {
                 gets += 1;
-                if gets % GROWS_AFTER == 0 {
+                if gets.is_multiple_of(GROWS_AFTER) {
                     datapath.grow()?;
                 }
                 get(&datapath, &dataset, n, gets as u16)
