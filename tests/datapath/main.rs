@@ -3,6 +3,7 @@
 //! Nothing is attached and no memcached runs: a test plays both ends, the client's and memcached's.
 //! These tests need root.
 
+mod admission;
 mod backends;
 mod binary;
 mod bytes;

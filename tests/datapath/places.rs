@@ -97,7 +97,10 @@ fn the_oldest_of_a_full_group_gives_way() {
     let mut path = one_bucket();
     let keys = neighbours(&path, 3 * WAYS);
     for (number, key) in keys.iter().enumerate() {
-        path.fill(key, "value");
+        assert_eq!(path.can_fill(key, "value"), number < WAYS, "at once");
+        if number >= WAYS {
+            path.fill(key, "value");
+        }
         let oldest = (number + 1).saturating_sub(WAYS);
         for kept in &keys[oldest..=number] {
             path.assert_hit(kept, "value");

@@ -13,6 +13,7 @@ mod differential;
 mod drained;
 mod flood;
 mod flush;
+mod growth;
 mod ignored;
 mod links;
 mod lo;

@@ -2,8 +2,8 @@
 //!
 //! A key's hash names its bucket, a group of eight ways in it and a tag of 16 bits. The index
 //! alone tells a miss; a way whose tag matches says where in the block its entry lies. A block is
-//! written from start to end and around: what lies where the next entry goes is evicted. Entries
-//! take only the space they need, in granules.
+//! written from start to end and around: what lies where the next entry goes is evicted, if the key was
+//! missed twice of late. Entries take only the space they need, in granules.
 
 /// Bytes of a block, one page.
 pub const BLOCK_BYTES: usize = 4096;
@@ -14,6 +14,8 @@ pub const GRANULES: usize = BLOCK_BYTES / GRANULE;
 /// Granules of a block in which entries lie: behind the last byte of an entry there is room to read a
 /// word from.
 pub const ENTRY_GRANULES: usize = GRANULES - 1;
+/// A granule at which no entry starts.
+pub const NOWHERE: u8 = u8::MAX;
 /// Ways in a group.
 pub const WAYS: usize = 8;
 /// Groups in a bucket (a power of two).
@@ -34,12 +36,16 @@ pub struct Group {
     /// Seqlock of these ways and of their entries: odd while a writer is at work.
     pub seq: u32,
     /// In the first group: the granule at which the next entry goes.
-    pub head: u32,
+    pub head: u16,
+    /// In the first group of each cache line: the [fingerprint()] of the key of these groups for which
+    /// nothing was evicted last, 0 if there is none.
+    pub refused: u16,
     /// The lower byte of each way's tag, way 0 in the least significant; 0 is an empty way.
     pub tags: u64,
-    /// The upper bytes, which say nothing of an empty way.
+    /// The upper bytes; of an empty way, that of the entry that was killed.
     pub upper: u64,
-    /// For each way the granule at which its entry starts, way 0 in the least significant byte.
+    /// For each way the granule at which its entry starts, way 0 in the least significant byte. Of an empty
+    /// way, where the entry lies that was killed, or [`NOWHERE`].
     pub at: u64,
 }
 
@@ -154,6 +160,15 @@ impl Place {
     }
 }
 
+/// What tells the keys of two groups apart that were missed once: bits of the key's hash that neither its
+/// tag nor its bucket depends on, and its group. Never 0.
+#[inline(always)]
+#[must_use]
+pub const fn fingerprint(hash: u64) -> u16 {
+    let bits = (hash >> 16) as u16;
+    if bits == 0 { 1 } else { bits }
+}
+
 /// Bytes of map memory that one bucket takes, over all maps sized by it.
 pub const BUCKET_BYTES: usize = size_of::<Index>() + size_of::<Block>();
 
@@ -162,6 +177,7 @@ const _: () = assert!(size_of::<Index>() == 256);
 const _: () = assert!(size_of::<Block>() == BLOCK_BYTES);
 const _: () = assert!(HEADER_BYTES == 32 && HEADER_BYTES.is_multiple_of(GRANULE));
 const _: () = assert!(GRANULES == 256);
+const _: () = assert!(NOWHERE as usize >= ENTRY_GRANULES);
 // `fill` tests whether a position lies in a range of fewer than 128 granules.
 const _: () = assert!(EntryHeader::granules(MAX_STORED as u64) < 128);
 

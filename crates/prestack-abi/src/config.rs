@@ -83,6 +83,9 @@ pub struct Config {
     pub ports: [u64; 1024],
     /// By how many ns the wall clock (`CLOCK_REALTIME`) is ahead of the monotonic one.
     pub wall_offset_ns: u64,
+    /// Coarse monotonic time in ns at which `parts` became more; 0 if it never did. Of the entries of
+    /// before, half are no longer looked for.
+    pub grown_ns: u64,
 }
 
 /// What becomes of TCP segments to and from memcached.
@@ -262,6 +265,7 @@ impl Config {
             }; MAX_DOORS],
             ports: [0; 1024],
             wall_offset_ns: 0,
+            grown_ns: 0,
         }
     }
 

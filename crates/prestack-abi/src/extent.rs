@@ -1,7 +1,9 @@
 //! How much of the cache is in use: few buckets for few keys, so that they lie close together.
 //!
 //! The cache is divided into parts of the same number of buckets. One is in use at first, and twice as
-//! many whenever so much is evicted that hits must be lost, until all are.
+//! many whenever so much is evicted, or would have to be, that hits must be lost, until all are.
+
+use crate::stats::Stats;
 
 /// Fewest buckets in a part, unless there are fewer in all.
 const LEAST: u32 = 64;
@@ -9,7 +11,7 @@ const LEAST: u32 = 64;
 const ENOUGH: u64 = 64;
 /// Looks for which it is waited, after the parts in use have become more, for keys that are fetched anew.
 const PATIENCE: u32 = 50;
-/// There are too few parts if more than one in so many fills evicts.
+/// There are too few parts if more than one in so many fills evicts, or is deferred for it would.
 const FEW: u64 = 16;
 
 /// The parts of a cache, and those in use.
@@ -21,7 +23,7 @@ pub struct Extent {
     pub parts: u32,
     /// Parts in all, a power of two as well.
     pub most: u32,
-    /// Fills and evictions that have been judged.
+    /// Fills and evictions that have been judged, those deferred among both.
     fills: u64,
     evictions: u64,
     /// Fills after which it is judged again, and looks after which it is even if there are fewer.
@@ -50,11 +52,12 @@ impl Extent {
 
     /// The same cache with so many parts in use, and totals that say nothing of what comes.
     #[must_use]
-    pub const fn resumed(self, parts: u32, fills: u64, evictions: u64) -> Self {
+    pub const fn resumed(self, parts: u32, totals: &Stats) -> Self {
+        let fills = totals.fills + totals.fills_deferred;
         Self {
             parts,
             fills,
-            evictions,
+            evictions: totals.evictions + totals.fills_deferred,
             rests_until: fills,
             ..self
         }
@@ -76,7 +79,9 @@ impl Extent {
     ///
     /// What is evicted is also what nobody asks for any more, or what is too old to be served: then
     /// nothing is gained but nothing lost either.
-    pub const fn is_full(&mut self, fills: u64, evictions: u64) -> bool {
+    pub const fn is_full(&mut self, totals: &Stats) -> bool {
+        let fills = totals.fills + totals.fills_deferred;
+        let evictions = totals.evictions + totals.fills_deferred;
         if self.parts == self.most {
             return false;
         }
@@ -109,6 +114,14 @@ impl Extent {
 mod tests {
     use super::*;
 
+    fn totals(fills: u64, evictions: u64) -> Stats {
+        Stats {
+            fills,
+            evictions,
+            ..Stats::default()
+        }
+    }
+
     #[test]
     fn little_is_left_over() {
         for buckets in 1..10_000 {
@@ -125,46 +138,71 @@ mod tests {
     fn it_is_full_when_much_is_evicted() {
         let mut extent = Extent::new(256);
         assert_eq!((extent.base, extent.most, extent.in_use()), (64, 4, 64));
-        assert!(!extent.is_full(5_000, 0), "nothing is evicted");
-        assert!(!extent.is_full(5_064, 64), "too few to say");
-        assert!(!extent.is_full(6_100, 65), "few of the fills evict");
-        assert!(!extent.is_full(6_140, 105), "too few since then");
-        assert!(extent.is_full(6_200, 165), "half of them do");
+        assert!(!extent.is_full(&totals(5_000, 0)), "nothing is evicted");
+        assert!(!extent.is_full(&totals(5_064, 64)), "too few to say");
+        assert!(
+            !extent.is_full(&totals(6_100, 65)),
+            "few of the fills evict"
+        );
+        assert!(!extent.is_full(&totals(6_140, 105)), "too few since then");
+        assert!(extent.is_full(&totals(6_200, 165)), "half of them do");
+    }
+
+    #[test]
+    fn what_is_deferred_would_evict() {
+        let deferred = |fills, fills_deferred| Stats {
+            fills_deferred,
+            ..totals(fills, 0)
+        };
+        let mut extent = Extent::new(256);
+        assert!(!extent.is_full(&deferred(5_000, 64)), "too few to say");
+        assert!(!extent.is_full(&deferred(5_000, 330)), "few of the fills");
+        assert!(extent.is_full(&deferred(5_000, 395)), "all of the fills");
+        extent.grow(2_000);
+        assert!(!extent.is_full(&deferred(5_500, 850)), "it rests");
+        assert!(!extent.is_full(&deferred(5_500, 900)), "too few since");
+        assert!(extent.is_full(&deferred(5_500, 1_000)));
     }
 
     #[test]
     fn it_goes_on_where_it_was() {
-        let mut extent = Extent::new(256).resumed(2, 1_000_000, 900_000);
+        let mut extent = Extent::new(256).resumed(2, &totals(1_000_000, 900_000));
         assert_eq!((extent.in_use(), extent.buckets()), (128, 256));
         assert!(
-            !extent.is_full(1_000_000, 900_000),
+            !extent.is_full(&totals(1_000_000, 900_000)),
             "nothing has happened since"
         );
-        assert!(extent.is_full(1_000_100, 900_065));
+        assert!(extent.is_full(&totals(1_000_100, 900_065)));
     }
 
     #[test]
     fn it_rests_after_it_has_grown() {
         let mut extent = Extent::new(256);
-        assert!(extent.is_full(5_000, 2_000));
+        assert!(extent.is_full(&totals(5_000, 2_000)));
         extent.grow(2_000);
         assert_eq!(extent.in_use(), 128);
-        assert!(!extent.is_full(5_999, 2_900), "what was left is evicted");
-        assert!(!extent.is_full(6_000, 2_964), "too few since then");
-        assert!(extent.is_full(6_100, 3_064));
+        assert!(
+            !extent.is_full(&totals(5_999, 2_900)),
+            "what was left is evicted"
+        );
+        assert!(!extent.is_full(&totals(6_000, 2_964)), "too few since then");
+        assert!(extent.is_full(&totals(6_100, 3_064)));
         extent.grow(0);
-        assert!(!extent.is_full(9_000, 5_000), "there are no more");
+        assert!(!extent.is_full(&totals(9_000, 5_000)), "there are no more");
     }
 
     #[test]
     fn it_rests_no_longer_than_that() {
         let mut extent = Extent::new(256);
-        assert!(extent.is_full(5_000, 2_000));
+        assert!(extent.is_full(&totals(5_000, 2_000)));
         extent.grow(1_000_000);
         for look in 0..u64::from(PATIENCE) {
-            assert!(!extent.is_full(5_000 + look, 2_000 + look));
+            assert!(!extent.is_full(&totals(5_000 + look, 2_000 + look)));
         }
-        assert!(!extent.is_full(5_100, 2_100), "too few since the last look");
-        assert!(extent.is_full(5_200, 2_200));
+        assert!(
+            !extent.is_full(&totals(5_100, 2_100)),
+            "too few since the last look"
+        );
+        assert!(extent.is_full(&totals(5_200, 2_200)));
     }
 }

@@ -45,6 +45,9 @@ counters! {
     fills,
     /// GET replies that were not stored: no ticket, or one that a write had cancelled.
     fills_refused,
+    /// GET replies that were not stored as they would have evicted an entry, and their key was not missed
+    /// of late.
+    fills_deferred,
     /// Writes that invalidated their key.
     invalidations,
     /// Times a backend's whole cache was emptied because a packet was not understood.

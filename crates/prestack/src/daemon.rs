@@ -248,7 +248,7 @@ impl Daemon {
         self.controls.replace(|current| *current = config);
         let stats = maps::counters(&self.datapath.maps)?;
         let extent = options.extent;
-        self.extent = extent.resumed(before.parts, stats.fills, stats.evictions);
+        self.extent = extent.resumed(before.parts, &stats);
 
         self.sockets = adopt_sockets(&mut self.datapath, left).inspect_err(|e| warn!("{e}"));
         for interface in interfaces {
@@ -410,7 +410,7 @@ impl Daemon {
     fn look_at_extent(&mut self) {
         match maps::counters(&self.datapath.maps) {
             Ok(stats) => {
-                if self.extent.is_full(stats.fills, stats.evictions) {
+                if self.extent.is_full(&stats) {
                     self.grow();
                 }
             }

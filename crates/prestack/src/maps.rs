@@ -196,6 +196,9 @@ impl Controls {
         self.config
             .atomic_u32(0, offset_of!(Config, parts))
             .store(parts, Ordering::SeqCst);
+        self.config
+            .atomic_u64(0, offset_of!(Config, grown_ns))
+            .store(clock::now_ns(), Ordering::SeqCst);
     }
 
     /// Stops serving.

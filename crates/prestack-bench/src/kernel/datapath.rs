@@ -1,11 +1,13 @@
 //! prestack's programs with a cache of their own, attached to nothing.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use aya::maps::{Array, PerCpuArray, ProgramArray};
 use aya::programs::{SchedClassifier, Xdp};
 use aya::{Ebpf, EbpfLoader};
+use nix::time::{ClockId, clock_gettime};
 use prestack_abi::cache::{BUCKET_BYTES, Index};
 use prestack_abi::config::{Config, Door, Link, MAPPED_V4, Net4, Net6, Tcp};
 use prestack_abi::control::CONTROLS;
@@ -30,7 +32,7 @@ const REMEMBER: u64 = 130_000_000_000;
 /// How often keys are asked for, at most: the cache grows meanwhile, and loses some.
 const PASSES: u32 = 100;
 /// Requests after which it is seen whether it should grow.
-const GROWS_AFTER: u32 = 100;
+pub(super) const GROWS_AFTER: u32 = 100;
 
 /// The loaded programs and maps.
 pub(super) struct Datapath {
@@ -67,9 +69,9 @@ impl Datapath {
     }
 
     /// Uses more of the cache if what is used is full, as the daemon has it.
-    fn grow(&mut self) -> Result<()> {
+    pub(super) fn grow(&mut self) -> Result<()> {
         let stats = self.stats()?;
-        if !self.extent.is_full(stats.fills, stats.evictions) {
+        if !self.extent.is_full(&stats) {
             return Ok(());
         }
         let index: Array<_, Element<Index>> = map_mut(&mut self.ebpf, names::INDEX)?;
@@ -81,7 +83,13 @@ impl Datapath {
         self.extent.grow(entries);
         let config = self.config()?;
         let parts = self.extent.parts;
-        self.configure(&Config { parts, ..config })
+        let grown_ns =
+            Duration::from(clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE)?).as_nanos() as u64;
+        self.configure(&Config {
+            parts,
+            grown_ns,
+            ..config
+        })
     }
 
     /// Has every entry be too old at once, so that every GET fetches it anew.

@@ -4,7 +4,7 @@ use anyhow::Result;
 use prestack_abi::cache::{BUCKET_BYTES, EntryHeader, GRANULE, MAX_REPLY};
 use serde::Serialize;
 
-use super::datapath::Datapath;
+use super::datapath::{Datapath, GROWS_AFTER};
 use super::form::Form;
 use super::measure::XDP_TX;
 use super::packet::{Layers, PORT};
@@ -102,11 +102,14 @@ pub(crate) fn run(object: &[u8], progress: &Progress) -> Result<Vec<HitRate>> {
                 let mut lru = Lru::new(bytes, sizes.to_vec());
                 hits(&asked, |n| Ok(lru.get(n)))
             };
-            let datapath = Datapath::with_buckets(object, buckets)?;
-            let mut id = 0u16;
+            let mut datapath = Datapath::with_buckets(object, buckets)?;
+            let mut gets = 0u32;
             let prestack = hits(&asked, |n| {
-                id = id.wrapping_add(1);
-                get(&datapath, &dataset, n, id)
+                gets += 1;
+                if gets.is_multiple_of(GROWS_AFTER) {
+                    datapath.grow()?;
+                }
+                get(&datapath, &dataset, n, gets as u16)
             });
             rows.push(HitRate {
                 load,

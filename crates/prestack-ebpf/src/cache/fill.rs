@@ -1,13 +1,14 @@
 //! Storing an entry.
 
 use prestack_abi::cache::{
-    BLOCK_BYTES, Block, ENTRY_GRANULES, EntryHeader, GRANULE, GRANULES, GROUPS, Group,
-    HEADER_BYTES, Index, MAX_STORED, Place, WAYS,
+    BLOCK_BYTES, Block, EntryHeader, GRANULE, GRANULES, GROUPS, HEADER_BYTES, Index, MAX_STORED,
+    NOWHERE, Place, WAYS, fingerprint,
 };
 use prestack_abi::config::Config;
 use prestack_proto::swar;
 use prestack_proto::window::{Source, Window};
 
+use super::admit::{admits, next_place, oldest, own_place, own_way, tags_of};
 use super::entry::Entry;
 use super::kill::kill;
 use super::{fence, group_of, matches};
@@ -49,10 +50,21 @@ pub struct Item {
     pub older: Option<(u64, u32)>,
 }
 
-/// Stores the item whose reply is in the window. False if a write has arrived since the ticket was
-/// given, or the older entry is no longer there.
+/// What became of an item that was to be stored.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u64)]
+pub enum Filled {
+    /// It is stored.
+    Stored,
+    /// It is not: a write has arrived since the ticket was given, or the older entry is no longer there.
+    Refused,
+    /// It is not, so that what would have made room for it stays: it is if its key is missed again soon.
+    Deferred,
+}
+
+/// Stores the item whose reply is in the window.
 #[inline(always)]
-pub fn fill(config: &Config, window: &Window, item: &Item, ticket: &Ticket) -> bool {
+pub fn fill(config: &Config, window: &Window, item: &Item, ticket: &Ticket) -> Filled {
     let place = config.place(ticket.key);
     let (Some(control), Some(held), Some(index), Some(block)) = (
         maps::control(config, ticket.key),
@@ -60,11 +72,11 @@ pub fn fill(config: &Config, window: &Window, item: &Item, ticket: &Ticket) -> b
         INDEX.get_ptr_mut(place.bucket),
         BLOCKS.get_ptr_mut(place.bucket),
     ) else {
-        return false;
+        return Filled::Refused;
     };
     let len = item.reply_len;
     if len < 16 || len > MAX_STORED as u64 {
-        return false;
+        return Filled::Refused;
     }
     let header = EntryHeader {
         time: item.time,
@@ -78,25 +90,30 @@ pub fn fill(config: &Config, window: &Window, item: &Item, ticket: &Ticket) -> b
         flags: item.flags,
         cas: item.cas,
     };
+    let proof = fingerprint(ticket.key);
     let mut evicted = 0;
+    let mut filled = Filled::Refused;
     // A write raises the version before it takes the bucket's lock to kill the entry: either the version
     // tells of it here, or it comes later and finds the entry.
     // SAFETY: the pointers are map elements of the bucket, and the control of the key; all calls between
     // the lock and its release are inlined.
-    let is_valid = unsafe {
+    unsafe {
         lock(held);
         let version = (&raw const (*control).version).read_volatile();
-        let is_valid = version == ticket.version && is_there(index, place, item.older);
-        if is_valid {
-            raise_seq(index);
-            evicted = store(index, block, place, window, &header);
-            raise_seq(index);
+        if version == ticket.version && is_there(index, place, item.older) {
+            if admits(index, block, place, &header, proof, config) {
+                raise_seq(index);
+                evicted = store(index, block, place, window, &header);
+                raise_seq(index);
+                filled = Filled::Stored;
+            } else {
+                filled = Filled::Deferred;
+            }
         }
         unlock(held);
-        is_valid
-    };
+    }
     count!(evictions, evicted);
-    is_valid
+    filled
 }
 
 /// Whether an entry that was found without the lock is still the one under this tag.
@@ -149,41 +166,29 @@ unsafe fn store(
     let mut evicted = 0;
     // SAFETY: `index` and `block` are map elements, and only the lock's holder writes them.
     unsafe {
-        let same = matches(group, place);
-        let mut at = GRANULES as u64;
-        if same != 0 {
-            // Fetched anew: an entry that fits stays where it is.
-            let old_at =
-                ((&raw const (*group).at).read_volatile() >> (8 * swar::first(same))) & 0xff;
-            if let Some(old) = Entry::new(block, old_at).header()
-                && EntryHeader::granules(u64::from((&raw const (*old).reply_len).read_volatile()))
-                    == granules
-            {
-                at = old_at;
-            }
-        }
+        let own = own_way(group, place);
+        let mut at = own_place(group, block, own, granules);
         let way;
         if at < GRANULES as u64 {
-            way = swar::first(same);
+            way = own;
         } else {
-            let head = &raw mut (*index).groups[0].head;
-            at = u64::from(head.read_volatile());
-            if at + granules > ENTRY_GRANULES as u64 {
-                at = 0;
-            }
+            at = next_place(index, granules);
             evicted += clear(index, at as u8, granules as u8);
-            // The entry itself may have been in the way.
-            let same = matches(group, place);
-            let free = swar::equal(tags_of(group), 0);
-            way = if same != 0 {
-                swar::first(same)
-            } else if free != 0 {
-                swar::first(free)
+            // A way without memory of its own is taken before one that a killed key may come back to.
+            let tags = tags_of(group);
+            let empty = swar::equal_all(tags, 0);
+            let unused = empty & swar::equal_all((&raw const (*group).at).read_volatile(), NOWHERE);
+            way = if own < WAYS as u64 {
+                own
+            } else if unused != 0 {
+                swar::first(unused)
+            } else if empty != 0 {
+                swar::first(empty)
             } else {
                 evicted += 1;
                 oldest(group, at)
             };
-            head.write_volatile((at + granules) as u32);
+            (&raw mut (*index).groups[0].head).write_volatile((at + granules) as u16);
         }
         write(block, at, granules, window, header);
         let shift = 8 * (way & 7);
@@ -199,14 +204,9 @@ unsafe fn store(
     evicted
 }
 
-#[inline(always)]
-unsafe fn tags_of(group: *const Group) -> u64 {
-    // SAFETY: `group` is part of an element of `INDEX`.
-    unsafe { (&raw const (*group).tags).read_volatile() }
-}
-
-/// Empties the ways whose entries start in the `len` granules from `at`; returns how many. An
-/// entry that reaches into them from before was emptied when the head passed its start.
+/// Empties the ways whose entries start in the `len` granules from `at`, and has the empty ones forget
+/// what was there; returns how many were not empty. An entry that reaches into them from before was
+/// emptied when the head passed its start.
 #[inline(always)]
 unsafe fn clear(index: *mut Index, at: u8, len: u8) -> u64 {
     let mut cleared = 0;
@@ -215,32 +215,16 @@ unsafe fn clear(index: *mut Index, at: u8, len: u8) -> u64 {
         // SAFETY: `group` is part of an element of `INDEX`; only the lock's holder writes it.
         unsafe {
             let tags = tags_of(group);
-            let full = !swar::equal_all(tags, 0) & swar::repeat(0x80);
-            let hit = swar::in_range((&raw const (*group).at).read_volatile(), at, len) & full;
+            let ats = (&raw const (*group).at).read_volatile();
+            let hit = swar::in_range(ats, at, len);
             if hit != 0 {
+                cleared += swar::count(hit & !swar::equal_all(tags, 0));
                 (&raw mut (*group).tags).write_volatile(tags & !swar::widen(hit));
-                cleared += (hit >> 7).wrapping_mul(swar::repeat(1)) >> 56;
+                (&raw mut (*group).at).write_volatile(ats | swar::widen(hit));
             }
         }
     }
     cleared
-}
-
-/// The way of a full group whose entry the head will reach next: the oldest.
-#[inline(always)]
-unsafe fn oldest(group: *const Group, head: u64) -> u64 {
-    // SAFETY: `group` is part of an element of `INDEX`.
-    let ats = unsafe { (&raw const (*group).at).read_volatile() };
-    let mut best = u64::MAX;
-    let mut way = 0;
-    for i in 0..WAYS as u64 {
-        let distance = (ats >> (8 * i)).wrapping_sub(head) & 0xff;
-        if distance < best {
-            best = distance;
-            way = i;
-        }
-    }
-    way
 }
 
 /// Writes header and reply to the block.

@@ -1,5 +1,6 @@
 //! The cache: finding, storing and killing entries (`prestack_abi::cache` has the layout).
 
+mod admit;
 pub mod entry;
 pub mod fill;
 pub mod find;

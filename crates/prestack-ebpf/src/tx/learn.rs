@@ -14,7 +14,7 @@ use prestack_proto::{MAX_KEY, swar};
 
 use super::shown;
 use crate::cache::entry::Entry;
-use crate::cache::fill::{self, Ticket, fill};
+use crate::cache::fill::{self, Filled, Ticket, fill};
 use crate::cache::find::{Found, Query, find};
 use crate::clock;
 use crate::ledger::requests::{self, Reply};
@@ -165,10 +165,10 @@ extern "C" fn prestack_learn() -> u64 {
         epoch: request.epoch,
         backend: request.backend,
     };
-    if store(config, scratch, &item, key_len, request.time, &ticket) {
-        count!(fills);
-    } else {
-        count!(fills_refused);
+    match store(config, scratch, &item, key_len, request.time, &ticket) {
+        Filled::Stored => count!(fills),
+        Filled::Refused => count!(fills_refused),
+        Filled::Deferred => count!(fills_deferred),
     }
     tickets::release(config, hash);
     0
@@ -233,7 +233,7 @@ fn ticket_version(request: &Request, slot: requests::Slot, key: u64) -> Option<u
 }
 
 /// Stores the item whose key is in the scratch's `key`, together with what an older entry knows
-/// besides; false if that is not possible.
+/// besides.
 #[inline(always)]
 fn store(
     config: &'static Config,
@@ -242,7 +242,7 @@ fn store(
     key_len: u64,
     time: u64,
     ticket: &Ticket,
-) -> bool {
+) -> Filled {
     // SAFETY: this CPU's scratch.
     let key = unsafe { &(*scratch).key };
     let mut new = fill::Item {

@@ -3,6 +3,7 @@
 use std::{fmt::Display, time::Duration};
 
 use bytesize::ByteSize;
+use prestack_abi::cache::BUCKET_BYTES;
 
 use super::{Running, table};
 use crate::{
@@ -30,7 +31,7 @@ pub fn status(args: &InstanceArgs) -> anyhow::Result<String> {
         ("daemon", pid),
         ("interfaces", interfaces(&running)),
         ("ports", join(&state.ports)),
-        ("memory", ByteSize::b(state.memory).to_string()),
+        ("memory", memory(&running)),
         (
             "max age",
             Span(Duration::from_millis(state.max_age_ms)).to_string(),
@@ -73,6 +74,15 @@ fn tcp_hits(running: &Running) -> anyhow::Result<String> {
         (true, true) => format!("draining: {connections} left"),
         (false, _) => format!("none without a daemon: {connections} translated"),
     })
+}
+
+/// How much there is for the cache, and how much of it has come into use.
+fn memory(running: &Running) -> String {
+    let config = running.controls.config();
+    let buckets = u64::from(config.base) * u64::from(config.parts);
+    let all = ByteSize::b(running.state.memory);
+    let in_use = ByteSize::b(buckets * BUCKET_BYTES as u64);
+    format!("{all} ({in_use} in use)")
 }
 
 fn interfaces(running: &Running) -> String {
