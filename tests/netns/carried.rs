@@ -214,7 +214,9 @@ fn programs_are_replaced_under_traffic() -> Result<()> {
     let stats = stage.prestack.stats()?;
     assert_eq!(stats.get("doubted_requests")?, 0);
     assert_eq!(stats.get("doubted_replies")?, 0);
-    assert_eq!(stats.get("reparsed")?, 0);
+    if !pace::is_slow() {
+        assert_eq!(stats.get("reparsed")?, 0);
+    }
     let mut udp = stage.udp()?;
     store(&mut clients[0], b"key", b"1")?;
     until_hit(&stage.prestack, &mut udp, b"key", b"1")?;
