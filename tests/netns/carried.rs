@@ -13,6 +13,7 @@ use nix::sched::{CloneFlags, unshare};
 use prestack_abi::names;
 use prestack_testbed::{Memcached, MemcachedOptions, Prestack, Process, Testbed, binary, pace};
 use prestack_tests::attached::nothing_attached;
+use prestack_tests::kernel;
 use prestack_tests::pinned::{Pinned, carry, nothing_left};
 use prestack_tests::stage::{PORT, Stage, set, store, until_hit};
 
@@ -74,7 +75,9 @@ fn a_crash_changes_nothing_and_the_next_run_goes_on() -> Result<()> {
     let status = stage.prestack.instance().command(&["status"])?;
     ensure!(status.contains("on: 1 connection translated"), "{status}");
     let before = Pinned::by(stage.prestack.instance())?;
-    ensure!(before.links.len() == 3, "{before:?}");
+    // Older kernels have filters at egress, which stay by themselves.
+    let links = if kernel::version() >= (6, 6) { 3 } else { 2 };
+    ensure!(before.links.len() == links, "{before:?}");
     let counted = stage.prestack.stats()?;
 
     stage.prestack.kill()?;
@@ -211,7 +214,9 @@ fn programs_are_replaced_under_traffic() -> Result<()> {
     let stats = stage.prestack.stats()?;
     assert_eq!(stats.get("doubted_requests")?, 0);
     assert_eq!(stats.get("doubted_replies")?, 0);
-    assert_eq!(stats.get("reparsed")?, 0);
+    if !pace::is_slow() {
+        assert_eq!(stats.get("reparsed")?, 0);
+    }
     let mut udp = stage.udp()?;
     store(&mut clients[0], b"key", b"1")?;
     until_hit(&stage.prestack, &mut udp, b"key", b"1")?;

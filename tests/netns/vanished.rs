@@ -5,9 +5,11 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use anyhow::Result;
+use prestack::destroy::Destroyer;
 use prestack::discovery::procnet::connections;
-use prestack_testbed::pace;
-use prestack_tests::stage::{PORT, Stage, store};
+use prestack_testbed::{MemcachedOptions, pace};
+use prestack_tests::pinned::carry;
+use prestack_tests::stage::{LASTING, PORT, Stage, store};
 
 /// memcached owes a reply to a flush when its client vanishes, and the kernel gives up without a word:
 /// keys are cached again.
@@ -41,4 +43,33 @@ fn a_connection_that_ends_unseen() -> Result<()> {
         Ok((stage.hits()? > before).then_some(()))
     })?;
     Ok(())
+}
+
+/// A connection that is carried ends, and nothing of its end leaves: it is not carried for ever.
+#[test]
+fn a_carried_connection_that_ends_unseen() -> Result<()> {
+    let args = [&LASTING[..], &["--tcp-hits"]].concat();
+    let stage = Stage::with(MemcachedOptions::default(), &args)?;
+    let server = &stage.bed.server;
+    let client = stage.bed.links[0].client4.to_string();
+    let mut tcp = stage.tcp()?;
+    store(&mut tcp, b"key", b"value")?;
+    carry(stage.prestack.instance(), &tcp)?;
+    server.ip(["route", "add", "blackhole", &client])?;
+    let destroyed = server.run(|| -> Result<usize> {
+        let destroyer = Destroyer::new()?;
+        let mut destroyed = 0;
+        for connection in connections(&[PORT])? {
+            destroyed += usize::from(destroyer.destroy(&connection)?);
+        }
+        Ok(destroyed)
+    })?;
+    assert_eq!(destroyed, 1);
+    let status = || stage.prestack.instance().command(&["status"]);
+    assert!(status()?.contains("on: 1 connection translated"));
+    pace::wait_for("a look at connections", Duration::from_secs(20), || {
+        Ok(status()?
+            .contains("on: 0 connections translated")
+            .then_some(()))
+    })
 }

@@ -187,6 +187,8 @@ fn sockets_of(door: &DoorSpec) -> impl Iterator<Item = Socket> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::IpAddr;
+
     use super::*;
 
     fn memcached(pid: u32, start: u64, ports: &[u16]) -> Memcached {
