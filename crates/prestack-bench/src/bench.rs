@@ -34,6 +34,8 @@ pub enum Part {
     ClosedLoop,
     /// A closed loop of GETs and SETs on TCP connections, without and with prestack
     Tcp,
+    /// The same with `--tcp-hits`, by which GETs are answered there
+    TcpHits,
     /// The hit rate by the cache's memory, beside an ideal LRU's
     HitRate,
     /// More GETs than the server can take, as live XDP frames
@@ -129,6 +131,9 @@ pub fn run(options: &BenchOptions, object: &[u8]) -> Result<()> {
     }
     if options.wants(Part::Tcp) {
         workloads.extend(suite::tcp(options));
+    }
+    if options.wants(Part::TcpHits) {
+        workloads.extend(suite::tcp_hits(options));
     }
     if options.wants(Part::Suite) {
         workloads.extend(suite::suite());

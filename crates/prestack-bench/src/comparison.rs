@@ -45,6 +45,8 @@ pub(crate) struct Workload {
     pub(crate) write_ratio: f64,
     /// Connections (TCP).
     pub(crate) connections: usize,
+    /// Requests are answered over TCP (`--tcp-hits`).
+    pub(crate) has_tcp_hits: bool,
     /// Only keys are asked for that memcached does not have.
     pub(crate) is_absent: bool,
     /// Memory of prestack's cache, where it is not the default.
@@ -66,6 +68,7 @@ impl Workload {
             transport: Transport::Udp,
             write_ratio: 0.0,
             connections: 0,
+            has_tcp_hits: false,
             is_absent: false,
             memory: None,
             shares_cpus: false,
@@ -100,6 +103,10 @@ impl Workload {
         add(
             self.transport == Transport::Udp && self.max_age != usual.max_age,
             format!("max-age {}", self.max_age),
+        );
+        add(
+            self.has_tcp_hits && self.connections == 1,
+            "one connection".to_owned(),
         );
         add(self.shares_cpus, "both ends on all CPUs".to_owned());
         label
@@ -232,9 +239,18 @@ impl Comparison {
 
     /// Whether hits alone are measured.
     fn is_filled(&self) -> bool {
-        self.workload.transport == Transport::Udp
+        (self.workload.transport == Transport::Udp || self.workload.has_tcp_hits)
             && self.workload.write_ratio == 0.0
             && !self.workload.is_absent
+    }
+
+    /// The counter of answered requests.
+    fn hits(&self) -> &'static str {
+        if self.workload.has_tcp_hits {
+            "tcp.hits"
+        } else {
+            "udp.hits"
+        }
     }
 
     /// A round with prestack. Where nothing is written its cache is filled before, and the time for which it
@@ -244,6 +260,9 @@ impl Comparison {
         let mut args = vec!["--interface", dev, "--max-age", &self.workload.max_age];
         if let Some(memory) = &self.workload.memory {
             args.extend(["--memory", memory]);
+        }
+        if self.workload.has_tcp_hits {
+            args.push("--tcp-hits");
         }
         let is_filled = self.is_filled();
         if is_filled {
@@ -259,9 +278,9 @@ impl Comparison {
             self.measure(&self.load, LONG_WARM_UP, &[])?;
         }
 
-        let hits = prestack.stats()?.get("udp.hits")?;
+        let hits = prestack.stats()?.get(self.hits())?;
         let median = self.measure(&self.load, duration, &[prestack.pid()])?;
-        let hits = prestack.stats()?.get("udp.hits")? - hits;
+        let hits = prestack.stats()?.get(self.hits())? - hits;
         prestack.stop()?;
         let hit_ratio = hits as f64 / median.answered.max(1) as f64;
         Ok(Side { median, hit_ratio })
@@ -273,9 +292,9 @@ impl Comparison {
         let start = Instant::now();
         let mut before = 0.0;
         while start.elapsed() < FILL_LIMIT {
-            let hits = prestack.stats()?.get("udp.hits")?;
+            let hits = prestack.stats()?.get(self.hits())?;
             let answered = self.measure(&sweep, FILL_LIMIT, &[])?.answered;
-            let hits = prestack.stats()?.get("udp.hits")? - hits;
+            let hits = prestack.stats()?.get(self.hits())? - hits;
             let ratio = hits as f64 / answered.max(1) as f64;
             if ratio > 0.0 && ratio < before + 0.02 {
                 break;

@@ -13,6 +13,8 @@ use crate::table::Table;
 
 /// The side of an XDP program that sends requests back.
 pub(crate) const ECHO: &str = "XDP echo";
+/// The side of an XDP program that does nothing.
+const XDP_ALONE: &str = "XDP alone";
 
 /// A workload's comparison.
 #[derive(Clone, Debug, Serialize)]
@@ -73,7 +75,7 @@ impl Report {
                 String::new(),
             );
         };
-        if self.workload.transport == Transport::Udp {
+        if self.workload.transport == Transport::Udp || self.workload.has_tcp_hits {
             counts("hits", &|side| format!("{:.1} %", side.hit_ratio * 100.0));
         }
         counts("unanswered", &|side| whole(side.median.timeouts as f64));
@@ -84,7 +86,7 @@ impl Report {
     pub(crate) fn sides(&self) -> impl Iterator<Item = (&str, &Side)> {
         let name = match self.workload.transport {
             Transport::Udp => ECHO,
-            Transport::Tcp => "XDP alone",
+            Transport::Tcp => XDP_ALONE,
         };
         let bare_xdp = self.bare_xdp.iter().map(move |side| (name, side));
         let without = self.without.iter().map(|side| ("memcached", side));
@@ -122,8 +124,9 @@ pub(crate) fn table(reports: &[&Report]) -> Table {
             } else {
                 String::new()
             };
-            let is_cache =
-                report.workload.transport == Transport::Udp && !["memcached", ECHO].contains(&name);
+            let workload = &report.workload;
+            let is_cache = (workload.transport == Transport::Udp || workload.has_tcp_hits)
+                && !["memcached", ECHO, XDP_ALONE].contains(&name);
             table.row([
                 label,
                 name.to_owned(),
@@ -182,8 +185,11 @@ pub(crate) fn usual_setting(workload: &Workload, split: &CpuSplit) -> String {
                 .to_owned()
         }
         Transport::Tcp => format!(
-            "{} TCP connections, values of 32 bytes, --max-age {}",
-            workload.connections, workload.max_age
+            "{} TCP connections, where nothing else is said values of {} bytes, --max-age {}{}",
+            workload.connections,
+            workload.value_size,
+            workload.max_age,
+            if workload.has_tcp_hits { ", --tcp-hits" } else { "" }
         ),
     };
     format!(

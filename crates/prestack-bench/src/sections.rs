@@ -85,7 +85,7 @@ fn plot(series: Series, reports: &[&Report]) -> Option<Plot> {
             let axes = ["latency in µs", "% of the requests answered within"];
             (axes, Scale::Log, lines.collect())
         }
-        Series::Mixes | Series::Cpus | Series::Tcp => return None,
+        Series::Mixes | Series::Cpus | Series::Tcp | Series::TcpHits => return None,
     };
     Some(Plot { axes, scale, lines })
 }

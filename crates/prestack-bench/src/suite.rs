@@ -23,17 +23,20 @@ pub(crate) enum Series {
     Cpus,
     /// What is followed but not answered.
     Tcp,
+    /// What is answered over TCP, and what passes beside it.
+    TcpHits,
 }
 
 impl Series {
     /// All of them, in the order in which they are shown.
-    pub(crate) const ALL: [Self; 6] = [
+    pub(crate) const ALL: [Self; 7] = [
         Self::Overview,
         Self::Keys,
         Self::Values,
         Self::Mixes,
         Self::Cpus,
         Self::Tcp,
+        Self::TcpHits,
     ];
 
     /// By which docs/benchmarks.md knows it.
@@ -45,6 +48,7 @@ impl Series {
             Self::Mixes => "mixes",
             Self::Cpus => "cpus",
             Self::Tcp => "tcp",
+            Self::TcpHits => "tcp-hits",
         }
     }
 
@@ -57,6 +61,7 @@ impl Series {
             Self::Mixes => "Misses, and reads mixed with writes",
             Self::Cpus => "Server and client on the same CPUs",
             Self::Tcp => "TCP, which is followed and not answered",
+            Self::TcpHits => "GETs answered over TCP (`--tcp-hits`)",
         }
     }
 }
@@ -94,6 +99,42 @@ pub(crate) fn tcp(options: &BenchOptions) -> Vec<(Series, Workload)> {
     };
     let of_tcp = |workload| (Series::Tcp, workload);
     workloads.into_iter().map(of_tcp).collect()
+}
+
+/// With `--tcp-hits`: hits alone, hits and writes, misses, what is too long to be answered, one connection.
+pub(crate) fn tcp_hits(options: &BenchOptions) -> Vec<(Series, Workload)> {
+    let hits = Workload {
+        value_size: 100,
+        transport: Transport::Tcp,
+        connections: options.connections as usize,
+        has_tcp_hits: true,
+        ..Workload::gets(1_000)
+    };
+    let many = Workload {
+        keys: options.keys,
+        memory: Some("256MiB".to_owned()),
+        ..hits.clone()
+    };
+    let mixed = Workload {
+        write_ratio: 0.1,
+        ..hits.clone()
+    };
+    let missing = Workload {
+        is_absent: true,
+        max_age: "1s".to_owned(),
+        ..hits.clone()
+    };
+    let long = Workload {
+        value_size: 1_000,
+        ..hits.clone()
+    };
+    let single = Workload {
+        connections: 1,
+        ..hits.clone()
+    };
+    [hits, many, mixed, missing, long, single]
+        .map(|workload| (Series::TcpHits, workload))
+        .into()
 }
 
 /// One thing varied at a time.

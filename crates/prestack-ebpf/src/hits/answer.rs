@@ -21,8 +21,8 @@ use crate::rx::reply::write_network;
 use crate::rx::room::{self, Room};
 use crate::scratch::scratch;
 
-/// Turns the packet into the segment whose header and answer are in the scratch, or with `is_new` into the answer to
-/// its requests, if that may be given: the action for the kernel, or 0, and the packet is as it was.
+/// Turns the packet into what is sent in its place ([`AGAIN`] and the following), whose answer is in the scratch. A new
+/// one is given if it may be. The action for the kernel, or 0, and the packet is as it was.
 ///
 /// A global function (by its unmangled name), as those that follow: the verifier checks it once.
 ///
@@ -31,12 +31,18 @@ use crate::scratch::scratch;
 /// `ctx` is the program's context.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub unsafe extern "C" fn prestack_hits_turn(ctx: *mut xdp_md, is_new: u64) -> u64 {
-    turn(&XdpContext::new(ctx), is_new != 0).map_or(0, u64::from)
+pub unsafe extern "C" fn prestack_hits_turn(ctx: *mut xdp_md, kind: u64) -> u64 {
+    turn(&XdpContext::new(ctx), kind).map_or(0, u64::from)
 }
 
+/// What is sent: the last answer, or an acknowledgement; a new answer; one whose sum is in the scratch.
+pub const AGAIN: u64 = 0;
+pub const NEW: u64 = 1;
+pub const SUMMED: u64 = 2;
+
 #[inline(always)]
-fn turn(ctx: &XdpContext, is_new: bool) -> Option<u32> {
+fn turn(ctx: &XdpContext, kind: u64) -> Option<u32> {
+    let is_new = kind != AGAIN;
     let (scratch, config) = (scratch()?, backend::config()?);
     // SAFETY: this CPU's scratch.
     let (numbered, headers) = unsafe { (&(*scratch).numbered, &(*scratch).located.headers) };
@@ -65,8 +71,13 @@ fn turn(ctx: &XdpContext, is_new: bool) -> Option<u32> {
         }
     };
     let packet = ctx.packet(config);
+    let sum = if kind == SUMMED {
+        numbered.sum
+    } else {
+        prestack_hits_sum_answer(len)
+    };
     let written = write_network(packet, headers, header_len + len, PROTO_TCP)
-        .and_then(|()| write_header(packet, headers, numbered, options, len));
+        .and_then(|()| write_header(packet, headers, numbered, options, len, sum));
     if moved.is_none() || stored != 0 || written.is_none() {
         // There is room, so this cannot be; the request is no longer whole, so it cannot pass. The client sends
         // it again, and then gets the answer.
@@ -98,6 +109,7 @@ fn write_header(
     numbered: &Numbered,
     options: u64,
     len: u64,
+    sum_of_answer: u64,
 ) -> Option<()> {
     let reply = &numbered.reply;
     let header_len = TCP_LEN as u64 + options;
@@ -114,7 +126,7 @@ fn write_header(
     for field in fields {
         sum += u64::from(field);
     }
-    sum += prestack_hits_sum_answer(len);
+    sum += sum_of_answer;
     if options != 0 {
         let words = packet.at::<[u32; 3]>(headers.l4 + TCP_LEN as u64)?;
         let new = [USUAL_OPTIONS, reply.timestamp.to_be(), reply.echo.to_be()];

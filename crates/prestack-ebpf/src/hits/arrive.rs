@@ -24,6 +24,8 @@ pub const NOTHING: u64 = 0;
 pub const FOLLOW: u64 = 1;
 pub const USUAL: u64 = 2;
 pub const UNUSUAL: u64 = 3;
+/// The same of a plain segment: see `express`.
+pub const PLAIN: u64 = 4;
 
 /// Finds the connection of the segment in the packet.
 ///

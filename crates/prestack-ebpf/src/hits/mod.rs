@@ -7,6 +7,7 @@
 mod answer;
 mod arrive;
 pub mod element;
+mod express;
 mod leave;
 pub mod numbered;
 mod pass;
@@ -19,9 +20,10 @@ use crate::inbound::Inbound as _;
 use crate::ledger::backend;
 use crate::maps::TX_STEPS;
 use crate::scratch::scratch;
-use answer::prestack_hits_turn;
-use arrive::{FOLLOW, GO, NOTHING, UNUSUAL};
+use answer::{AGAIN, NEW, SUMMED, prestack_hits_turn};
+use arrive::{FOLLOW, GO, NOTHING, PLAIN, UNUSUAL};
 use arrive::{prestack_hits_arrive, prestack_hits_find, prestack_hits_options};
+use express::{ANSWER, LOOK, OTHER, prestack_hits_find_plain, prestack_hits_get};
 pub use leave::leaves;
 use pass::{prestack_hits_pass, prestack_hits_rewrite};
 
@@ -30,7 +32,12 @@ use pass::{prestack_hits_pass, prestack_hits_rewrite};
 pub fn arrives(ctx: &XdpContext) -> u32 {
     // SAFETY: functions of ours, called with the program's context.
     unsafe {
-        match prestack_hits_find(ctx.ctx) {
+        let mut found = prestack_hits_find_plain(ctx.ctx);
+        let is_plain = found == PLAIN;
+        if found == OTHER {
+            found = prestack_hits_find(ctx.ctx);
+        }
+        match found {
             NOTHING => return XDP_PASS,
             FOLLOW => {
                 ctx.hand_over();
@@ -41,13 +48,18 @@ pub fn arrives(ctx: &XdpContext) -> u32 {
             _ => {}
         }
         if prestack_hits_arrive() != GO {
-            let action = prestack_hits_turn(ctx.ctx, 0) as u32;
+            let action = prestack_hits_turn(ctx.ctx, AGAIN) as u32;
             if action != 0 {
                 return action;
             }
         }
-        if requests::answer_all(ctx) {
-            let action = prestack_hits_turn(ctx.ctx, 1) as u32;
+        let kind = match if is_plain { prestack_hits_get(ctx.ctx) } else { LOOK } {
+            ANSWER => SUMMED,
+            LOOK if requests::answer_all(ctx) => NEW,
+            _ => AGAIN,
+        };
+        if kind != AGAIN {
+            let action = prestack_hits_turn(ctx.ctx, kind) as u32;
             if action != 0 {
                 return action;
             }

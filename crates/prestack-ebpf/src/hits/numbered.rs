@@ -49,6 +49,8 @@ pub struct Numbered {
     pub has_timestamps: u64,
     /// Bytes of the answer.
     pub answer: u64,
+    /// Its one's-complement sum, if the express way has found it.
+    pub sum: u64,
     /// Position in the window of the next request, and of what is behind the last.
     pub at: u64,
     pub end: u64,

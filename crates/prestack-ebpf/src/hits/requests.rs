@@ -135,7 +135,7 @@ fn is_in_one_piece(packet: Packet, headers: &Headers) -> Option<bool> {
 
 /// Whether memcached owes nothing on the flow at this place, and all that was passed on it is understood.
 #[inline(always)]
-fn is_idle(place: u32) -> Option<bool> {
+pub fn is_idle(place: u32) -> Option<bool> {
     let (flow, element) = (flow::at(place)?, element::at(place)?);
     // SAFETY: map elements. Volatile: other CPUs may be changing them. What comes after this is told by the
     // numbers, which are compared again when the answer is given.
