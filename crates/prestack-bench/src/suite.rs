@@ -117,6 +117,7 @@ pub(crate) fn tcp_hits(options: &BenchOptions) -> Vec<(Series, Workload)> {
     };
     let mixed = Workload {
         write_ratio: 0.1,
+        max_age: "1s".to_owned(),
         ..hits.clone()
     };
     let missing = Workload {

@@ -5,23 +5,28 @@ use aya_ebpf::helpers::generated::{
     bpf_l4_csum_replace, bpf_skb_load_bytes, bpf_skb_store_bytes,
 };
 use aya_ebpf::programs::TcContext;
+use prestack_abi::config::Config;
 use prestack_abi::translated::Translated;
 use prestack_proto::checksum::fold;
-use prestack_proto::net::{TCP_FIN, TCP_LEN, TCP_SYN};
+use prestack_proto::net::{ETHERNET_LEN, IPV4_LEN, TCP_FIN, TCP_LEN, TCP_SYN};
 use prestack_proto::verifier::opaque;
-use prestack_translate::{Agreement, Block, Departing, Ends, MAX_BLOCKS, Translation};
+use prestack_translate::{Agreement, Block, Departing, Ends, MAX_BLOCKS, Segment, Translation};
 
 use super::element::{self, locked};
-use super::numbered::{self, MAX_BLOCKS_AT, change_of_block};
+use super::numbered::{
+    self, MAX_BLOCKS_AT, TIMESTAMPS_LEN, USUAL_OPTIONS, change_of_block,
+};
 use crate::clock;
 use crate::ledger::backend;
+use crate::packet::Packet;
 use crate::scratch::scratch;
+use crate::tcp::plain::Plain;
 use crate::tcp::segment::name_of;
 use crate::tcp::{flow, socket, table};
 use crate::tx::{self, NEXT};
 
 /// What [`prestack_hits_depart`] says of a segment: it is not translated; its options are to be looked at.
-const NOT_OURS: u64 = 0;
+pub const NOT_OURS: u64 = 0;
 const USUAL: u64 = 1;
 const UNUSUAL: u64 = 2;
 /// The connection has earned that requests are answered on it.
@@ -30,10 +35,18 @@ const EARNED: u64 = 3;
 /// A segment leaves.
 #[inline(always)]
 pub fn leaves(ctx: &TcContext) -> i32 {
+    // SAFETY: a function of ours, called with the program's context.
+    let what = unsafe { prestack_hits_depart(ctx.skb.skb) };
+    leave(ctx, what)
+}
+
+/// A segment leaves that is in the scratch, and of which this is known.
+#[inline(always)]
+pub fn leave(ctx: &TcContext, what: u64) -> i32 {
     let skb = ctx.skb.skb;
     // SAFETY: functions of ours, called with the program's context.
     unsafe {
-        match prestack_hits_depart(skb) {
+        match what {
             NOT_OURS => return NEXT,
             EARNED => {
                 prestack_hits_agree(skb);
@@ -94,6 +107,61 @@ fn depart(ctx: &TcContext) -> Option<u64> {
         UNUSUAL
     })
 }
+
+/// Puts a plain segment that was followed into the scratch, and says what is to be done with it.
+#[inline(always)]
+pub fn depart_plain(config: &Config, packet: Packet, plain: &Plain) -> Option<u64> {
+    if !element::is_on(config) {
+        return None;
+    }
+    let scratch = scratch()?;
+    let what = match element::state(element::at(plain.place)?) {
+        Translated::READY => USUAL,
+        Translated::EARNED => EARNED,
+        _ => return None,
+    };
+    let options = plain.data.wrapping_sub(BEHIND_HEADER);
+    if !packet.reaches(BEHIND_HEADER) {
+        return None;
+    }
+    let mut segment = Segment {
+        sequence: plain.sequence,
+        acknowledgement: plain.acknowledgement,
+        len: plain.len as u32,
+        // SAFETY: just checked.
+        flags: unsafe { packet.fixed::<u8>(BEHIND_HEADER - 7) }.into(),
+        window: plain.window,
+        ..Segment::default()
+    };
+    let mut is_usual = options == 0;
+    if options >= TIMESTAMPS_LEN && packet.reaches(BEHIND_HEADER + TIMESTAMPS_LEN) {
+        // SAFETY: just checked.
+        let [kinds, timestamp, echo] = unsafe { packet.fixed::<[u32; 3]>(BEHIND_HEADER) };
+        if kinds == USUAL_OPTIONS {
+            segment.has_timestamps = 1;
+            segment.timestamp = timestamp.swap_bytes();
+            segment.echo = echo.swap_bytes();
+            is_usual = options == TIMESTAMPS_LEN;
+        }
+    }
+    // SAFETY: this CPU's scratch. Volatile, or the compiler makes it a call to memcpy.
+    unsafe {
+        let numbered = &raw mut (*scratch).numbered;
+        (&raw mut (*numbered).segment).write_volatile(segment);
+        (&raw mut (*numbered).place).write_volatile(plain.place);
+        (&raw mut (*numbered).l4).write_volatile(BEHIND_HEADER - TCP_LEN as u64);
+        (&raw mut (*numbered).options).write_volatile(options);
+        (&raw mut (*numbered).found.count).write_volatile(0);
+    }
+    Some(if what == USUAL && !is_usual {
+        UNUSUAL
+    } else {
+        what
+    })
+}
+
+/// Position behind the TCP header of a plain segment without options.
+const BEHIND_HEADER: u64 = (ETHERNET_LEN + IPV4_LEN + TCP_LEN) as u64;
 
 /// Looks at the options of the segment; 0 if they are not there.
 ///

@@ -24,7 +24,7 @@ use answer::{AGAIN, NEW, SUMMED, prestack_hits_turn};
 use arrive::{FOLLOW, GO, NOTHING, PLAIN, UNUSUAL};
 use arrive::{prestack_hits_arrive, prestack_hits_find, prestack_hits_options};
 use express::{ANSWER, LOOK, OTHER, prestack_hits_find_plain, prestack_hits_get};
-pub use leave::leaves;
+pub use leave::{NOT_OURS, depart_plain, leave, leaves};
 use pass::{prestack_hits_pass, prestack_hits_rewrite};
 
 /// A segment arrives: the action for the kernel.

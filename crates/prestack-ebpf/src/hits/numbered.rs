@@ -89,8 +89,9 @@ pub fn read(packet: Packet, headers: &Headers, is_congested: bool) -> Option<(Se
         is_congested: is_congested.into(),
     };
     let mut is_usual = options == 0;
-    if options >= TIMESTAMPS_LEN {
-        let words = packet.at::<[u32; 3]>(l4 + TCP_LEN as u64)?;
+    if options >= TIMESTAMPS_LEN
+        && let Some(words) = packet.at::<[u32; 3]>(l4 + TCP_LEN as u64)
+    {
         // SAFETY: as above.
         let [kinds, timestamp, echo] = unsafe { *words };
         if kinds == USUAL_OPTIONS {

@@ -8,7 +8,7 @@ pub mod doubt;
 pub mod flow;
 pub mod hole;
 pub mod ignored;
-mod plain;
+pub mod plain;
 pub mod replies;
 pub mod requests;
 pub mod segment;

@@ -46,9 +46,9 @@ pub fn packet(ctx: &TcContext) -> i32 {
     if ignored::is_on_for(ctx) {
         return NEXT;
     }
-    if replies::express::follow(ctx) {
-        hits::hand_over(ctx);
-        return NEXT;
+    match replies::express::follow(ctx) {
+        replies::express::OTHER => {}
+        what => return hits::leave(ctx, what),
     }
     let Some((packet, headers, door)) = reply(ctx) else {
         return NEXT;

@@ -13,7 +13,7 @@ use prestack_proto::window::{Source, Window};
 use super::super::plain::Plain;
 use super::super::{is_before, tickets};
 use super::leave::acknowledged;
-use crate::hits::element;
+use crate::hits::{self, element};
 use crate::ledger::backend;
 use crate::packet::Packet;
 use crate::scratch::scratch;
@@ -33,12 +33,16 @@ const HEAD: u64 = 64;
 /// More digits than the number of bytes has: memcached's largest item has 1 GiB (`-I`).
 const MAX_DIGITS: u64 = 10;
 
-/// Follows the segment; false if the other steps have to, and nothing was done.
+/// Follows the segment. Returns what is to be done with it then, as `hits` has it; [`OTHER`] if the other steps have
+/// to, and nothing was done.
 #[inline(always)]
-pub fn follow(ctx: &TcContext) -> bool {
+pub fn follow(ctx: &TcContext) -> u64 {
     // SAFETY: a function of ours, called with the program's context.
-    unsafe { prestack_tcp_reply_express(ctx.skb.skb) != 0 }
+    unsafe { prestack_tcp_reply_express(ctx.skb.skb) }
 }
+
+/// The other steps have to follow the segment.
+pub const OTHER: u64 = u64::MAX;
 
 /// A global function (by its unmangled name): the verifier checks it on its own.
 ///
@@ -48,11 +52,11 @@ pub fn follow(ctx: &TcContext) -> bool {
 #[unsafe(no_mangle)]
 #[inline(never)]
 unsafe extern "C" fn prestack_tcp_reply_express(ctx: *mut __sk_buff) -> u64 {
-    u64::from(express(&TcContext::new(ctx)).is_some())
+    express(&TcContext::new(ctx)).unwrap_or(OTHER)
 }
 
 #[inline(always)]
-fn express(ctx: &TcContext) -> Option<()> {
+fn express(ctx: &TcContext) -> Option<u64> {
     let config = backend::config()?;
     let packet = Packet::between(ctx.data(), ctx.data_end(), config);
     let plain = Plain::read(packet, config, u64::from(ctx.len()), true)?;
@@ -99,7 +103,7 @@ fn express(ctx: &TcContext) -> Option<()> {
             note_ack(&plain, acked, next);
         }
     }
-    Some(())
+    Some(hits::depart_plain(config, packet, &plain).unwrap_or(hits::NOT_OURS))
 }
 
 /// Takes note of what the segment acknowledges, and of the window.
