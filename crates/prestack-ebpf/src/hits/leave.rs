@@ -1,9 +1,7 @@
 //! A segment leaves for the client, in wire numbers.
 
 use aya_ebpf::bindings::{__sk_buff, TC_ACT_SHOT};
-use aya_ebpf::helpers::generated::{
-    bpf_l4_csum_replace, bpf_skb_load_bytes, bpf_skb_store_bytes,
-};
+use aya_ebpf::helpers::generated::{bpf_l4_csum_replace, bpf_skb_load_bytes, bpf_skb_store_bytes};
 use aya_ebpf::programs::TcContext;
 use prestack_abi::config::Config;
 use prestack_abi::translated::Translated;
@@ -13,9 +11,7 @@ use prestack_proto::verifier::opaque;
 use prestack_translate::{Agreement, Block, Departing, Ends, MAX_BLOCKS, Segment, Translation};
 
 use super::element::{self, locked};
-use super::numbered::{
-    self, MAX_BLOCKS_AT, TIMESTAMPS_LEN, USUAL_OPTIONS, change_of_block,
-};
+use super::numbered::{self, MAX_BLOCKS_AT, TIMESTAMPS_LEN, USUAL_OPTIONS, change_of_block};
 use crate::clock;
 use crate::ledger::backend;
 use crate::packet::Packet;
@@ -198,13 +194,20 @@ unsafe extern "C" fn prestack_hits_agree(ctx: *mut __sk_buff) -> u64 {
     let Some(scratch) = scratch() else { return 0 };
     // SAFETY: this CPU's scratch.
     let numbered = unsafe { &(*scratch).numbered };
-    let (Some(element), Some(flow)) = (element::at(numbered.place), flow::at(numbered.place)) else {
+    let (Some(element), Some(flow)) = (element::at(numbered.place), flow::at(numbered.place))
+    else {
         return 0;
     };
     let segment = numbered.segment;
     // SAFETY: a map element.
-    let next = unsafe { (&raw const (*flow).next).read_volatile() };
-    if next != segment.acknowledgement {
+    let (next, sent) = unsafe {
+        (
+            (&raw const (*flow).next).read_volatile(),
+            (&raw const (*flow).sent).read_volatile(),
+        )
+    };
+    // What is sent again says what has come, but not all that was sent.
+    if next != segment.acknowledgement || sent != segment.end() {
         return 0;
     }
     // SAFETY: the program's context.
@@ -335,7 +338,12 @@ unsafe fn renumber(ctx: *mut __sk_buff) -> Option<()> {
         let mut old = 0u64;
         // SAFETY: as above.
         let loaded = unsafe {
-            bpf_skb_load_bytes(ctx.cast(), at, (&raw mut old).cast(), size_of::<u64>() as u32)
+            bpf_skb_load_bytes(
+                ctx.cast(),
+                at,
+                (&raw mut old).cast(),
+                size_of::<u64>() as u32,
+            )
         };
         if loaded != 0 {
             return None;
