@@ -13,10 +13,16 @@ use crate::tcp::connection::Connection;
 const KEY: &str = "VALUE key 0 5\r\nvalue\r\n";
 const OTHER: &str = "VALUE other 0 5\r\nvalue\r\n";
 
+/// `mg` is answered only from what it has shown.
+fn show(path: &mut Datapath) {
+    path.exchange("mg key v k\r\n", "VA 5 kkey\r\nvalue\r\n");
+    path.exchange("mg a v k\r\n", "VA 1 ka\r\n1\r\n");
+}
+
 #[test]
 fn text_requests_that_hit_are_answered() {
     let mut path = filled();
-    path.fill("a", "1");
+    show(&mut path);
     let mut ready = Ready::open(&mut path, 4200);
     let both = format!("{KEY}{OTHER}END\r\n");
     let twice = format!("{KEY}END\r\n{OTHER}END\r\n");
@@ -54,7 +60,7 @@ fn passes(path: &Datapath, ready: &mut Ready, request: &str, reply: &str) {
 #[test]
 fn what_does_not_hit_as_a_whole_passes_whole() {
     let mut path = filled();
-    path.fill("a", "1");
+    show(&mut path);
     let mut ready = Ready::open(&mut path, 4201);
     ready.served(&path, "get key\r\n", hit("key", "value"));
     let seventeen = "mg a v\r\n".repeat(17);
