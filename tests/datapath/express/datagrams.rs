@@ -8,7 +8,7 @@ use crate::bytes::{get, hit};
 use crate::harness::random_v4;
 use crate::packet::{Checksum, Frame, PORT, PacketBuilder, VLAN};
 
-fn vary_datagram(random: &mut Rng, packet: PacketBuilder) -> PacketBuilder {
+pub(super) fn vary_datagram(random: &mut Rng, packet: PacketBuilder) -> PacketBuilder {
     if random.bool() {
         return packet;
     }

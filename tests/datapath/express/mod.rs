@@ -5,6 +5,7 @@
 
 mod both;
 mod datagrams;
+mod forms;
 mod races;
 mod segments;
 mod series;
