@@ -7,6 +7,7 @@ use aya_ebpf::programs::XdpContext;
 use prestack_abi::cache::{EntryHeader, MAX_REPLY};
 use prestack_abi::config::{Config, MAPPED_V4};
 use prestack_abi::requests::{Kind, Request};
+use prestack_proto::binary::REQUEST;
 use prestack_proto::checksum::add_word;
 use prestack_proto::hash::{backend_seed, finish, mix};
 use prestack_proto::net::IPV4_LEN;
@@ -17,7 +18,7 @@ use prestack_proto::window::Source;
 use prestack_proto::{MAX_KEY, swar};
 
 use super::head::Head;
-use super::{CRLF, GET, HEADER_WORDS, OTHER_FORM, PAYLOAD};
+use super::{CRLF, GET, HEADER_WORDS, ITEM, KEYS, META_GET, PAYLOAD};
 use crate::cache::find::{Found, Query, find_with};
 use crate::clock;
 use crate::inbound::Inbound;
@@ -51,8 +52,12 @@ pub fn answer(
     number: u8,
 ) -> Option<u32> {
     let key_len = head.udp_len().wrapping_sub(PAYLOAD_AT + AROUND_KEY);
-    if head.verb() != GET || key_len > MAX_KEY as u64 {
-        return Some(OTHER_FORM);
+    let verb = head.verb();
+    if verb & 0xff == u32::from(REQUEST) || verb & 0xff_ffff == META_GET {
+        return Some(ITEM);
+    }
+    if verb != GET || key_len > MAX_KEY as u64 {
+        return Some(KEYS);
     }
     if key_len == 0 {
         return None;
@@ -60,7 +65,7 @@ pub fn answer(
     let scratch = scratch()?;
     let seed = backend_seed(config.seed, number);
     let Some(key) = read_key(packet, key_len, seed, scratch) else {
-        return Some(OTHER_FORM);
+        return Some(KEYS);
     };
     let state = backend::backend(number)?;
     let now = clock::now();

@@ -189,21 +189,16 @@ pub unsafe extern "C" fn prestack_express_put_back(ctx: *mut xdp_md, room: u64) 
 
 /// Writes the headers of the reply of `reply_len` bytes with this sum, which is in its place; returns the
 /// action for the kernel.
-///
-/// # Safety
-///
-/// `ctx` is the program's context.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub unsafe extern "C" fn prestack_express_send(ctx: *mut xdp_md, reply_len: u64, sum: u64) -> u64 {
-    let ctx = XdpContext::new(ctx);
-    u64::from(send(&ctx, reply_len, sum as u16).unwrap_or(XDP_DROP))
+#[inline(always)]
+pub fn send(ctx: &XdpContext, reply_len: u64, sum: u16) -> u64 {
+    // The packet reaches as far as was seen, so this cannot fail; neither a request nor a reply any more, it
+    // must not go anywhere.
+    let is_written = write_head(ctx, reply_len, sum).is_some();
+    u64::from(if is_written { XDP_TX } else { XDP_DROP })
 }
 
-/// `None` if the packet is too short for the headers: it was not, so this cannot be. It is neither a request
-/// nor a reply any more, and must not go anywhere.
 #[inline(always)]
-fn send(ctx: &XdpContext, reply_len: u64, sum: u16) -> Option<u32> {
+fn write_head(ctx: &XdpContext, reply_len: u64, sum: u16) -> Option<()> {
     let (config, scratch) = (backend::config()?, scratch()?);
     let packet = ctx.packet(config);
     // SAFETY: this CPU's scratch. Volatile, or the compiler makes it a call to memcpy.
@@ -212,5 +207,5 @@ fn send(ctx: &XdpContext, reply_len: u64, sum: u16) -> Option<u32> {
     head.reply(reply_len, sum).write(packet)?;
     cut(ctx, packet, PAYLOAD + reply_len);
     count!(udp_hits);
-    Some(XDP_TX)
+    Some(())
 }

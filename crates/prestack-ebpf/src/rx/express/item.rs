@@ -14,7 +14,7 @@ use prestack_proto::{MAX_KEY, swar};
 
 use super::line::{Numbers, sum_of_block, sum_of_data};
 use super::part::{copy_last, copy_part};
-use super::{BINARY, CRLF, META_GET, NONE, PAYLOAD, SHORTEST, WRITTEN};
+use super::{BINARY, CRLF, LOST, META, PAYLOAD, SHORTEST, in_place};
 use crate::cache::find::{Found, Kept, Query, find_in};
 use crate::clock;
 use crate::inbound::Inbound;
@@ -22,8 +22,7 @@ use crate::ledger::backend;
 use crate::packet::Packet;
 use crate::scratch::scratch;
 
-/// `mg ` as it is read, and its length.
-const META: u64 = u64::from_le_bytes(*b"mg \0\0\0\0\0");
+/// Bytes of `mg `, and of `VA `.
 const META_LEN: u64 = 3;
 /// `VA ` as it is read.
 const VALUE: u64 = u64::from_le_bytes(*b"VA \0\0\0\0\0");
@@ -159,9 +158,8 @@ fn bit_of(letter: u64) -> u64 {
     }
 }
 
-/// Looks up what is asked for by a request whose headers have been checked: the length of the reply, and in
-/// the upper half its form; [`NONE`](super::NONE) if it is none of these, `None` if it is not to be answered
-/// here.
+/// Looks up what is asked for by a request that starts with the magic byte or `mg `, and whose headers have
+/// been checked: its form and the length of the reply. `None` if it is not to be answered here.
 #[inline(always)]
 pub fn look_up(ctx: &XdpContext) -> Option<u64> {
     let config = backend::config()?;
@@ -174,10 +172,8 @@ pub fn look_up(ctx: &XdpContext) -> Option<u64> {
     let len = packet.len() - PAYLOAD;
     let asked = if first & 0xff == u64::from(REQUEST) {
         Asked::binary(packet, first, len)?
-    } else if first & 0xff_ffff == META {
-        Asked::meta(packet, len)?
     } else {
-        return Some(NONE);
+        Asked::meta(packet, len)?
     };
     // From here on, one path for both.
     let asked = Asked {
@@ -240,7 +236,7 @@ pub fn look_up(ctx: &XdpContext) -> Option<u64> {
         );
         (&raw mut (*scratch).in_place.words).write_volatile(asked.words);
     }
-    let form = if asked.is_binary() { BINARY } else { META_GET };
+    let form = if asked.is_binary() { BINARY } else { META };
     Some(form << 32 | reply_len & 0xffff)
 }
 
@@ -275,7 +271,7 @@ fn letter(flags: u64, i: u64) -> u64 {
     flags >> (16 * i + 8) & 0xff
 }
 
-/// Writes the reply to a binary GET. A global function (by
+/// Writes and sends the reply to a binary GET. A global function (by
 /// its unmangled name), as is the other: the verifier checks each once.
 ///
 /// # Safety
@@ -283,31 +279,34 @@ fn letter(flags: u64, i: u64) -> u64 {
 /// `ctx` is the program's context.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub unsafe extern "C" fn prestack_express_binary(ctx: *mut xdp_md) -> u64 {
-    write(ctx, write_binary)
+pub unsafe extern "C" fn prestack_express_binary(ctx: *mut xdp_md, reply_len: u64) -> u64 {
+    write(ctx, reply_len, write_binary)
 }
 
-/// Writes the reply to an `mg`.
+/// The same for an `mg`.
 ///
 /// # Safety
 ///
 /// `ctx` is the program's context.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub unsafe extern "C" fn prestack_express_meta(ctx: *mut xdp_md) -> u64 {
-    write(ctx, write_meta)
+pub unsafe extern "C" fn prestack_express_meta(ctx: *mut xdp_md, reply_len: u64) -> u64 {
+    write(ctx, reply_len, write_meta)
 }
 
-/// Has the reply of the entry that was kept written; `each` returns its sum, not folded.
+/// Sends the reply that `each` writes from the entry that was kept: the action for the kernel, or [`LOST`].
+/// `each` returns its sum, not folded.
 #[inline(always)]
 fn write(
     ctx: *mut xdp_md,
+    reply_len: u64,
     each: impl FnOnce(Packet, &Kept, &Found, [u64; 2]) -> Option<u64>,
 ) -> u64 {
     let (Some(config), Some(scratch)) = (backend::config(), scratch()) else {
-        return 0;
+        return LOST;
     };
-    let packet = XdpContext::new(ctx).packet(config);
+    let ctx = XdpContext::new(ctx);
+    let packet = ctx.packet(config);
     // SAFETY: this CPU's scratch.
     let (kept, words) = unsafe {
         let in_place = &raw const (*scratch).in_place;
@@ -317,11 +316,11 @@ fn write(
         )
     };
     let Some(found) = kept.found() else {
-        return 0;
+        return LOST;
     };
     match each(packet, kept, &found, words) {
-        Some(sum) if found.is_unchanged() => WRITTEN | u64::from(fold(sum)),
-        _ => 0,
+        Some(sum) if found.is_unchanged() => in_place::send(&ctx, reply_len, fold(sum)),
+        _ => LOST,
     }
 }
 

@@ -14,7 +14,7 @@ use prestack_proto::{MAX_KEY, swar};
 
 use super::line::{sum_before, sum_of_block, sum_of_end};
 use super::part::copy_part;
-use super::{CRLF, GET, KEYS, PAYLOAD, SHORTEST, WRITTEN};
+use super::{CRLF, GET, LOST, PAYLOAD, SHORTEST, TEXT, in_place};
 use crate::cache::find::{Found, Kept, Query, find_in};
 use crate::clock;
 use crate::inbound::Inbound;
@@ -29,6 +29,8 @@ const KEY_WORDS: usize = MAX_KEY / 8 + 1;
 
 /// Set in the number of a key if the request wants CAS numbers.
 const WITH_CAS: u64 = 1 << 8;
+/// Set in what [`prestack_express_block`] returns, beside the sum (16 bits), if all went well.
+const WRITTEN: u64 = 1 << 16;
 /// In what [`prestack_express_key`] returns: the position behind the key and a space (16 bits), the length
 /// of its block in the reply (16), and whether it is the last. 0 if it is not to be answered here.
 const LAST: u64 = 1 << 32;
@@ -81,10 +83,10 @@ pub fn look_up(ctx: &XdpContext) -> Option<u64> {
     }
     // SAFETY: as above.
     unsafe { (&raw mut (*scratch).in_place.words).write_volatile([keys, with_cas]) };
-    (keys != 0).then_some(KEYS << 32 | reply_len & 0xffff)
+    (keys != 0).then_some(TEXT << 32 | reply_len & 0xffff)
 }
 
-/// Writes the reply. Returns [`WRITTEN`] if all went well, and its sum (16 bits). A global function (by its
+/// Writes and sends the reply: the action for the kernel, or [`LOST`]. A global function (by its
 /// unmangled name), as those that follow: the verifier checks each once.
 ///
 /// # Safety
@@ -92,8 +94,10 @@ pub fn look_up(ctx: &XdpContext) -> Option<u64> {
 /// `ctx` is the program's context.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub unsafe extern "C" fn prestack_express_blocks(ctx: *mut xdp_md) -> u64 {
-    let Some(scratch) = scratch() else { return 0 };
+pub unsafe extern "C" fn prestack_express_blocks(ctx: *mut xdp_md, reply_len: u64) -> u64 {
+    let Some(scratch) = scratch() else {
+        return LOST;
+    };
     // SAFETY: this CPU's scratch.
     let [keys, with_cas] = unsafe { (&raw const (*scratch).in_place.words).read_volatile() };
     let (mut out, mut sum) = (0, 0);
@@ -104,12 +108,13 @@ pub unsafe extern "C" fn prestack_express_blocks(ctx: *mut xdp_md) -> u64 {
         // SAFETY: the caller's.
         let block = unsafe { prestack_express_block(ctx, out, i | with_cas) };
         if block & WRITTEN == 0 {
-            return 0;
+            return LOST;
         }
         sum += block & 0xffff;
         out = block >> 32;
     }
-    WRITTEN | u64::from(fold(sum + shifted(add_word(0, END), out)))
+    let sum = fold(sum + shifted(add_word(0, END), out));
+    in_place::send(&XdpContext::new(ctx), reply_len, sum)
 }
 
 /// Looks for the key at a position of the packet and keeps what was found under its number. A global

@@ -37,14 +37,17 @@ const SHORTEST: u64 = PAYLOAD + get::AROUND_KEY + 1;
 /// Words before the payload, and its first six bytes.
 const HEADER_WORDS: usize = 7;
 
-/// `get ` and the line end as they are read.
+/// `get `, `mg ` and the line end as they are read.
 const GET: u32 = u32::from_le_bytes(*b"get ");
+const META_GET: u32 = u32::from_le_bytes(*b"mg \0");
 const CRLF: u16 = u16::from_le_bytes(*b"\r\n");
 
 /// The request is left to the other steps.
 pub const OTHER: u32 = 0x200;
-/// The headers are all right, and what follows is no plain GET.
-const OTHER_FORM: u32 = 0x201;
+/// The headers are all right, and what follows is no plain GET: it may be a binary GET or an `mg`, or else
+/// a `gets` or a `get` of several keys.
+const ITEM: u32 = 0x201;
+const KEYS: u32 = 0x202;
 
 const _: () = assert!(L4 == 34 && PAYLOAD == 50 && L4 == ETHERNET_LEN as u64 + 20);
 const _: () = assert!(FRAME_LEN == 8 && UDP_LEN == 8);
@@ -53,57 +56,52 @@ const _: () = assert!(FRAME_LEN == 8 && UDP_LEN == 8);
 /// [`MISS`](super::get::MISS) or [`OTHER`].
 #[inline(always)]
 pub fn answer(ctx: &XdpContext) -> u32 {
-    // SAFETY: a function of ours, called with the program's context.
-    match unsafe { prestack_express(ctx.ctx) as u32 } {
-        OTHER_FORM => answer_other(ctx).unwrap_or(OTHER),
-        action => action,
-    }
-}
-
-/// The forms of GET, in the upper half of what the looking up returns.
-const NONE: u64 = 0;
-/// It is left to the other steps.
-const LEFT: u64 = 4;
-const BINARY: u64 = 1;
-const META_GET: u64 = 2;
-const KEYS: u64 = 3;
-
-/// Set in what the writing of a reply returns, beside its sum (16 bits), if all went well.
-const WRITTEN: u64 = 1 << 16;
-
-/// Answers a GET that is no plain one, and whose headers have been checked; `None` if it is left to the
-/// other steps.
-#[inline(always)]
-fn answer_other(ctx: &XdpContext) -> Option<u32> {
     // SAFETY: functions of ours, called with the program's context.
     unsafe {
-        let mut found = prestack_express_item(ctx.ctx);
-        if found == NONE {
-            found = prestack_express_keys(ctx.ctx);
-        }
-        let (form, reply_len) = (found >> 32, found & 0xffff);
-        if form == LEFT {
-            return None;
-        }
-        let room = in_place::prestack_express_room(ctx.ctx, reply_len);
-        if room == 0 {
-            return None;
-        }
-        let written = if form == BINARY {
-            item::prestack_express_binary(ctx.ctx)
-        } else if form == META_GET {
-            item::prestack_express_meta(ctx.ctx)
-        } else {
-            keys::prestack_express_blocks(ctx.ctx)
+        let found = match prestack_express(ctx.ctx) as u32 {
+            ITEM => prestack_express_item(ctx.ctx),
+            KEYS => prestack_express_keys(ctx.ctx),
+            action => return action,
         };
-        if written & WRITTEN == 0 {
-            count!(races);
-            in_place::prestack_express_put_back(ctx.ctx, room);
-            return None;
-        }
-        Some(in_place::prestack_express_send(ctx.ctx, reply_len, written & 0xffff) as u32)
+        if found == 0 { OTHER } else { serve(ctx, found) }
     }
 }
+
+/// The form of a GET, in the upper half of what the looking up returns; in the lower is the length of the
+/// reply. 0 in all if it is left to the other steps.
+const BINARY: u64 = 1;
+const META: u64 = 2;
+const TEXT: u64 = 3;
+
+/// Sends the reply to a GET that is no plain one, and whose keys were found; [`OTHER`] if it is left to the
+/// other steps.
+#[inline(always)]
+fn serve(ctx: &XdpContext, found: u64) -> u32 {
+    let (form, reply_len) = (found >> 32, found & 0xffff);
+    // SAFETY: functions of ours, called with the program's context.
+    unsafe {
+        let room = in_place::prestack_express_room(ctx.ctx, reply_len);
+        if room == 0 {
+            return OTHER;
+        }
+        let action = if form == BINARY {
+            item::prestack_express_binary(ctx.ctx, reply_len)
+        } else if form == META {
+            item::prestack_express_meta(ctx.ctx, reply_len)
+        } else {
+            keys::prestack_express_blocks(ctx.ctx, reply_len)
+        };
+        if action == LOST {
+            count!(races);
+            in_place::prestack_express_put_back(ctx.ctx, room);
+            return OTHER;
+        }
+        action as u32
+    }
+}
+
+/// What the writing of a reply returns if a writer has come between, else an action for the kernel.
+const LOST: u64 = 0x300;
 
 /// A global function (by its unmangled name), as those that follow: the verifier checks each on its own.
 ///
@@ -124,7 +122,7 @@ unsafe extern "C" fn prestack_express(ctx: *mut xdp_md) -> u64 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 unsafe extern "C" fn prestack_express_item(ctx: *mut xdp_md) -> u64 {
-    item::look_up(&XdpContext::new(ctx)).unwrap_or(LEFT << 32)
+    item::look_up(&XdpContext::new(ctx)).unwrap_or(0)
 }
 
 /// The same for a `gets`, and a `get` of several keys.
@@ -135,7 +133,7 @@ unsafe extern "C" fn prestack_express_item(ctx: *mut xdp_md) -> u64 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 unsafe extern "C" fn prestack_express_keys(ctx: *mut xdp_md) -> u64 {
-    keys::look_up(&XdpContext::new(ctx)).unwrap_or(LEFT << 32)
+    keys::look_up(&XdpContext::new(ctx)).unwrap_or(0)
 }
 
 #[inline(always)]
@@ -188,7 +186,7 @@ fn express(ctx: &XdpContext) -> Option<u32> {
 #[inline(always)]
 fn is_dull(config: &Config, head: &Head, port: u16) -> bool {
     let protocol = head.protocol();
-    // Without a length it is one that offloads have put together: its ports may lie elsewhere.
+    // Without a length it is one that offloads have put together, of which the general steps decide.
     (protocol == PROTO_UDP || protocol == PROTO_TCP)
         && head.total_len() != 0
         && !backend::is_port(config, port)
