@@ -94,7 +94,7 @@ impl Head {
         u64::from(self.source()) + u64::from(self.destination())
     }
 
-    /// Whether the checksums hold, given the sum of the payload: see [`checksum`](super::checksum).
+    /// Whether the checksums hold, given the sum of the payload: see [`checksum`](crate::rx::checksum).
     #[inline(always)]
     pub fn checksums_hold(&self, payload: u64) -> bool {
         let w = &self.0;

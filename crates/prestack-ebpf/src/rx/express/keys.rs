@@ -176,7 +176,7 @@ fn find_key(ctx: &XdpContext, at: u64, number: u64) -> Option<u64> {
     }
     let block_len = found.reply_len - END_LEN + cas_len;
     let last = if key.is_last { LAST } else { 0 };
-    Some(at + key.len + 1 | block_len << 16 | last)
+    Some((at + key.len + 1) | block_len << 16 | last)
 }
 
 /// A key of a request.
