@@ -1,5 +1,7 @@
 //! Random GETs in every form.
 
+use std::time::Duration;
+
 use fastrand::Rng;
 
 use super::both::Both;
@@ -7,6 +9,7 @@ use super::datagrams::vary_datagram;
 use super::series::{SERIES, compare_at_random, garble, is_rare, one_of, some_value};
 use crate::binary::{self, GET, GETK, GETKQ, GETQ};
 use crate::bytes::{get, item};
+use crate::harness::Setup;
 use crate::packet::PacketBuilder;
 
 /// An item as memcached has it.
@@ -137,4 +140,73 @@ fn series(random: &mut Rng, both: &mut Both, keys: &[Vec<u8>]) {
 #[test]
 fn every_form_is_answered_alike() {
     compare_at_random(series);
+}
+
+/// Requests that are answered in place, for `key` and `other`.
+fn plain() -> Vec<Vec<u8>> {
+    let texts = [
+        "get key\r\n",
+        "get key other\r\n",
+        "gets key\r\n",
+        "gets other key\r\n",
+        "mg key v\r\n",
+        "mg key k f s v\r\n",
+        "mg key v q\r\n",
+    ];
+    let binary = [GET, GETK].map(|opcode| binary::get(opcode, b"key", 9));
+    texts.map(Vec::from).into_iter().chain(binary).collect()
+}
+
+/// All that a change of one byte makes of a request.
+fn changed(request: &[u8]) -> Vec<Vec<u8>> {
+    const BYTES: &[u8] = b"\0\x01\x02\x04\x08\x09\n\x0d\x0c 0gsvqfskcOtNb\x7f\x80\x81\xff";
+    let mut all = vec![request.to_vec()];
+    for at in 0..request.len() {
+        let with = |byte| [&request[..at], &[byte], &request[at + 1..]].concat();
+        all.extend(BYTES.iter().map(|&byte| with(byte)));
+        all.extend([1, 0xff].map(|more| with(request[at].wrapping_add(more))));
+        all.extend(
+            [b' ', b'v', b'\r'].map(|byte| [&request[..at], &[byte], &request[at..]].concat()),
+        );
+        all.push([&request[..at], &request[at + 1..]].concat());
+        all.push(request[..at].to_vec());
+    }
+    for more in [&b" "[..], b"x", b"\r\n", b"\0", b" v\r\n"] {
+        all.push([request, more].concat());
+        all.push([&request[..request.len() - 2], more, b"\r\n"].concat());
+    }
+    all
+}
+
+#[test]
+fn what_differs_in_one_byte_is_answered_alike() {
+    for request in plain() {
+        // What is odd does not keep the keys from being cached again.
+        let setup = Setup {
+            settle: Duration::ZERO,
+            ..Setup::default()
+        };
+        let mut both = Both::with(&setup);
+        let mut ids = 1..;
+        for text in changed(&request) {
+            for key in ["key", "other"] {
+                let ask = PacketBuilder::udp(format!("mg {key} v f c k\r\n"));
+                let ask = ask.id(ids.next().expect("an id"));
+                if both.rx(&ask.build()) {
+                    let answer = format!("VA 9 f12 c77 k{key}\r\nthe value\r\n");
+                    both.tx(&ask.reply(answer).build());
+                }
+            }
+            let ask = PacketBuilder::udp(&text).id(ids.next().expect("an id"));
+            if both.rx(&ask.build()) {
+                both.tx(&ask.reply("END\r\n").build());
+            }
+            let shown = text.escape_ascii();
+            assert!(
+                both.differences.is_empty(),
+                "{shown}: {}",
+                both.differences[0]
+            );
+        }
+    }
 }

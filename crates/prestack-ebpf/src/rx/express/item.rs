@@ -113,11 +113,10 @@ impl Asked {
         };
         let (flags, mut set) = (packet.forgotten(if count == 0 { 0 } else { flags }), 0);
         for i in 0..4 {
-            let letter = letter(flags, i);
-            if letter == 0 {
+            if i >= count {
                 break;
             }
-            let bit = bit_of(letter);
+            let bit = bit_of(letter(flags, i));
             // None is asked for twice, and all are known.
             if bit == 0 || set & bit != 0 {
                 return None;
