@@ -5,8 +5,8 @@ use fastrand::Rng;
 use super::both::Both;
 use super::series::{SECOND_PORT, SERIES, compare_at_random, garble, one_of, set_of, some_value};
 use crate::bytes::{get, hit};
-use crate::harness::random_v4;
-use crate::packet::{Checksum, Frame, PORT, PacketBuilder, VLAN};
+use crate::harness::{Setup, random_v4};
+use crate::packet::{ACK, Checksum, Frame, PORT, PSH, PacketBuilder, VLAN};
 
 pub(super) fn vary_datagram(random: &mut Rng, packet: PacketBuilder) -> PacketBuilder {
     if random.bool() {
@@ -88,4 +88,29 @@ fn datagrams(random: &mut Rng, both: &mut Both, keys: &[Vec<u8>]) {
 #[test]
 fn datagrams_are_answered_alike() {
     compare_at_random(datagrams);
+}
+
+#[test]
+fn what_is_for_nobody_is_passed_alike() {
+    let mut both = Both::with(&Setup::default());
+    both.fill(1, b"key");
+    let packet = || PacketBuilder::udp(get(&["key"])).server_port(9);
+    let total = i32::try_from(packet().build().len() - 14).expect("a length");
+    let mut packets = vec![
+        packet(),
+        packet().to(([10, 0, 0, 78], 9)),
+        packet().v6(),
+        packet().tag(VLAN, 5),
+        packet().ip_options(&[1; 4]),
+        packet().fragment(0, true),
+        packet().fragment(1, false),
+        PacketBuilder::tcp(1, PSH | ACK, get(&["key"])).server_port(9),
+    ];
+    packets.extend([0, 10, 20, 28].map(|len| packet().ip_length_lie(len - total)));
+    packets.extend([1, 6, 51].map(|protocol| packet().ip_protocol(protocol)));
+    for packet in packets {
+        assert!(both.rx(&packet.build()), "{packet:?}");
+    }
+    both.compare(&[b"key".to_vec()]);
+    assert!(both.differences.is_empty(), "{}", both.differences[0]);
 }
