@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use prestack_testbed::cpu::{self, CpuSplit};
@@ -17,18 +17,15 @@ use crate::popularity::Popularity;
 use crate::protocol::Protocol;
 use crate::report::whole;
 use crate::server_cpu::ServerCpu;
+use crate::warm_up;
 use crate::wire::Echo;
 
 /// memcached's port in the testbed.
 pub(crate) const PORT: u16 = 11211;
-/// The longest time that prestack's cache is given to fill.
+/// The longest time that it takes to ask for every key.
 const FILL_LIMIT: Duration = Duration::from_secs(60);
 /// How long memcached alone is warmed up.
 const WARM_UP: Duration = Duration::from_millis(500);
-
-/// How long prestack is, where its cache is not filled beforehand: nothing is cached for the settle time
-/// after its start.
-const LONG_WARM_UP: Duration = Duration::from_millis(1_500);
 
 /// What is asked of memcached, and how prestack is set.
 #[derive(Clone, Debug, Serialize)]
@@ -237,8 +234,8 @@ impl Comparison {
             && !self.workload.is_absent
     }
 
-    /// A round with prestack. Where nothing is written its cache is filled before, and the time for which it
-    /// waits after a write whose end it cannot see is short.
+    /// A round with prestack, once its cache is as it stays. Where nothing is written it is filled before, and
+    /// the time for which it waits after a write whose end it cannot see is short.
     pub(crate) fn with(&self, duration: Duration) -> Result<Side> {
         let dev = &self.bed.links[0].server_dev;
         let mut args = vec!["--interface", dev, "--max-age", &self.workload.max_age];
@@ -254,10 +251,14 @@ impl Comparison {
         // The kernel may have made new threads for the device with its XDP program.
         self.bed.separate_cpus(&self.split)?;
         if is_filled {
-            self.fill(&prestack)?;
-        } else {
-            self.measure(&self.load, LONG_WARM_UP, &[])?;
+            let sweep = self.load.sweep();
+            warm_up::until_settled(&prestack, || {
+                self.measure(&sweep, FILL_LIMIT, &[]).map(drop)
+            })?;
         }
+        warm_up::until_settled(&prestack, || {
+            self.measure(&self.load, warm_up::LOOK, &[]).map(drop)
+        })?;
 
         let hits = prestack.stats()?.get("udp.hits")?;
         let median = self.measure(&self.load, duration, &[prestack.pid()])?;
@@ -265,24 +266,6 @@ impl Comparison {
         prestack.stop()?;
         let hit_ratio = hits as f64 / median.answered.max(1) as f64;
         Ok(Side { median, hit_ratio })
-    }
-
-    /// Asks for all keys in turn until the hit ratio rises no more.
-    fn fill(&self, prestack: &Prestack) -> Result<()> {
-        let sweep = self.load.sweep();
-        let start = Instant::now();
-        let mut before = 0.0;
-        while start.elapsed() < FILL_LIMIT {
-            let hits = prestack.stats()?.get("udp.hits")?;
-            let answered = self.measure(&sweep, FILL_LIMIT, &[])?.answered;
-            let hits = prestack.stats()?.get("udp.hits")? - hits;
-            let ratio = hits as f64 / answered.max(1) as f64;
-            if ratio > 0.0 && ratio < before + 0.02 {
-                break;
-            }
-            before = ratio;
-        }
-        Ok(())
     }
 
     fn measure(&self, load: &Load, duration: Duration, prestack: &[i32]) -> Result<Outcome> {
