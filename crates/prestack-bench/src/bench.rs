@@ -103,8 +103,8 @@ pub(crate) struct Results {
     pub(crate) comparisons: Vec<Report>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) hit_rates: Vec<HitRate>,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub(crate) overloads: Vec<Overload>,
+    #[serde(skip_serializing_if = "Overload::is_empty")]
+    pub(crate) overload: Overload,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) losses: Vec<Loss>,
 }
@@ -168,10 +168,10 @@ pub fn run(options: &BenchOptions, object: &[u8]) -> Result<()> {
     if options.wants(Part::HitRate) {
         hit_rates = hit_rate::run(object, &progress)?;
     }
-    let mut overloads = Vec::new();
+    let mut overload = Overload::default();
     if options.wants(Part::OpenLoop) {
         let duration = Duration::from_secs(options.seconds.into());
-        overloads = open_loop::run(options.rounds, duration, &progress)?;
+        overload = open_loop::run(options.rounds, duration, &progress)?;
     }
     let mut losses = Vec::new();
     if options.wants(Part::Loss) {
@@ -185,7 +185,7 @@ pub fn run(options: &BenchOptions, object: &[u8]) -> Result<()> {
         kernel,
         comparisons,
         hit_rates,
-        overloads,
+        overload,
         losses,
     };
     show(&results, options)?;

@@ -31,8 +31,8 @@ pub(crate) fn of(results: &Results) -> Vec<Section> {
     if !results.hit_rates.is_empty() {
         sections.push(hit_rate::section(&results.hit_rates));
     }
-    if !results.overloads.is_empty() {
-        sections.push(open_loop::section(&results.overloads));
+    if !results.overload.is_empty() {
+        sections.extend(open_loop::sections(&results.overload));
     }
     if !results.losses.is_empty() {
         sections.push(Section {
