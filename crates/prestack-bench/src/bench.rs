@@ -13,7 +13,6 @@ use crate::html;
 use crate::interrupt;
 use crate::kernel;
 use crate::kernel::hit_rate::{self, HitRate};
-use crate::load::Transport;
 use crate::loss::{self, Loss};
 use crate::machine::Machine;
 use crate::open_loop::{self, Overload};
@@ -34,6 +33,8 @@ pub enum Part {
     ClosedLoop,
     /// A closed loop of GETs and SETs on TCP connections, without and with prestack
     Tcp,
+    /// What requests and packets cost that prestack lets through, over UDP and TCP
+    Passing,
     /// The hit rate by the cache's memory, beside an ideal LRU's
     HitRate,
     /// More GETs than the server can take, as live XDP frames
@@ -130,6 +131,9 @@ pub fn run(options: &BenchOptions, object: &[u8]) -> Result<()> {
     if options.wants(Part::Tcp) {
         workloads.extend(suite::tcp(options));
     }
+    if options.wants(Part::Passing) {
+        workloads.extend(suite::passing(options));
+    }
     if options.wants(Part::Suite) {
         workloads.extend(suite::suite());
     }
@@ -194,7 +198,7 @@ pub fn run(options: &BenchOptions, object: &[u8]) -> Result<()> {
 
 impl BenchOptions {
     fn wants(&self, part: Part) -> bool {
-        let takes_long = matches!(part, Part::Suite | Part::OpenLoop);
+        let takes_long = matches!(part, Part::Suite | Part::OpenLoop | Part::Passing);
         match &self.only[..] {
             [] => self.all || !takes_long,
             only => only.contains(&part),
@@ -203,9 +207,10 @@ impl BenchOptions {
 
     /// The peers that are measured with a workload: they are caches of what is asked for over UDP.
     fn peers_of(&self, workload: &Workload) -> &[Peer] {
-        match workload.transport {
-            Transport::Udp => &self.peers,
-            Transport::Tcp => &[],
+        if workload.bare_passes() {
+            &[]
+        } else {
+            &self.peers
         }
     }
 }

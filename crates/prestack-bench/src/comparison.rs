@@ -22,6 +22,8 @@ use crate::wire::Echo;
 
 /// memcached's port in the testbed.
 pub(crate) const PORT: u16 = 11211;
+/// The port of the memcached that prestack does not serve.
+const PORT_ELSEWHERE: u16 = 11311;
 /// The longest time that it takes to ask for every key.
 const FILL_LIMIT: Duration = Duration::from_secs(60);
 /// How long memcached alone is warmed up.
@@ -47,6 +49,10 @@ pub(crate) struct Workload {
     /// Memory of prestack's cache, where it is not the default.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) memory: Option<String>,
+    /// It is of what prestack has to let pass: what that costs is measured.
+    pub(crate) is_passing: bool,
+    /// Another memcached is asked, which prestack does not serve: any other service over UDP.
+    pub(crate) is_elsewhere: bool,
     /// Server and client have all CPUs together, not half of them each.
     pub(crate) shares_cpus: bool,
 }
@@ -65,8 +71,28 @@ impl Workload {
             connections: 0,
             is_absent: false,
             memory: None,
+            is_passing: false,
+            is_elsewhere: false,
             shares_cpus: false,
         }
+    }
+
+    /// What it is of what passes.
+    pub(crate) fn passing_label(&self) -> String {
+        if self.is_elsewhere {
+            "another service".to_owned()
+        } else if self.is_absent {
+            "misses".to_owned()
+        } else if self.write_ratio > 0.0 {
+            "SETs".to_owned()
+        } else {
+            format!("GETs, values of {} B", whole(self.value_size as f64))
+        }
+    }
+
+    /// Whether the XDP program that is measured beside lets everything pass, and does not send it back.
+    pub(crate) fn bare_passes(&self) -> bool {
+        self.transport == Transport::Tcp || self.is_passing
     }
 
     /// What it is, as far as it is not as [`gets`](Self::gets).
@@ -98,6 +124,7 @@ impl Workload {
             self.transport == Transport::Udp && self.max_age != usual.max_age,
             format!("max-age {}", self.max_age),
         );
+        add(self.is_elsewhere, "another service".to_owned());
         add(self.shares_cpus, "both ends on all CPUs".to_owned());
         label
     }
@@ -115,7 +142,7 @@ pub(crate) struct Side {
 /// A testbed with memcached in it, its items stored.
 pub(crate) struct Comparison {
     bed: Testbed,
-    memcached: Memcached,
+    memcacheds: Vec<Memcached>,
     split: CpuSplit,
     load: Load,
     prestack: PathBuf,
@@ -136,15 +163,25 @@ impl Comparison {
             CpuSplit::halves()?
         };
         let bed = Testbed::new()?;
-        let memcached = MemcachedOptions {
-            port: PORT,
-            udp_port: PORT,
-            memory_mib: memory_mib(workload),
-            ..MemcachedOptions::default()
+        let ports = if workload.is_elsewhere {
+            &[PORT, PORT_ELSEWHERE][..]
+        } else {
+            &[PORT]
         };
-        let memcached = Memcached::start(&bed.server, memcached)?;
-        cpu::pin_process(memcached.pid(), &split.server)?;
-        let server = (bed.links[0].server4, PORT).into();
+        let mut memcacheds = Vec::new();
+        for &port in ports {
+            let options = MemcachedOptions {
+                port,
+                udp_port: port,
+                memory_mib: memory_mib(workload),
+                ..MemcachedOptions::default()
+            };
+            let memcached = Memcached::start(&bed.server, options)?;
+            cpu::pin_process(memcached.pid(), &split.server)?;
+            memcacheds.push(memcached);
+        }
+        let port = *ports.last().expect("there is one at least");
+        let server = (bed.links[0].server4, port).into();
         if !workload.is_absent {
             dataset.load(Some(&bed.client), server)?;
         }
@@ -159,7 +196,7 @@ impl Comparison {
         let load = Load::new(dataset, workload.popularity, server, vec![group], cpus);
         Ok(Self {
             bed,
-            memcached,
+            memcacheds,
             split,
             load,
             prestack,
@@ -183,12 +220,12 @@ impl Comparison {
         })
     }
 
-    /// A round against an XDP program alone. Over UDP it sends requests back. Over TCP it does nothing, and
-    /// memcached answers: with any XDP program veth makes a copy of every segment, which a network card does
-    /// not.
+    /// A round against an XDP program alone. It sends requests back. Where prestack cannot answer it does
+    /// nothing, and memcached answers: with any XDP program veth makes a copy of every packet, which a network
+    /// card does not.
     pub(crate) fn bare_xdp(&self, duration: Duration) -> Result<Side> {
         let (server, dev) = (&self.bed.server, &self.bed.links[0].server_dev);
-        if self.workload.transport == Transport::Tcp {
+        if self.workload.bare_passes() {
             let _pass = bpf::attach_pass(server, dev)?;
             return self.without(duration);
         }
@@ -269,8 +306,9 @@ impl Comparison {
     }
 
     fn measure(&self, load: &Load, duration: Duration, prestack: &[i32]) -> Result<Outcome> {
+        let memcacheds = self.memcacheds.iter().map(Memcached::pid);
         let server = ServerCpu {
-            processes: [&[self.memcached.pid()], prestack].concat(),
+            processes: memcacheds.chain(prestack.iter().copied()).collect(),
             devices: vec![self.bed.links[0].server_dev.clone()],
         };
         let stop = interrupt::flag();

@@ -328,6 +328,11 @@ fn send(flood: &mut Flood<'_>, duration: Duration, looks: u32) -> Result<()> {
     Ok(())
 }
 
+/// A part in per cent: more than all is an error of the measurement.
+fn share(part: f64, all: f64) -> String {
+    format!("{:.1} %", 100.0 * part / all.max(1.0))
+}
+
 /// The results as tables.
 pub(crate) fn sections(overload: &Overload) -> [Section; 2] {
     let head = "keys,side,offered/s,answered/s,server's CPU,per second of it,to the echo";
@@ -352,17 +357,22 @@ pub(crate) fn sections(overload: &Overload) -> [Section; 2] {
             format!("{:.2}×", row.answers.of_cpu_second() / echo),
         ]);
     }
-    let head = "keys,GETs/s,hits/s,answered misses/s,misses alone/s,answered/s,with to alone";
+    let head = "keys,GETs/s,hits/s,misses/s,answered,misses alone/s,answered alone";
     let mut mixtures = Table::new(1, head.split(','));
-    for row in &overload.mixtures {
+    for Mixed {
+        keys, with, alone, ..
+    } in &overload.mixtures
+    {
+        // Of what prestack saw, so many were for keys that are not there.
+        let misses = with.at_xdp / f64::from(MISSING - 1);
         mixtures.row([
-            whole(row.keys.into()),
-            whole(row.with.offered),
-            whole(row.with.at_xdp),
-            whole(row.with.memcached),
-            whole(row.alone.offered),
-            whole(row.alone.memcached),
-            format!("{:.2}×", row.with.memcached / row.alone.memcached),
+            whole((*keys).into()),
+            whole(with.offered),
+            whole(with.at_xdp),
+            whole(misses),
+            share(with.memcached, misses),
+            whole(alone.offered),
+            share(alone.memcached, alone.offered),
         ]);
     }
     let source = "GETs as live XDP frames from the client's CPU into a veth pair; 16-byte keys, 32-byte values, \
@@ -383,7 +393,8 @@ pub(crate) fn sections(overload: &Overload) -> [Section; 2] {
             title: "Misses among more hits",
             setting: format!(
                 "{source} With prestack, every tenth for a key that is not there; then memcached alone, asked for \
-                these as often. The last row of each number of keys: as many as can be sent."
+                these as often, and how many of them it answered. The last row of each number of keys: as many as \
+                can be sent; what does not fit the server's ring is not counted as a miss."
             ),
             plot: None,
             table: mixtures,

@@ -82,9 +82,10 @@ impl Report {
 
     /// The sides, each with its name.
     pub(crate) fn sides(&self) -> impl Iterator<Item = (&str, &Side)> {
-        let name = match self.workload.transport {
-            Transport::Udp => ECHO,
-            Transport::Tcp => "XDP alone",
+        let name = if self.workload.bare_passes() {
+            "XDP alone"
+        } else {
+            ECHO
         };
         let bare_xdp = self.bare_xdp.iter().map(move |side| (name, side));
         let without = self.without.iter().map(|side| ("memcached", side));
@@ -140,6 +141,31 @@ pub(crate) fn table(reports: &[&Report]) -> Table {
                 whole(median.timeouts as f64),
             ]);
         }
+    }
+    table
+}
+
+/// Reports of what passes as a table of the server's CPU time, a row for each.
+pub(crate) fn passing_table(reports: &[&Report]) -> Table {
+    let head = "requests,memcached µs,XDP alone µs,with prestack µs,to memcached,to XDP alone";
+    let mut table = Table::new(1, head.split(','));
+    for report in reports {
+        let cost = |side: &Side| side.median.server_cpu_ns / 1e3;
+        let with = cost(&report.with);
+        let [memcached, bare] =
+            [&report.without, &report.bare_xdp].map(|side| side.as_ref().map_or(f64::NAN, cost));
+        table.row([
+            format!(
+                "{}, {}",
+                report.workload.transport,
+                report.workload.passing_label()
+            ),
+            format!("{memcached:.2}"),
+            format!("{bare:.2}"),
+            format!("{with:.2}"),
+            format!("{:.2}×", with / memcached),
+            format!("{:.2}×", with / bare),
+        ]);
     }
     table
 }
