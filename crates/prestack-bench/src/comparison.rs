@@ -246,6 +246,11 @@ impl Comparison {
 
     /// A round with a peer's programs. Its cache is filled before where nothing is written.
     pub(crate) fn with_peer(&self, peer: &Peer, duration: Duration) -> Result<Side> {
+        let side = self.try_peer(peer, duration);
+        side.with_context(|| format!("measuring the peer {}", peer.name))
+    }
+
+    fn try_peer(&self, peer: &Peer, duration: Duration) -> Result<Side> {
         let dev = &self.bed.links[0].server_dev;
         let _attached = peer.attach(&self.bed.server, dev)?;
         self.bed.separate_cpus(&self.split)?;
@@ -314,7 +319,12 @@ impl Comparison {
         let stop = interrupt::flag();
         let outcome = load.run(&self.bed.client, duration, stop, || server.used())?;
         interrupt::check()?;
-        ensure!(outcome.answered > 0, "no request was answered");
+        ensure!(
+            outcome.answered > 0,
+            "no request was answered right: {} answers were not memcached's, {} requests had none",
+            outcome.wrong,
+            outcome.timeouts
+        );
         Ok(outcome)
     }
 }

@@ -201,6 +201,19 @@ pub(crate) fn setting(workload: &Workload, split: &CpuSplit) -> String {
 
 /// One sentence on how workloads like this one were measured, as far as their labels do not say.
 pub(crate) fn usual_setting(workload: &Workload, split: &CpuSplit) -> String {
+    if workload.is_passing {
+        return format!(
+            "Closed loop over a veth pair, {} keys of {} bytes, --max-age {}. CPU time of memcached, the daemon and \
+             the thread that receives for each request: without prestack, behind an XDP program that does \
+             nothing, and with prestack. Nobody reads over UDP while TCP is measured. Server on CPU {}, client on \
+             CPU {}.",
+            whole(workload.keys.into()),
+            workload.key_size,
+            workload.max_age,
+            cpus(&split.server),
+            cpus(&split.client)
+        );
+    }
     let usual = match workload.transport {
         Transport::Udp => {
             "UDP, where nothing else is said GETs, uniform, with values of 32 bytes and \
