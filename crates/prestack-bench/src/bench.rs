@@ -1,9 +1,10 @@
 //! `prestack bench`: the numbers of docs/benchmarks.md.
 
+use std::fs::File;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 
 use crate::comparison::{Comparison, Workload, combine};
@@ -122,6 +123,20 @@ pub fn run(options: &BenchOptions, object: &[u8]) -> Result<()> {
     for peer in &options.peers {
         peer.program()?;
         peer.tc_program()?;
+    }
+    // Not after minutes of measuring.
+    if let Some(path) = &options.docs {
+        docs::check(path)?;
+    }
+    if let Some(path) = &options.html {
+        let page = File::options().append(true).create(true).open(path);
+        page.with_context(|| format!("writing {}", path.display()))?;
+    }
+    if let Some(ratio) = options.write_ratio {
+        ensure!(
+            (0.0..=1.0).contains(&ratio),
+            "--write-ratio: the share of writes must be 0 to 1"
+        );
     }
     interrupt::catch()?;
     let mut workloads = Vec::new();
