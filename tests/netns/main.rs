@@ -3,6 +3,7 @@
 
 mod allow;
 mod backends;
+mod bench;
 mod changes;
 mod classic;
 mod clients;

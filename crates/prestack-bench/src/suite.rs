@@ -23,17 +23,20 @@ pub(crate) enum Series {
     Cpus,
     /// What is followed but not answered.
     Tcp,
+    /// What is let through, of every kind.
+    Passing,
 }
 
 impl Series {
     /// All of them, in the order in which they are shown.
-    pub(crate) const ALL: [Self; 6] = [
+    pub(crate) const ALL: [Self; 7] = [
         Self::Overview,
         Self::Keys,
         Self::Values,
         Self::Mixes,
         Self::Cpus,
         Self::Tcp,
+        Self::Passing,
     ];
 
     /// By which docs/benchmarks.md knows it.
@@ -45,6 +48,7 @@ impl Series {
             Self::Mixes => "mixes",
             Self::Cpus => "cpus",
             Self::Tcp => "tcp",
+            Self::Passing => "passing",
         }
     }
 
@@ -57,6 +61,7 @@ impl Series {
             Self::Mixes => "Misses, and reads mixed with writes",
             Self::Cpus => "Server and client on the same CPUs",
             Self::Tcp => "TCP, which is followed and not answered",
+            Self::Passing => "What passes: the server's CPU time for a request",
         }
     }
 }
@@ -94,6 +99,42 @@ pub(crate) fn tcp(options: &BenchOptions) -> Vec<(Series, Workload)> {
     };
     let of_tcp = |workload| (Series::Tcp, workload);
     workloads.into_iter().map(of_tcp).collect()
+}
+
+/// What prestack lets through: requests that it could not answer, and another service's.
+pub(crate) fn passing(options: &BenchOptions) -> Vec<(Series, Workload)> {
+    let usual = || Workload {
+        max_age: "1s".to_owned(),
+        is_passing: true,
+        ..Workload::gets(10_000)
+    };
+    let of_tcp = |write_ratio| Workload {
+        transport: Transport::Tcp,
+        connections: options.connections as usize,
+        write_ratio,
+        ..usual()
+    };
+    let workloads = [
+        Workload {
+            is_absent: true,
+            ..usual()
+        },
+        Workload {
+            write_ratio: 1.0,
+            ..usual()
+        },
+        Workload {
+            value_size: 4_000,
+            ..usual()
+        },
+        Workload {
+            is_elsewhere: true,
+            ..usual()
+        },
+        of_tcp(0.0),
+        of_tcp(1.0),
+    ];
+    workloads.map(|workload| (Series::Passing, workload)).into()
 }
 
 /// One thing varied at a time.
