@@ -4,6 +4,7 @@
 mod allow;
 mod backends;
 mod carried;
+mod bench;
 mod changes;
 mod classic;
 mod clients;
