@@ -249,12 +249,12 @@ fn nothing_odd(prestack: Arguments) -> Result<()> {
 #[test]
 fn captures_of_clean_networks_show_nothing() -> Result<()> {
     nothing_flagged(None)?;
-    nothing_flagged(Some(&[]))
+    nothing_flagged(Some(HITS))
 }
 
 #[test]
 fn captures_of_bad_networks_show_nothing_odd() -> Result<()> {
-    nothing_odd(Some(&[]))
+    nothing_odd(Some(HITS))
 }
 
 #[test]

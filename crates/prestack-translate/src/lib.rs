@@ -32,9 +32,9 @@ mod fixture;
 mod leave;
 #[cfg(test)]
 mod model;
+mod options;
 #[cfg(test)]
 mod oracle;
-mod options;
 mod pass;
 mod policy;
 mod rules;

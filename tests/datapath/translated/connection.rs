@@ -69,7 +69,11 @@ impl Ready {
     }
 
     /// The same of a connection that is open.
-    pub fn of(path: &mut Datapath, mut connection: Connection, timestamps: Option<(u32, u32)>) -> Self {
+    pub fn of(
+        path: &mut Datapath,
+        mut connection: Connection,
+        timestamps: Option<(u32, u32)>,
+    ) -> Self {
         connection.exchange(path, "get nothing\r\n", "END\r\n");
         connection.arrives(path, &connection.segment(ACK, ""));
         let flags = if timestamps.is_some() {
@@ -133,9 +137,15 @@ impl Ready {
         let segment = self.segment(ACK | PSH, request);
         let taken = self.resent(path, &segment);
         let (sequence, acknowledgement) = segment.numbers();
-        assert_eq!(taken.data.escape_ascii().to_string(), answer.as_ref().escape_ascii().to_string());
+        assert_eq!(
+            taken.data.escape_ascii().to_string(),
+            answer.as_ref().escape_ascii().to_string()
+        );
         assert_eq!(taken.sequence, acknowledgement);
-        assert_eq!(taken.acknowledgement, sequence.wrapping_add(request.len() as u32));
+        assert_eq!(
+            taken.acknowledgement,
+            sequence.wrapping_add(request.len() as u32)
+        );
         self.taken = self.taken.wrapping_add(request.len() as u32);
         self.given = self.given.wrapping_add(taken.data.len() as u32);
         taken
@@ -147,7 +157,10 @@ impl Ready {
         let ran = path.kernel().programs.rx(&packet);
         assert_eq!(ran.action, 3, "it is answered: {:?}", path.stats());
         let taken = take(&ran.packet);
-        assert_eq!((&taken.macs[..6], &taken.macs[6..]), (&packet[6..12], &packet[..6]));
+        assert_eq!(
+            (&taken.macs[..6], &taken.macs[6..]),
+            (&packet[6..12], &packet[..6])
+        );
         taken
     }
 
@@ -163,7 +176,10 @@ impl Ready {
     pub fn sends(&mut self, path: &Datapath, data: &str) {
         let passed = self.passed(path, &self.segment(ACK | PSH, data));
         let (sequence, acknowledgement) = self.connection.segment(ACK | PSH, data).numbers();
-        assert_eq!((passed.sequence, passed.acknowledgement), (sequence, acknowledgement));
+        assert_eq!(
+            (passed.sequence, passed.acknowledgement),
+            (sequence, acknowledgement)
+        );
         self.connection.client = self.connection.client.wrapping_add(data.len() as u32);
     }
 
@@ -181,7 +197,10 @@ impl Ready {
         let (sequence, acknowledgement) = segment.numbers();
         let left = self.leaves(path, &segment);
         assert_eq!(left.sequence, sequence.wrapping_add(self.given));
-        assert_eq!(left.acknowledgement, acknowledgement.wrapping_add(self.taken));
+        assert_eq!(
+            left.acknowledgement,
+            acknowledgement.wrapping_add(self.taken)
+        );
         self.connection.server = self.connection.server.wrapping_add(data.len() as u32);
     }
 }

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use prestack_testbed::TcpClient;
+use prestack_testbed::{Prestack, TcpClient};
 use prestack_tests::environment::say;
 use prestack_tests::stage::{self, store};
 
@@ -123,6 +123,12 @@ impl Run {
             println!("{}", prestack.instance().command(&["stats"])?);
         }
         Ok(&self.tally)
+    }
+
+    /// Fails if prestack is to answer over TCP, and has not.
+    pub fn check_tcp_hits(&self) -> Result<()> {
+        let prestack = self.servers[0].prestack.as_ref();
+        prestack.map_or(Ok(()), Prestack::check_tcp_hits)
     }
 
     fn stretches(&mut self, limit: Limit, pace: Pace) -> Result<()> {

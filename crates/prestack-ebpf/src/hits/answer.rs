@@ -138,7 +138,15 @@ fn write_header(
     }
     let tcp = packet.at::<[u32; 5]>(headers.l4)?;
     // SAFETY: as above.
-    unsafe { *tcp = [fields[0], fields[1], fields[2], fields[3], u32::from(!fold(sum))] };
+    unsafe {
+        *tcp = [
+            fields[0],
+            fields[1],
+            fields[2],
+            fields[3],
+            u32::from(!fold(sum)),
+        ]
+    };
     Some(())
 }
 

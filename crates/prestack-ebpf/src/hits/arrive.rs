@@ -47,7 +47,11 @@ fn find(ctx: &XdpContext) -> Option<u64> {
     let (config, packet, headers, door) = again(ctx)?;
     let (segment, options, is_usual) =
         numbered::read(packet, &headers, is_congested(packet, &headers))?;
-    let other = if is_followed(&segment) { FOLLOW } else { NOTHING };
+    let other = if is_followed(&segment) {
+        FOLLOW
+    } else {
+        NOTHING
+    };
     let key = numbered::key(&headers, false);
     let known = table::find(name_of(config, &key), clock::now());
     let Some(known) = known.filter(|_| !segment.has(TCP_SYN)) else {

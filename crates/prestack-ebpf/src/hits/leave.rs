@@ -1,9 +1,7 @@
 //! A segment leaves for the client, in wire numbers.
 
 use aya_ebpf::bindings::{__sk_buff, TC_ACT_SHOT};
-use aya_ebpf::helpers::generated::{
-    bpf_l4_csum_replace, bpf_skb_load_bytes, bpf_skb_store_bytes,
-};
+use aya_ebpf::helpers::generated::{bpf_l4_csum_replace, bpf_skb_load_bytes, bpf_skb_store_bytes};
 use aya_ebpf::programs::TcContext;
 use prestack_abi::config::Config;
 use prestack_abi::translated::Translated;
@@ -198,7 +196,8 @@ unsafe extern "C" fn prestack_hits_agree(ctx: *mut __sk_buff) -> u64 {
     let Some(scratch) = scratch() else { return 0 };
     // SAFETY: this CPU's scratch.
     let numbered = unsafe { &(*scratch).numbered };
-    let (Some(element), Some(flow)) = (element::at(numbered.place), flow::at(numbered.place)) else {
+    let (Some(element), Some(flow)) = (element::at(numbered.place), flow::at(numbered.place))
+    else {
         return 0;
     };
     let segment = numbered.segment;
@@ -335,7 +334,12 @@ unsafe fn renumber(ctx: *mut __sk_buff) -> Option<()> {
         let mut old = 0u64;
         // SAFETY: as above.
         let loaded = unsafe {
-            bpf_skb_load_bytes(ctx.cast(), at, (&raw mut old).cast(), size_of::<u64>() as u32)
+            bpf_skb_load_bytes(
+                ctx.cast(),
+                at,
+                (&raw mut old).cast(),
+                size_of::<u64>() as u32,
+            )
         };
         if loaded != 0 {
             return None;

@@ -4,9 +4,7 @@ use std::collections::BTreeMap;
 
 use super::memcached::{Command, Replies};
 use super::tcp::Packet;
-use crate::{
-    Arrival, Departing, Ends, Policy, Reply, Segment, Translation, is_before,
-};
+use crate::{Arrival, Departing, Ends, Policy, Reply, Segment, Translation, is_before};
 
 /// Where a packet goes.
 pub enum Way {
