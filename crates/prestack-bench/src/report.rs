@@ -228,7 +228,11 @@ pub(crate) fn usual_setting(workload: &Workload, split: &CpuSplit) -> String {
             workload.connections,
             workload.value_size,
             workload.max_age,
-            if workload.has_tcp_hits { ", --tcp-hits" } else { "" }
+            if workload.has_tcp_hits {
+                ", --tcp-hits"
+            } else {
+                ""
+            }
         ),
     };
     format!(

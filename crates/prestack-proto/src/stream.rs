@@ -1,6 +1,6 @@
 //! Commands and replies in a byte stream (TCP), where they may be cut anywhere.
 
-use crate::binary::{self, HEADER_LEN, opcode, short};
+use crate::binary::{self, HEADER_LEN, STATUS_NOT_FOUND, opcode, short};
 use crate::command::{Command, Effect, Form};
 use crate::text::number::decimal;
 use crate::text::reply::{END, END_LEN, KEY_AT, is_value};
@@ -118,6 +118,8 @@ pub struct Element {
     pub has_data: bool,
     /// Whether it is the last of the responses to a binary `STAT`.
     pub is_last: bool,
+    /// Whether a binary response has another status than success and not found.
+    pub is_refusal: bool,
 }
 
 const fn word(bytes: &[u8]) -> u64 {
@@ -139,6 +141,7 @@ pub fn element(window: &Window, at: u64, limit: u64) -> Element {
         len: 0,
         has_data: false,
         is_last: false,
+        is_refusal: false,
     };
     let first = window.word(at);
     if first & 0xff == binary::RESPONSE as u64 {
@@ -152,6 +155,7 @@ pub fn element(window: &Window, at: u64, limit: u64) -> Element {
         element.len = HEADER_LEN + body;
         element.has_data = first >> 48 == 0;
         element.is_last = short(first, 16) == 0;
+        element.is_refusal = short(first, 48) > u64::from(STATUS_NOT_FOUND);
         return element;
     }
     let (end, next) = match line_end(window, at, limit) {
@@ -390,7 +394,11 @@ mod tests {
         );
         assert_eq!(parse(&bytes[..23]).class, Class::Incomplete);
         let missed = parse(&header(0x81, opcode::GET, 0, 0, 1, 9));
-        assert!(!missed.has_data && missed.len == 33);
+        assert!(!missed.has_data && missed.len == 33 && !missed.is_refusal);
+        assert!(!found.is_refusal);
+        for status in [2, 0x20, 0x81, 0x100] {
+            assert!(parse(&header(0x81, opcode::GET, 0, 0, status, 9)).is_refusal);
+        }
         assert!(parse(&header(0x81, opcode::STAT, 0, 0, 0, 0)).is_last);
         assert!(!parse(&header(0x81, opcode::STAT, 3, 0, 0, 5)).is_last);
     }

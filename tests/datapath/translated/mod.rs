@@ -1,6 +1,7 @@
 //! TCP connections on which GETs are answered: their segments, in and out.
 
 mod connection;
+mod earning;
 mod serving;
 
 use prestack_translate::Policy;

@@ -11,9 +11,7 @@ use prestack_proto::verifier::opaque;
 use prestack_translate::{Agreement, Block, Departing, Ends, MAX_BLOCKS, Segment, Translation};
 
 use super::element::{self, locked};
-use super::numbered::{
-    self, MAX_BLOCKS_AT, TIMESTAMPS_LEN, USUAL_OPTIONS, change_of_block,
-};
+use super::numbered::{self, MAX_BLOCKS_AT, TIMESTAMPS_LEN, USUAL_OPTIONS, change_of_block};
 use crate::clock;
 use crate::ledger::backend;
 use crate::packet::Packet;
@@ -202,8 +200,14 @@ unsafe extern "C" fn prestack_hits_agree(ctx: *mut __sk_buff) -> u64 {
     };
     let segment = numbered.segment;
     // SAFETY: a map element.
-    let next = unsafe { (&raw const (*flow).next).read_volatile() };
-    if next != segment.acknowledgement {
+    let (next, sent) = unsafe {
+        (
+            (&raw const (*flow).next).read_volatile(),
+            (&raw const (*flow).sent).read_volatile(),
+        )
+    };
+    // What is sent again says what has come, but not all that was sent.
+    if next != segment.acknowledgement || sent != segment.end() {
         return 0;
     }
     // SAFETY: the program's context.

@@ -53,7 +53,11 @@ pub fn arrives(ctx: &XdpContext) -> u32 {
                 return action;
             }
         }
-        let kind = match if is_plain { prestack_hits_get(ctx.ctx) } else { LOOK } {
+        let kind = match if is_plain {
+            prestack_hits_get(ctx.ctx)
+        } else {
+            LOOK
+        } {
             ANSWER => SUMMED,
             LOOK if requests::answer_all(ctx) => NEW,
             _ => AGAIN,

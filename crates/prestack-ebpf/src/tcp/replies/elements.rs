@@ -89,7 +89,9 @@ extern "C" fn step(_: u32, _: *mut c_void) -> i64 {
         }
         if owner == Owner::Ends {
             (&raw mut (*flow).counted).write_volatile(number + 1);
-            if is_get((*flow).protocol, ask.unwrap_or_default()) {
+            // An error may say that the client has not shown yet who it is.
+            let is_refusal = element.class == Class::Error || element.is_refusal;
+            if !is_refusal && is_get((*flow).protocol, ask.unwrap_or_default()) {
                 earn(segment.flow);
             }
             if (*flow).doubt == 0 {
