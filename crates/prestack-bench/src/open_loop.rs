@@ -57,6 +57,9 @@ pub(crate) struct Answers {
 pub(crate) struct Flooded {
     keys: u32,
     side: &'static str,
+    /// Share of the GETs that prestack answered of those that it saw.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    hit_ratio: Option<f64>,
     #[serde(flatten)]
     answers: Answers,
 }
@@ -101,6 +104,9 @@ impl Overload {
     fn combine(rounds: &[Self]) -> Self {
         let flooded = |(i, first): (usize, &Flooded)| Flooded {
             answers: Answers::medians(rounds.iter().map(|round| &round.floods[i].answers)),
+            hit_ratio: first
+                .hit_ratio
+                .map(|_| median(rounds.iter().filter_map(|round| round.floods[i].hit_ratio))),
             ..first.clone()
         };
         let mixed = |(i, first): (usize, &Mixed)| Mixed {
@@ -194,6 +200,7 @@ impl Scene {
         let flooded = |side, answers| Flooded {
             keys,
             side,
+            hit_ratio: None,
             answers,
         };
         let mut hits = flood(0..keys)?;
@@ -202,12 +209,19 @@ impl Scene {
         let prestack = self.prestack()?;
         let at_xdp = || prestack.stats()?.get("udp.hits");
         let daemon = [prestack.pid()];
+        let before = prestack.stats()?;
         let with = self.measure_alone(&mut hits, &daemon, &at_xdp)?;
+        let after = prestack.stats()?;
+        let rise = |name| anyhow::Ok((after.get(name)? - before.get(name)?) as f64);
+        let hit_ratio = rise("udp.hits")? / (rise("udp.hits")? + rise("udp.misses")?).max(1.0);
         ensure!(with.at_xdp > 0.0, "prestack answered nothing");
         let floods = vec![
             flooded("memcached", memcached),
             flooded(ECHO, echo),
-            flooded("with prestack", with),
+            Flooded {
+                hit_ratio: Some(hit_ratio),
+                ..flooded("with prestack", with)
+            },
         ];
         let mut both = flood(0..missing.end)?;
         let of_both = RATES.map(|rate| self.measure(&mut both, rate, &daemon, &at_xdp));
@@ -335,7 +349,7 @@ fn share(part: f64, all: f64) -> String {
 
 /// The results as tables.
 pub(crate) fn sections(overload: &Overload) -> [Section; 2] {
-    let head = "keys,side,offered/s,answered/s,server's CPU,per second of it,to the echo";
+    let head = "keys,side,offered/s,answered/s,hits,server's CPU,per second of it,to the echo";
     let mut floods = Table::new(2, head.split(','));
     for row in &overload.floods {
         let Answers {
@@ -352,6 +366,8 @@ pub(crate) fn sections(overload: &Overload) -> [Section; 2] {
             row.side.to_owned(),
             whole(row.answers.offered),
             whole(at_xdp + memcached),
+            row.hit_ratio
+                .map_or_else(String::new, |ratio| format!("{:.1} %", 100.0 * ratio)),
             format!("{:.0} %", 100.0 * busy),
             whole(row.answers.of_cpu_second()),
             format!("{:.2}×", row.answers.of_cpu_second() / echo),
