@@ -3,8 +3,8 @@
 
 mod allow;
 mod backends;
-mod carried;
 mod bench;
+mod carried;
 mod changes;
 mod classic;
 mod clients;
