@@ -60,10 +60,8 @@ struct Spell {
 impl Spell {
     /// Whether the cache is as it stays, if this was so after that and it `may_grow`.
     fn is_settled(self, before: Self, may_grow: bool) -> bool {
-        !self.has_grown
-            && !before.has_grown
-            && (self.hit_ratio - before.hit_ratio).abs() < ALIKE
-            && !(self.evicts && may_grow)
+        let changes = self.has_grown || before.has_grown || self.evicts && may_grow;
+        !changes && (self.hit_ratio - before.hit_ratio).abs() < ALIKE
     }
 }
 
