@@ -130,7 +130,7 @@ import sys, time
 from pymemcache.client.base import Client
 client = Client((sys.argv[1], int(sys.argv[2])), timeout=5)
 assert client.default_noreply
-for round in range(200):
+for round in range(40):
     value = b"value %d\r\nEND\r\n" % round
     client.set("key", value)
     assert client.get("key") == value
