@@ -426,7 +426,7 @@ impl Daemon {
              one are reset. Over a veth pair they arrive only while its other end has an XDP program, too: give it \
              one, or run without --tcp-hits"
         );
-        match Carried::by(&self.state).and_then(|carried| Ok(drain::reset(&carried))) {
+        match Carried::by(&self.state).map(|carried| drain::reset(&carried)) {
             Ok(Ok(count)) => info!("{} reset", counted(count, "connection")),
             Ok(Err(error)) => error!("connections could not be reset: {error:#}"),
             Err(error) => error!("connections could not be looked at: {error}"),
