@@ -37,8 +37,10 @@ impl Agreement {
         self.client_shift as u32 & 15
     }
 
+    /// The shift of the window of the kernel's segments.
     #[inline(always)]
-    pub(crate) const fn server_scale(&self) -> u32 {
+    #[must_use]
+    pub const fn server_scale(&self) -> u32 {
         self.server_shift as u32 & 15
     }
 }

@@ -59,8 +59,10 @@ impl Ends {
     }
 
     /// Whether the kernel may heed a segment, in its numbers: it lies in the window (RFC 9293 3.10.7.4).
+    /// `scale` is the shift of its window.
     #[inline(always)]
-    pub(crate) const fn would_heed(&self, passed: &Segment, scale: u32) -> bool {
+    #[must_use]
+    pub const fn would_heed(&self, passed: &Segment, scale: u32) -> bool {
         let edge = self.acked.wrapping_add(self.window << (scale & 15));
         !is_before(passed.end(), self.acked) && !is_before(edge, passed.sequence)
     }

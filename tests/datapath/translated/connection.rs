@@ -75,6 +75,15 @@ impl Ready {
         timestamps: Option<(u32, u32)>,
     ) -> Self {
         connection.exchange(path, "get nothing\r\n", "END\r\n");
+        Self::earned(path, connection, timestamps)
+    }
+
+    /// The same of a connection on which memcached has answered a GET, and owes nothing.
+    pub fn earned(
+        path: &mut Datapath,
+        connection: Connection,
+        timestamps: Option<(u32, u32)>,
+    ) -> Self {
         connection.arrives(path, &connection.segment(ACK, ""));
         let flags = if timestamps.is_some() {
             Agreement::TIMESTAMPS
@@ -133,7 +142,13 @@ impl Ready {
     }
 
     /// The request is answered with this. Returns the answer, in wire numbers.
-    pub fn served(&mut self, path: &Datapath, request: &str, answer: impl AsRef<[u8]>) -> Taken {
+    pub fn served(
+        &mut self,
+        path: &Datapath,
+        request: impl AsRef<[u8]>,
+        answer: impl AsRef<[u8]>,
+    ) -> Taken {
+        let request = request.as_ref();
         let segment = self.segment(ACK | PSH, request);
         let taken = self.resent(path, &segment);
         let (sequence, acknowledgement) = segment.numbers();
@@ -173,7 +188,8 @@ impl Ready {
     }
 
     /// The client sends data that passes, in the kernel's numbers.
-    pub fn sends(&mut self, path: &Datapath, data: &str) {
+    pub fn sends(&mut self, path: &Datapath, data: impl AsRef<[u8]>) {
+        let data = data.as_ref();
         let passed = self.passed(path, &self.segment(ACK | PSH, data));
         let (sequence, acknowledgement) = self.connection.segment(ACK | PSH, data).numbers();
         assert_eq!(
@@ -191,7 +207,8 @@ impl Ready {
     }
 
     /// memcached answers, having got what has come; the client gets that in wire numbers.
-    pub fn replies(&mut self, path: &Datapath, data: &str) {
+    pub fn replies(&mut self, path: &Datapath, data: impl AsRef<[u8]>) {
+        let data = data.as_ref();
         self.connection.acked = self.connection.client;
         let segment = self.connection.answer(ACK | PSH, data);
         let (sequence, acknowledgement) = segment.numbers();

@@ -1,7 +1,9 @@
 //! TCP connections on which GETs are answered: their segments, in and out.
 
+mod carried;
 mod connection;
 mod earning;
+mod forms;
 mod serving;
 
 use prestack_translate::Policy;

@@ -35,7 +35,8 @@ pub extern "C" fn prestack_hits_pass() -> u64 {
     let count = numbered.found.count;
     let result = locked(element, |element, ends, translation| {
         if translation.is_active == 0 {
-            if !segment.has(TCP_RST) {
+            let scale = translation.agreement.server_scale();
+            if !segment.has(TCP_RST) && ends.would_heed(&segment, scale) {
                 ends.take(&segment);
             }
             return 0;

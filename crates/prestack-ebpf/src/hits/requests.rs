@@ -34,7 +34,7 @@ pub fn answer_all(ctx: &XdpContext) -> bool {
     if unsafe { prestack_hits_load(ctx.ctx) } == 0 {
         return false;
     }
-    for _ in 0..MAX_COMMANDS {
+    for _ in 0..=MAX_COMMANDS {
         let next = prestack_hits_next();
         if next == AT_END {
             return true;
@@ -270,8 +270,9 @@ fn collect() -> Option<()> {
     };
     let (mut start, mut end) = (walk.start, walk.out);
     if walk.over == Walk::COMMANDS {
-        // The end of a run of quiet requests.
-        if window.byte(walk.at + 1) != NOOP {
+        // The end of a run of quiet requests. With a key, extras or a body memcached refuses it.
+        let lengths = window.word(walk.at) >> 16 | window.word(walk.at + 8) << 32;
+        if window.byte(walk.at + 1) != NOOP || lengths != 0 {
             return None;
         }
         let opaque = window.word(walk.at + 8) >> 32 << 32;
