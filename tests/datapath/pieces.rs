@@ -3,6 +3,7 @@
 
 use prestack_tests::kernel;
 
+use crate::binary;
 use crate::bytes::{get, hit};
 use crate::harness::{Datapath, Verdict};
 use crate::packet::{ACK, PSH, PacketBuilder, SERVICE_VLAN, Transport, VLAN};
@@ -16,15 +17,31 @@ fn filled() -> Datapath {
     let mut path = Datapath::new();
     path.fill("key", "value");
     path.fill("other", "value");
+    let long = long_key();
+    path.exchange(
+        format!("mg {long} v f c k\r\n"),
+        format!("VA 9 f0 c1 k{long}\r\nthe value\r\n"),
+    );
     path
+}
+
+/// The key of an item some of whose answers are shorter than the request.
+fn long_key() -> String {
+    "k".repeat(60)
 }
 
 /// GETs of cached keys.
 fn asked() -> Vec<PacketBuilder> {
+    let long = long_key();
     let texts = [
         get(&["key"]),
         get(&["key", "other"]),
         b"get  key\r\n".to_vec(),
+        format!("gets {long}\r\n").into_bytes(),
+        format!("mg {long} v\r\n").into_bytes(),
+        format!("mg {long} k v\r\n").into_bytes(),
+        binary::get(binary::GET, long.as_bytes(), 9),
+        binary::get(binary::GETK, long.as_bytes(), 9),
     ];
     let asked = texts.map(|text| PacketBuilder::udp(text).id(9));
     asked

@@ -6,6 +6,7 @@ use prestack::clock;
 use prestack_abi::time::{CLAIM_SHIFT, CLAIM_UNITS};
 
 use crate::bytes::{hit, value_for_reply};
+use crate::forms::{forms, known};
 use crate::harness::{Datapath, Setup, Verdict, volume, wait};
 use crate::packet::PacketBuilder;
 
@@ -62,6 +63,30 @@ fn one_of_a_burst_fetches_the_item() {
     path.tx(&refresher.reply(hit("key", "newer")));
     assert_eq!(path.stats().fills, before + 1);
     path.assert_hit("key", "newer");
+}
+
+/// The first that asks for an old item in any form fetches it anew. Of several keys none is fetched: the
+/// answer does not name those that memcached has lost.
+#[test]
+fn every_form_of_one_key_fetches_the_item() {
+    for (request, reply) in forms() {
+        let mut path = known(&Setup {
+            refresh_age: REFRESH_AGE,
+            // As long as it takes.
+            max_age: Duration::from_secs(1000),
+            ..Setup::default()
+        });
+        wait(REFRESH_AGE);
+        let is_single = request != b"get key key\r\n";
+        let expected = if is_single {
+            Verdict::Passed
+        } else {
+            Verdict::Served(reply)
+        };
+        let asked = path.request(&request);
+        assert_eq!(path.rx(&asked), expected, "{}", request.escape_ascii());
+        assert_eq!(path.stats().refreshes, u64::from(is_single));
+    }
 }
 
 #[test]

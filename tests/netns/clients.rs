@@ -10,6 +10,8 @@ use memcache::{Client, CommandError, MemcacheError};
 use prestack_testbed::{MemcachedOptions, pace};
 use prestack_tests::stage::{LASTING, PORT, Stage, until_hit};
 
+use crate::mixed::HITS;
+
 /// Runs a program at the client's end.
 fn run(stage: &Stage, program: &str, args: &[&str]) -> Result<Output> {
     let mut command = stage.bed.client.command(program);
@@ -72,6 +74,11 @@ fn libmemcacheds_tools_store_read_and_remove() -> Result<()> {
     tools(&[])
 }
 
+#[test]
+fn libmemcacheds_tools_are_answered_over_tcp() -> Result<()> {
+    tools(HITS)
+}
+
 fn tools(args: &[&str]) -> Result<()> {
     if !are_installed() {
         return Ok(());
@@ -101,6 +108,11 @@ fn tools(args: &[&str]) -> Result<()> {
         let read = tool("memccat", &["greeting"])?;
         ensure!(read.stdout.starts_with(value.as_bytes()), "{read:?}");
         assert_eq!(udp.get(b"greeting")?.as_deref(), Some(value.as_bytes()));
+        // Several over one connection.
+        let read = tool("memccat", &["greeting"; 5])?;
+        let times = read.stdout.windows(value.len());
+        let times = times.filter(|&window| window == value.as_bytes()).count();
+        ensure!(times == 5, "{read:?}");
 
         ensure!(tool("memcrm", &["greeting"])?.status.success());
         assert_eq!(udp.get(b"greeting")?, None);
@@ -109,16 +121,16 @@ fn tools(args: &[&str]) -> Result<()> {
     }
     let stats = succeed(&stage, "memcstat", &[&servers])?;
     ensure!(stats.contains("cmd_get"), "{stats}");
-    Ok(())
+    stage.prestack.check_tcp_hits()
 }
 
 /// What pymemcache is made to do; its writes wait for no reply unless told to.
 const PYMEMCACHE: &str = r#"
-import sys
+import sys, time
 from pymemcache.client.base import Client
 client = Client((sys.argv[1], int(sys.argv[2])), timeout=5)
 assert client.default_noreply
-for round in range(200):
+for round in range(40):
     value = b"value %d\r\nEND\r\n" % round
     client.set("key", value)
     assert client.get("key") == value
@@ -148,13 +160,21 @@ assert client.get("key") == b"last"
 client.flush_all()
 assert client.get("key") is None
 client.set("key", b"after")
-assert client.get("key") == b"after"
+for round in range(200):
+    # Until it has settled, and longer.
+    assert client.get("key") == b"after"
+    time.sleep(0.005)
 print("done")
 "#;
 
 #[test]
 fn pymemcache_reads_its_own_writes() -> Result<()> {
     pymemcache(&[])
+}
+
+#[test]
+fn pymemcache_is_answered_over_tcp() -> Result<()> {
+    pymemcache(HITS)
 }
 
 fn pymemcache(args: &[&str]) -> Result<()> {
@@ -171,7 +191,8 @@ fn pymemcache(args: &[&str]) -> Result<()> {
         &["-c", PYMEMCACHE, &host, &port],
     )?;
     assert_eq!(said, "done\n");
-    until_hit(&stage.prestack, &mut udp, b"key", b"after")
+    until_hit(&stage.prestack, &mut udp, b"key", b"after")?;
+    stage.prestack.check_tcp_hits()
 }
 
 /// The `memcache` crate over UDP (`memcache+udp`) or TCP (`memcache`).
@@ -230,6 +251,13 @@ fn the_memcache_crate_works_over_udp_in_binary() -> Result<()> {
 fn the_memcache_crate_works_over_tcp() -> Result<()> {
     crate_works("memcache", "ascii", &[])?;
     crate_works("memcache", "binary", &[])
+}
+
+/// The crate writes a GET in pieces, each a segment of its own: none is answered, but all are passed.
+#[test]
+fn the_memcache_crate_works_where_others_are_answered_over_tcp() -> Result<()> {
+    crate_works("memcache", "ascii", HITS)?;
+    crate_works("memcache", "binary", HITS)
 }
 
 fn crate_works(scheme: &str, protocol: &str, args: &[&str]) -> Result<()> {

@@ -79,6 +79,12 @@ const LASTING: Setting = Setting {
     served: (&FORMS, 0.03),
 };
 
+/// With the defaults, and answers over TCP.
+const CARRYING: Setting = Setting {
+    args: &["--memory", "32MiB", "--tcp-hits"],
+    ..DEFAULT
+};
+
 /// Sends one stream, and checks that the cache has answered its share.
 fn compare(setting: &Setting) -> Result<()> {
     let seed = seed()?;
@@ -96,7 +102,7 @@ fn compare(setting: &Setting) -> Result<()> {
     result.with_context(|| format!("PRESTACK_SEED={seed}"))?;
     let (forms, least) = setting.served;
     tally.check(forms, least);
-    Ok(())
+    run.check_tcp_hits()
 }
 
 #[test]
@@ -107,6 +113,11 @@ fn answers_are_memcacheds_by_default() -> Result<()> {
 #[test]
 fn answers_are_memcacheds_with_a_long_max_age() -> Result<()> {
     compare(&LASTING)
+}
+
+#[test]
+fn answers_are_memcacheds_with_tcp_hits() -> Result<()> {
+    compare(&CARRYING)
 }
 
 #[test]

@@ -3,6 +3,7 @@
 
 mod allow;
 mod backends;
+mod bench;
 mod carried;
 mod changes;
 mod classic;

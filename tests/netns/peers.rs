@@ -1,6 +1,6 @@
 //! Other caches in the benchmarks.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use prestack_bench::peer::Peer;
@@ -9,11 +9,15 @@ use prestack_testbed::{Testbed, UdpClient};
 use prestack_tests::attached::nothing_attached;
 
 /// A file of a BPF file system that goes away with this.
-struct Pin(PathBuf);
+pub(crate) struct Pin(PathBuf);
 
 impl Pin {
-    fn new(name: &str) -> Self {
+    pub(crate) fn new(name: &str) -> Self {
         Self(format!("/sys/fs/bpf/{name}-{}", std::process::id()).into())
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.0
     }
 }
 
@@ -30,8 +34,8 @@ fn a_pinned_program_takes_its_turn() -> Result<()> {
     let bed = Testbed::new()?;
     let dev = &bed.links[0].server_dev;
     let pin = Pin::new("echo");
-    pin_echo(&pin.0)?;
-    let path = pin.0.to_str().context("the path is text")?;
+    pin_echo(pin.path())?;
+    let path = pin.path().to_str().context("the path is text")?;
 
     let peer: Peer = format!("echo={path}").parse()?;
     let attached = peer.attach(&bed.server, dev)?;

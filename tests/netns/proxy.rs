@@ -5,14 +5,14 @@ use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use prestack_testbed::{Memcached, MemcachedOptions, Prestack, Process, Testbed, pace};
 use prestack_tests::environment::{say, seed, setting};
 use prestack_tests::stage::{LASTING, PORT, start_prestack};
 use tempfile::TempDir;
 
 use crate::clients::are_installed;
-use crate::mixed::{Dialect, Habit, Load};
+use crate::mixed::{Dialect, HITS, Habit, Load};
 
 /// Where the proxy listens, in the clients' namespace.
 const PROXY: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 22_121);
@@ -93,11 +93,7 @@ impl Fleet {
             tally.with_context(|| format!("{habit:?}, PRESTACK_SEED={seed}"))?;
         }
         for prestack in &self.prestacks {
-            let stats = prestack.stats()?;
-            ensure!(
-                !prestack.carries_connections() || stats.get("tcp.hits")? > 0,
-                "no hits"
-            );
+            prestack.check_tcp_hits()?;
         }
         Ok(())
     }
@@ -109,5 +105,5 @@ fn clients_of_a_proxy_read_what_was_written() -> Result<()> {
         return Ok(());
     }
     Fleet::new(None)?.load()?;
-    Fleet::new(Some(&LASTING))?.load()
+    Fleet::new(Some(&[&LASTING[..], HITS].concat()))?.load()
 }

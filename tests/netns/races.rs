@@ -24,6 +24,7 @@ use anyhow::{Context, Error, Result, bail, ensure};
 use prestack_tests::environment::{say, seed, setting};
 use prestack_tests::stage::{store, until_hit};
 
+use crate::mixed::HITS;
 use field::Field;
 use round::{Freeze, round};
 use source::{Habits, Way};
@@ -120,6 +121,7 @@ fn freeze(name: &str, freeze: &Freeze, args: &[&str]) -> Result<()> {
         ensure!(stale.0 == 0, "{} stale rounds", stale.0);
         let hits = field.stage.hits()?;
         ensure!(hits as usize > rounds, "only {hits} hits");
+        field.stage.prestack.check_tcp_hits()?;
         ensure!(void * 4 <= rounds, "{void} void rounds");
         stats?;
     }
@@ -142,6 +144,11 @@ fn short_freezes() -> Result<()> {
 }
 
 #[test]
+fn short_freezes_with_tcp_hits() -> Result<()> {
+    freeze("short freezes with TCP hits", &SHORT, HITS)
+}
+
+#[test]
 fn long_freezes() -> Result<()> {
     freeze("long freezes", &LONG, &[])
 }
@@ -149,6 +156,11 @@ fn long_freezes() -> Result<()> {
 #[test]
 fn running_free() -> Result<()> {
     run_free(&[])
+}
+
+#[test]
+fn running_free_with_tcp_hits() -> Result<()> {
+    run_free(HITS)
 }
 
 fn run_free(args: &[&str]) -> Result<()> {
@@ -195,6 +207,7 @@ fn run_free(args: &[&str]) -> Result<()> {
         ensure!(stale.0 == 0, "{} stale spells", stale.0);
         let hits = field.stage.hits()?;
         ensure!(hits as usize > operations / 100, "only {hits} hits");
+        field.stage.prestack.check_tcp_hits()?;
         stats?;
     }
     Ok(())

@@ -35,6 +35,8 @@ counters! {
     tcp_hits,
     /// GETs on TCP let through because a key was not in the cache, on connections on which they may be answered.
     tcp_misses,
+    /// Answers on TCP that their clients have acknowledged.
+    tcp_received,
     /// Answers on TCP that were sent again, for the client had not got them, and acknowledgements in their place.
     tcp_resent,
     /// TCP segments with data to a backend that were let through.

@@ -1,9 +1,10 @@
 //! `prestack bench`: the numbers of docs/benchmarks.md.
 
+use std::fs::File;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 
 use crate::comparison::{Comparison, Workload, combine};
@@ -13,7 +14,6 @@ use crate::html;
 use crate::interrupt;
 use crate::kernel;
 use crate::kernel::hit_rate::{self, HitRate};
-use crate::load::Transport;
 use crate::loss::{self, Loss};
 use crate::machine::Machine;
 use crate::open_loop::{self, Overload};
@@ -36,6 +36,8 @@ pub enum Part {
     Tcp,
     /// The same with `--tcp-hits`, by which GETs are answered there
     TcpHits,
+    /// What requests and packets cost that prestack lets through, over UDP and TCP
+    Passing,
     /// The hit rate by the cache's memory, beside an ideal LRU's
     HitRate,
     /// More GETs than the server can take, as live XDP frames
@@ -105,8 +107,8 @@ pub(crate) struct Results {
     pub(crate) comparisons: Vec<Report>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) hit_rates: Vec<HitRate>,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub(crate) overloads: Vec<Overload>,
+    #[serde(skip_serializing_if = "Overload::is_empty")]
+    pub(crate) overload: Overload,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) losses: Vec<Loss>,
 }
@@ -124,6 +126,20 @@ pub fn run(options: &BenchOptions, object: &[u8]) -> Result<()> {
         peer.program()?;
         peer.tc_program()?;
     }
+    // Not after minutes of measuring.
+    if let Some(path) = &options.docs {
+        docs::check(path)?;
+    }
+    if let Some(path) = &options.html {
+        let page = File::options().append(true).create(true).open(path);
+        page.with_context(|| format!("writing {}", path.display()))?;
+    }
+    if let Some(ratio) = options.write_ratio {
+        ensure!(
+            (0.0..=1.0).contains(&ratio),
+            "--write-ratio: the share of writes must be 0 to 1"
+        );
+    }
     interrupt::catch()?;
     let mut workloads = Vec::new();
     if options.wants(Part::ClosedLoop) {
@@ -134,6 +150,9 @@ pub fn run(options: &BenchOptions, object: &[u8]) -> Result<()> {
     }
     if options.wants(Part::TcpHits) {
         workloads.extend(suite::tcp_hits(options));
+    }
+    if options.wants(Part::Passing) {
+        workloads.extend(suite::passing(options));
     }
     if options.wants(Part::Suite) {
         workloads.extend(suite::suite());
@@ -173,10 +192,10 @@ pub fn run(options: &BenchOptions, object: &[u8]) -> Result<()> {
     if options.wants(Part::HitRate) {
         hit_rates = hit_rate::run(object, &progress)?;
     }
-    let mut overloads = Vec::new();
+    let mut overload = Overload::default();
     if options.wants(Part::OpenLoop) {
         let duration = Duration::from_secs(options.seconds.into());
-        overloads = open_loop::run(options.rounds, duration, &progress)?;
+        overload = open_loop::run(options.rounds, duration, &progress)?;
     }
     let mut losses = Vec::new();
     if options.wants(Part::Loss) {
@@ -190,7 +209,7 @@ pub fn run(options: &BenchOptions, object: &[u8]) -> Result<()> {
         kernel,
         comparisons,
         hit_rates,
-        overloads,
+        overload,
         losses,
     };
     show(&results, options)?;
@@ -199,7 +218,7 @@ pub fn run(options: &BenchOptions, object: &[u8]) -> Result<()> {
 
 impl BenchOptions {
     fn wants(&self, part: Part) -> bool {
-        let takes_long = matches!(part, Part::Suite | Part::OpenLoop);
+        let takes_long = matches!(part, Part::Suite | Part::OpenLoop | Part::Passing);
         match &self.only[..] {
             [] => self.all || !takes_long,
             only => only.contains(&part),
@@ -208,9 +227,10 @@ impl BenchOptions {
 
     /// The peers that are measured with a workload: they are caches of what is asked for over UDP.
     fn peers_of(&self, workload: &Workload) -> &[Peer] {
-        match workload.transport {
-            Transport::Udp => &self.peers,
-            Transport::Tcp => &[],
+        if workload.bare_passes() {
+            &[]
+        } else {
+            &self.peers
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use prestack_testbed::cpu::{self, CpuSplit};
@@ -17,18 +17,17 @@ use crate::popularity::Popularity;
 use crate::protocol::Protocol;
 use crate::report::whole;
 use crate::server_cpu::ServerCpu;
+use crate::warm_up;
 use crate::wire::Echo;
 
 /// memcached's port in the testbed.
 pub(crate) const PORT: u16 = 11211;
-/// The longest time that prestack's cache is given to fill.
+/// The port of the memcached that prestack does not serve.
+const PORT_ELSEWHERE: u16 = 11311;
+/// The longest time that it takes to ask for every key.
 const FILL_LIMIT: Duration = Duration::from_secs(60);
 /// How long memcached alone is warmed up.
 const WARM_UP: Duration = Duration::from_millis(500);
-
-/// How long prestack is, where its cache is not filled beforehand: nothing is cached for the settle time
-/// after its start.
-const LONG_WARM_UP: Duration = Duration::from_millis(1_500);
 
 /// What is asked of memcached, and how prestack is set.
 #[derive(Clone, Debug, Serialize)]
@@ -52,6 +51,10 @@ pub(crate) struct Workload {
     /// Memory of prestack's cache, where it is not the default.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) memory: Option<String>,
+    /// It is of what prestack has to let pass: what that costs is measured.
+    pub(crate) is_passing: bool,
+    /// Another memcached is asked, which prestack does not serve: any other service over UDP.
+    pub(crate) is_elsewhere: bool,
     /// Server and client have all CPUs together, not half of them each.
     pub(crate) shares_cpus: bool,
 }
@@ -71,8 +74,28 @@ impl Workload {
             has_tcp_hits: false,
             is_absent: false,
             memory: None,
+            is_passing: false,
+            is_elsewhere: false,
             shares_cpus: false,
         }
+    }
+
+    /// What it is of what passes.
+    pub(crate) fn passing_label(&self) -> String {
+        if self.is_elsewhere {
+            "another service".to_owned()
+        } else if self.is_absent {
+            "misses".to_owned()
+        } else if self.write_ratio > 0.0 {
+            "SETs".to_owned()
+        } else {
+            format!("GETs, values of {} B", whole(self.value_size as f64))
+        }
+    }
+
+    /// Whether the XDP program that is measured beside lets everything pass, and does not send it back.
+    pub(crate) fn bare_passes(&self) -> bool {
+        self.transport == Transport::Tcp || self.is_passing
     }
 
     /// What it is, as far as it is not as [`gets`](Self::gets).
@@ -108,6 +131,7 @@ impl Workload {
             self.has_tcp_hits && self.connections == 1,
             "one connection".to_owned(),
         );
+        add(self.is_elsewhere, "another service".to_owned());
         add(self.shares_cpus, "both ends on all CPUs".to_owned());
         label
     }
@@ -125,7 +149,7 @@ pub(crate) struct Side {
 /// A testbed with memcached in it, its items stored.
 pub(crate) struct Comparison {
     bed: Testbed,
-    memcached: Memcached,
+    memcacheds: Vec<Memcached>,
     split: CpuSplit,
     load: Load,
     prestack: PathBuf,
@@ -146,15 +170,25 @@ impl Comparison {
             CpuSplit::halves()?
         };
         let bed = Testbed::new()?;
-        let memcached = MemcachedOptions {
-            port: PORT,
-            udp_port: PORT,
-            memory_mib: memory_mib(workload),
-            ..MemcachedOptions::default()
+        let ports = if workload.is_elsewhere {
+            &[PORT, PORT_ELSEWHERE][..]
+        } else {
+            &[PORT]
         };
-        let memcached = Memcached::start(&bed.server, memcached)?;
-        cpu::pin_process(memcached.pid(), &split.server)?;
-        let server = (bed.links[0].server4, PORT).into();
+        let mut memcacheds = Vec::new();
+        for &port in ports {
+            let options = MemcachedOptions {
+                port,
+                udp_port: port,
+                memory_mib: memory_mib(workload),
+                ..MemcachedOptions::default()
+            };
+            let memcached = Memcached::start(&bed.server, options)?;
+            cpu::pin_process(memcached.pid(), &split.server)?;
+            memcacheds.push(memcached);
+        }
+        let port = *ports.last().expect("there is one at least");
+        let server = (bed.links[0].server4, port).into();
         if !workload.is_absent {
             dataset.load(Some(&bed.client), server)?;
         }
@@ -169,7 +203,7 @@ impl Comparison {
         let load = Load::new(dataset, workload.popularity, server, vec![group], cpus);
         Ok(Self {
             bed,
-            memcached,
+            memcacheds,
             split,
             load,
             prestack,
@@ -193,12 +227,12 @@ impl Comparison {
         })
     }
 
-    /// A round against an XDP program alone. Over UDP it sends requests back. Over TCP it does nothing, and
-    /// memcached answers: with any XDP program veth makes a copy of every segment, which a network card does
-    /// not.
+    /// A round against an XDP program alone. It sends requests back. Where prestack cannot answer it does
+    /// nothing, and memcached answers: with any XDP program veth makes a copy of every packet, which a network
+    /// card does not.
     pub(crate) fn bare_xdp(&self, duration: Duration) -> Result<Side> {
         let (server, dev) = (&self.bed.server, &self.bed.links[0].server_dev);
-        if self.workload.transport == Transport::Tcp {
+        if self.workload.bare_passes() {
             let _pass = bpf::attach_pass(server, dev)?;
             return self.without(duration);
         }
@@ -219,6 +253,11 @@ impl Comparison {
 
     /// A round with a peer's programs. Its cache is filled before where nothing is written.
     pub(crate) fn with_peer(&self, peer: &Peer, duration: Duration) -> Result<Side> {
+        let side = self.try_peer(peer, duration);
+        side.with_context(|| format!("measuring the peer {}", peer.name))
+    }
+
+    fn try_peer(&self, peer: &Peer, duration: Duration) -> Result<Side> {
         let dev = &self.bed.links[0].server_dev;
         let _attached = peer.attach(&self.bed.server, dev)?;
         self.bed.separate_cpus(&self.split)?;
@@ -253,8 +292,8 @@ impl Comparison {
         }
     }
 
-    /// A round with prestack. Where nothing is written its cache is filled before, and the time for which it
-    /// waits after a write whose end it cannot see is short.
+    /// A round with prestack, once its cache is as it stays. Where nothing is written it is filled before, and
+    /// the time for which it waits after a write whose end it cannot see is short.
     pub(crate) fn with(&self, duration: Duration) -> Result<Side> {
         let dev = &self.bed.links[0].server_dev;
         let mut args = vec!["--interface", dev, "--max-age", &self.workload.max_age];
@@ -273,10 +312,14 @@ impl Comparison {
         // The kernel may have made new threads for the device with its XDP program.
         self.bed.separate_cpus(&self.split)?;
         if is_filled {
-            self.fill(&prestack)?;
-        } else {
-            self.measure(&self.load, LONG_WARM_UP, &[])?;
+            let sweep = self.load.sweep();
+            warm_up::until_settled(&prestack, || {
+                self.measure(&sweep, FILL_LIMIT, &[]).map(drop)
+            })?;
         }
+        warm_up::until_settled(&prestack, || {
+            self.measure(&self.load, warm_up::LOOK, &[]).map(drop)
+        })?;
 
         let hits = prestack.stats()?.get(self.hits())?;
         let median = self.measure(&self.load, duration, &[prestack.pid()])?;
@@ -286,33 +329,21 @@ impl Comparison {
         Ok(Side { median, hit_ratio })
     }
 
-    /// Asks for all keys in turn until the hit ratio rises no more.
-    fn fill(&self, prestack: &Prestack) -> Result<()> {
-        let sweep = self.load.sweep();
-        let start = Instant::now();
-        let mut before = 0.0;
-        while start.elapsed() < FILL_LIMIT {
-            let hits = prestack.stats()?.get(self.hits())?;
-            let answered = self.measure(&sweep, FILL_LIMIT, &[])?.answered;
-            let hits = prestack.stats()?.get(self.hits())? - hits;
-            let ratio = hits as f64 / answered.max(1) as f64;
-            if ratio > 0.0 && ratio < before + 0.02 {
-                break;
-            }
-            before = ratio;
-        }
-        Ok(())
-    }
-
     fn measure(&self, load: &Load, duration: Duration, prestack: &[i32]) -> Result<Outcome> {
+        let memcacheds = self.memcacheds.iter().map(Memcached::pid);
         let server = ServerCpu {
-            processes: [&[self.memcached.pid()], prestack].concat(),
+            processes: memcacheds.chain(prestack.iter().copied()).collect(),
             devices: vec![self.bed.links[0].server_dev.clone()],
         };
         let stop = interrupt::flag();
         let outcome = load.run(&self.bed.client, duration, stop, || server.used())?;
         interrupt::check()?;
-        ensure!(outcome.answered > 0, "no request was answered");
+        ensure!(
+            outcome.answered > 0,
+            "no request was answered right: {} answers were not memcached's, {} requests had none",
+            outcome.wrong,
+            outcome.timeouts
+        );
         Ok(outcome)
     }
 }

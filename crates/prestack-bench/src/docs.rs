@@ -13,7 +13,26 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::section::Section;
 
+const START: &str = "<!-- bench: ";
 const END: &str = "<!-- bench end -->";
+
+/// Whether the file at `path` has a place for a table, and can be written.
+///
+/// # Errors
+/// When that is not so.
+pub(crate) fn check(path: &Path) -> Result<()> {
+    let text = std::fs::read_to_string(path);
+    let text = text.with_context(|| format!("reading {}", path.display()))?;
+    let has_place = text.contains(START) && text.contains(END);
+    ensure!(
+        has_place,
+        "{} has no place for a table: lines `{START}NAME -->` and `{END}`",
+        path.display()
+    );
+    let file = std::fs::File::options().append(true).open(path);
+    file.with_context(|| format!("writing {}", path.display()))?;
+    Ok(())
+}
 
 /// Writes the sections to their places in the file at `path`. Sections without a place there are left out,
 /// places without a section stay as they are.
@@ -31,7 +50,7 @@ fn updated(text: &str, how: &str, sections: &[Section]) -> Result<String> {
     let mut text = text.to_owned();
     let mut written = 0;
     for section in sections {
-        let start = format!("<!-- bench: {} -->\n", section.name);
+        let start = format!("{START}{} -->\n", section.name);
         let Some(at) = text.find(&start) else {
             continue;
         };
@@ -40,7 +59,7 @@ fn updated(text: &str, how: &str, sections: &[Section]) -> Result<String> {
             bail!("no line `{END}` follows `{}`", start.trim_end());
         };
         ensure!(
-            !text[from..from + len].contains("<!-- bench: "),
+            !text[from..from + len].contains(START),
             "no line `{END}` follows `{}` before the next table",
             start.trim_end()
         );
@@ -85,6 +104,15 @@ mod tests {
         let table = section("keys").table.markdown();
         assert_eq!(new, text.replace("old\n", &format!("\n{table}\nHow.\n")));
         assert_eq!(updated(&new, "How.", &[section("keys")]).unwrap(), new);
+    }
+
+    #[test]
+    fn a_file_of_no_use_is_refused_before_anything_is_measured() {
+        let missing = check(Path::new("/nonexistent.md")).unwrap_err();
+        assert!(missing.to_string().contains("/nonexistent.md"), "{missing}");
+        let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml");
+        let other = check(&manifest).unwrap_err();
+        assert!(other.to_string().contains("no place"), "{other}");
     }
 
     #[test]

@@ -127,6 +127,7 @@ pub fn run(options: &LoadOptions) -> Result<()> {
         .with_context(|| format!("{:?} is not HOST:PORT", options.server))?;
     let server = addresses.next().context("the host has no address")?;
     let (load, description) = load(options, server)?;
+    load.check()?;
     let seconds = |seconds: f64, option| {
         Duration::try_from_secs_f64(seconds).with_context(|| format!("{option} {seconds}"))
     };

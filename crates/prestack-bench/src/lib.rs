@@ -35,4 +35,5 @@ mod tcp;
 mod trace;
 mod udp;
 mod versions;
+mod warm_up;
 pub mod wire;

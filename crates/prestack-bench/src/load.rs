@@ -223,6 +223,37 @@ impl Load {
         }
     }
 
+    /// Whether it can be offered.
+    ///
+    /// # Errors
+    /// When it cannot over UDP.
+    pub fn check(&self) -> Result<()> {
+        let writes_udp = |group: &Group| {
+            let has_writes = group.write_ratio > 0.0 || self.trace.is_some();
+            group.transport == Transport::Udp && has_writes
+        };
+        ensure!(
+            self.dataset.largest() <= MAX_UDP_ITEM || !self.groups.iter().any(writes_udp),
+            "over UDP a write must fit one datagram: key and value have at most {MAX_UDP_ITEM} bytes"
+        );
+        for group in self
+            .groups
+            .iter()
+            .filter(|group| group.transport == Transport::Udp)
+        {
+            ensure!(
+                group.depth.is_power_of_two(),
+                "over UDP the requests outstanding on a socket must be a power of two, not {}",
+                group.depth
+            );
+            ensure!(
+                !group.is_quiet,
+                "over UDP every write is answered: there is no noreply"
+            );
+        }
+        Ok(())
+    }
+
     /// Offers the load from `namespace` for `duration`, or until `stop` is set. `server_cpu` tells
     /// how much CPU time the server has used so far.
     ///
@@ -250,14 +281,7 @@ impl Load {
         stop: &AtomicBool,
         server_cpu: impl Fn() -> Result<Duration>,
     ) -> Result<Outcomes> {
-        let writes_udp = |group: &Group| {
-            let has_writes = group.write_ratio > 0.0 || self.trace.is_some();
-            group.transport == Transport::Udp && has_writes
-        };
-        ensure!(
-            self.dataset.largest() <= MAX_UDP_ITEM || !self.groups.iter().any(writes_udp),
-            "over UDP a write must fit one datagram: key and value have at most {MAX_UDP_ITEM} bytes"
-        );
+        self.check()?;
         let mut clients = Vec::new();
         for (g, group) in self.groups.iter().enumerate() {
             for n in 0..group.threads {
@@ -312,10 +336,6 @@ impl Load {
         };
         let kind = match group.transport {
             Transport::Udp => {
-                ensure!(
-                    group.depth.is_power_of_two() && !group.is_quiet,
-                    "over UDP the window must be a power of two, and writes must be answered"
-                );
                 let socket = self.socket(namespace)?;
                 Kind::Udp(Window::new(asker, socket, group.depth)?)
             }
@@ -415,6 +435,42 @@ impl Outcome {
             strays: tally.strays,
             missing: tally.missing + tally.refused,
             server_cpu_ns: server_cpu.as_nanos() as f64 / answered.max(1) as f64,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_udp_cannot_do_is_refused() {
+        let load = |group| {
+            let dataset = Dataset::new(1, 16, 2_000).unwrap();
+            let server = ([127, 0, 0, 1], 1).into();
+            Load::new(dataset, Popularity::Uniform, server, vec![group], &[0]).check()
+        };
+        let udp = || Group::udp_gets(1);
+        load(udp()).expect("reads of large values");
+        load(Group {
+            depth: 3,
+            is_quiet: true,
+            ..Group::tcp(1, 1.0, 1)
+        })
+        .expect("TCP can do all of it");
+        for group in [
+            Group { depth: 3, ..udp() },
+            Group {
+                is_quiet: true,
+                ..udp()
+            },
+            Group {
+                write_ratio: 0.5,
+                ..udp()
+            },
+        ] {
+            let refusal = load(group).unwrap_err().to_string();
+            assert!(refusal.starts_with("over UDP "), "{refusal}");
         }
     }
 }

@@ -15,11 +15,12 @@ use crate::popularity::Popularity;
 use crate::protocol::Protocol;
 use crate::report::whole;
 use crate::table::Table;
+use crate::warm_up;
 use crate::wire::Wire;
 
 /// memcached's port.
 const PORT: u16 = 11211;
-/// How long the load goes on before anything is counted.
+/// How long the load goes on with a loss before anything is counted.
 const WARM_UP: Duration = Duration::from_secs(2);
 
 /// What is offered, in requests a second whether answers come or not: a loss that slows writers down must
@@ -117,15 +118,19 @@ pub fn measure(binary: PathBuf, offer: &Offer, shares: &[f64]) -> Result<Vec<Los
     let cpus = cpu::all()?;
     let load = Load::new(dataset, Popularity::Zipf(0.99), server, groups, &cpus);
     let stop = interrupt::flag();
+    let run = |duration| {
+        let outcome = load.run(&bed.client, duration, stop, || Ok(Duration::ZERO))?;
+        interrupt::check()?;
+        anyhow::Ok(outcome)
+    };
+    warm_up::until_settled(&prestack, || run(warm_up::LOOK).map(drop))?;
     let mut rows = Vec::new();
     for &share in shares {
         wire.set_loss(share)?;
-        let run = |duration| load.run(&bed.client, duration, stop, || Ok(Duration::ZERO));
         run(WARM_UP)?;
         let (lost, before) = (wire.lost()?, prestack.stats()?);
         let start = Instant::now();
         let outcome = run(offer.duration)?;
-        interrupt::check()?;
         let after = prestack.stats()?;
         ensure!(
             outcome.wrong == 0,

@@ -5,14 +5,14 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use prestack_testbed::cpu::{self, CpuSplit};
-use prestack_testbed::{Memcached, MemcachedOptions, Prestack, Testbed};
+use prestack_testbed::cpu::{self, CpuSplit, Scheduling};
+use prestack_testbed::{Memcached, MemcachedOptions, Prestack, Testbed, napi};
 use serde::Serialize;
 
 use crate::comparison::{PORT, median, requests_seen};
 use crate::dataset::Dataset;
 use crate::interrupt;
-use crate::kernel::flood::{self, Flood};
+use crate::kernel::flood::{self, Flood, Sink};
 use crate::load::{Group, Load};
 use crate::popularity::Popularity;
 use crate::progress::Progress;
@@ -20,80 +20,140 @@ use crate::report::{ECHO, whole};
 use crate::section::Section;
 use crate::server_cpu::ServerCpu;
 use crate::table::Table;
+use crate::warm_up;
 use crate::wire::Echo;
 
 /// Numbers of keys.
 const KEYS: [u32; 2] = [1_000, 100_000];
 /// Of so many requests one is for a key that memcached does not have, where there are misses.
 const MISSING: u32 = 10;
-/// Requests that are sent at once.
-const PIECE: u32 = 1 << 17;
-/// How long a bounded rate waits for its next request.
-const TICK: Duration = Duration::from_millis(1);
-/// How long a flood goes on before it is measured.
+/// Requests a second in all where there are misses; at last as many as can be sent.
+const RATES: [Option<f64>; 4] = [Some(250e3), Some(500e3), Some(1e6), None];
+/// How often the source looks at once whether a request is due: for some tenths of a second, as between two times
+/// the kernel waits for some tens of milliseconds.
+const LOOKS: u32 = 1 << 23;
+/// The same where one always is.
+const UNPACED_LOOKS: u32 = 1 << 20;
+/// How long requests are sent before anything is counted.
 const WARM_UP: Duration = Duration::from_millis(300);
+/// How long the cache may take to be asked for all keys.
+const SWEEP_LIMIT: Duration = Duration::from_secs(30);
 
-/// What became of a flood.
+/// What the server's CPU did with requests.
 #[derive(Clone, Debug, Serialize)]
-pub(crate) struct Overload {
-    keys: u32,
-    /// Whether a tenth of the requests are misses.
-    has_misses: bool,
-    side: &'static str,
+pub(crate) struct Answers {
     /// Requests sent per second.
     offered: f64,
     /// Requests answered at XDP per second.
-    answered: f64,
-    /// The same per second of the server's CPU time.
-    per_cpu_second: f64,
+    at_xdp: f64,
     /// Requests that memcached saw per second.
     memcached: f64,
+    /// Share of a CPU that the server used.
+    busy: f64,
+}
+
+/// What became of a flood of GETs of what is there.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Flooded {
+    keys: u32,
+    side: &'static str,
+    /// Share of the GETs that prestack answered of those that it saw.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    hit_ratio: Option<f64>,
+    #[serde(flatten)]
+    answers: Answers,
+}
+
+/// What became of misses among hits.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Mixed {
+    keys: u32,
+    /// Requests per second that were to be sent.
+    rate: Option<f64>,
+    with: Answers,
+    /// memcached, and its misses alone.
+    alone: Answers,
+}
+
+/// All of it.
+#[derive(Clone, Debug, Default, Serialize)]
+pub(crate) struct Overload {
+    floods: Vec<Flooded>,
+    mixtures: Vec<Mixed>,
+}
+
+impl Answers {
+    fn medians<'a>(of: impl Iterator<Item = &'a Self> + Clone) -> Self {
+        let of = |field: fn(&Self) -> f64| median(of.clone().map(field));
+        Self {
+            offered: of(|answers| answers.offered),
+            at_xdp: of(|answers| answers.at_xdp),
+            memcached: of(|answers| answers.memcached),
+            busy: of(|answers| answers.busy),
+        }
+    }
+
+    /// What a second of the server's CPU answered.
+    fn of_cpu_second(&self) -> f64 {
+        (self.at_xdp + self.memcached) / self.busy
+    }
+}
+
+impl Overload {
+    /// Medians of rounds.
+    fn combine(rounds: &[Self]) -> Self {
+        let flooded = |(i, first): (usize, &Flooded)| Flooded {
+            answers: Answers::medians(rounds.iter().map(|round| &round.floods[i].answers)),
+            hit_ratio: first
+                .hit_ratio
+                .map(|_| median(rounds.iter().filter_map(|round| round.floods[i].hit_ratio))),
+            ..first.clone()
+        };
+        let mixed = |(i, first): (usize, &Mixed)| Mixed {
+            with: Answers::medians(rounds.iter().map(|round| &round.mixtures[i].with)),
+            alone: Answers::medians(rounds.iter().map(|round| &round.mixtures[i].alone)),
+            ..first.clone()
+        };
+        Self {
+            floods: rounds[0].floods.iter().enumerate().map(flooded).collect(),
+            mixtures: rounds[0].mixtures.iter().enumerate().map(mixed).collect(),
+        }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.floods.is_empty()
+    }
 }
 
 /// Steps of [`run`] for its progress.
 pub(crate) fn steps(rounds: u32) -> usize {
-    KEYS.len() * 2 * (1 + rounds as usize)
+    KEYS.len() * (1 + rounds as usize)
 }
 
-/// Measures a flood of `duration` on each side, `rounds` times.
-pub(crate) fn run(rounds: u32, duration: Duration, progress: &Progress) -> Result<Vec<Overload>> {
+/// Measures for `duration` each time, `rounds` times.
+pub(crate) fn run(rounds: u32, duration: Duration, progress: &Progress) -> Result<Overload> {
     let measure_all = || {
+        let scheduling = Scheduling::own()?;
         // Else what receives would leave memcached no time at all.
-        cpu::take_turns()?;
-        let mut rows = Vec::new();
+        Scheduling::TURNS.set(0)?;
+        let mut all = Overload::default();
         for keys in KEYS {
-            for has_misses in [false, true] {
-                let misses = if has_misses { ", a tenth missing" } else { "" };
-                let name = format!("flood, {} keys{misses}", whole(keys.into()));
-                progress.step(&format!("{name}: storing the items"));
-                let scene = Scene::new(keys, has_misses)?;
-                let mut all = Vec::new();
-                for round in 1..=rounds {
-                    progress.step(&format!("{name}: round {round}"));
-                    all.push(scene.round(duration)?);
-                }
-                rows.extend(combine(&all));
+            let name = format!("flood, {} keys", whole(keys.into()));
+            progress.step(&format!("{name}: storing the items"));
+            let scene = Scene::new(keys, duration, scheduling)?;
+            let mut of_rounds = Vec::new();
+            for round in 1..=rounds {
+                progress.step(&format!("{name}: round {round}"));
+                of_rounds.push(scene.round()?);
             }
+            let Overload { floods, mixtures } = Overload::combine(&of_rounds);
+            all.floods.extend(floods);
+            all.mixtures.extend(mixtures);
         }
-        Ok(rows)
+        Ok(all)
     };
     // A thread of its own, as its scheduling changes.
     thread::scope(|scope| scope.spawn(measure_all).join()).expect("measuring does not panic")
-}
-
-/// Medians of the rounds, for each side.
-fn combine(rounds: &[Vec<Overload>]) -> Vec<Overload> {
-    let side = |(i, first): (usize, &Overload)| {
-        let of = |field: fn(&Overload) -> f64| median(rounds.iter().map(|round| field(&round[i])));
-        Overload {
-            offered: of(|row| row.offered),
-            answered: of(|row| row.answered),
-            per_cpu_second: of(|row| row.per_cpu_second),
-            memcached: of(|row| row.memcached),
-            ..first.clone()
-        }
-    };
-    rounds[0].iter().enumerate().map(side).collect()
 }
 
 /// A testbed with memcached in it, its items stored.
@@ -102,11 +162,14 @@ struct Scene {
     memcached: Memcached,
     split: CpuSplit,
     dataset: Dataset,
-    has_misses: bool,
+    duration: Duration,
+    /// As the caller has it: of what sends and receives, where memcached need not run beside.
+    scheduling: Scheduling,
+    _sink: Sink,
 }
 
 impl Scene {
-    fn new(keys: u32, has_misses: bool) -> Result<Self> {
+    fn new(keys: u32, duration: Duration, scheduling: Scheduling) -> Result<Self> {
         let mut bed = Testbed::new()?;
         flood::address(&mut bed)?;
         let split = CpuSplit::halves()?;
@@ -120,52 +183,82 @@ impl Scene {
         let dataset = Dataset::new(keys, 16, 32)?;
         dataset.load(Some(&bed.client), (bed.links[0].server4, PORT).into())?;
         Ok(Self {
+            _sink: Sink::new(&bed)?,
             bed,
             memcached,
             split,
             dataset,
-            has_misses,
+            duration,
+            scheduling,
         })
     }
 
-    fn round(&self, duration: Duration) -> Result<Vec<Overload>> {
+    fn round(&self) -> Result<Overload> {
         let keys = self.dataset.keys();
-        let asked = if self.has_misses {
-            (u64::from(keys) * u64::from(MISSING) / u64::from(MISSING - 1)) as u32
-        } else {
-            keys
+        let missing = keys..keys + keys / (MISSING - 1);
+        let flood = |items| Flood::new(&self.bed, &self.dataset, items);
+        let flooded = |side, answers| Flooded {
+            keys,
+            side,
+            hit_ratio: None,
+            answers,
         };
-        let mut flood = Flood::new(&self.bed, &self.dataset, asked)?;
-        let mut rows = Vec::new();
-        if self.has_misses {
-            self.bed.separate_cpus(&self.split)?;
-            let none = || Ok(0);
-            rows.push(self.measure(&mut flood, "memcached", duration, None, &[], &none)?);
-        } else {
-            let echo = Echo::new(&self.bed.server, &self.bed.links[0].server_dev)?;
-            self.bed.separate_cpus(&self.split)?;
-            let count = || echo.count();
-            let row = self.measure(&mut flood, ECHO, duration, None, &[], &count)?;
-            ensure!(row.answered > 0.0, "the XDP echo answered nothing");
-            rows.push(row);
+        let mut hits = flood(0..keys)?;
+        let memcached = self.measure(&mut hits, None, &[], &|| Ok(0))?;
+        let echo = self.echo(&mut hits)?;
+        let prestack = self.prestack()?;
+        let at_xdp = || prestack.stats()?.get("udp.hits");
+        let daemon = [prestack.pid()];
+        let before = prestack.stats()?;
+        let with = self.measure_alone(&mut hits, &daemon, &at_xdp)?;
+        let after = prestack.stats()?;
+        let rise = |name| anyhow::Ok((after.get(name)? - before.get(name)?) as f64);
+        let hit_ratio = rise("udp.hits")? / (rise("udp.hits")? + rise("udp.misses")?).max(1.0);
+        ensure!(with.at_xdp > 0.0, "prestack answered nothing");
+        let floods = vec![
+            flooded("memcached", memcached),
+            flooded(ECHO, echo),
+            Flooded {
+                hit_ratio: Some(hit_ratio),
+                ..flooded("with prestack", with)
+            },
+        ];
+        let mut both = flood(0..missing.end)?;
+        let of_both = RATES.map(|rate| self.measure(&mut both, rate, &daemon, &at_xdp));
+        drop(prestack);
+        let mut misses = flood(missing)?;
+        let mut mixtures = Vec::new();
+        for (rate, with) in RATES.into_iter().zip(of_both) {
+            let with = with?;
+            // Of a flood as many as reached prestack.
+            let of_misses = match rate {
+                Some(rate) => rate / f64::from(MISSING),
+                None => with.at_xdp / f64::from(MISSING - 1),
+            };
+            let alone = self.measure(&mut misses, Some(of_misses), &[], &|| Ok(0))?;
+            mixtures.push(Mixed {
+                keys,
+                rate,
+                with,
+                alone,
+            });
         }
-        let with = self.with(&mut flood, duration)?;
-        if self.has_misses {
-            self.bed.separate_cpus(&self.split)?;
-            let rate = Some(with.offered.min(with.answered / f64::from(MISSING - 1)));
-            let side = "memcached, the misses alone";
-            rows.push(self.measure(&mut flood, side, duration, rate, &[], &|| Ok(0))?);
-        }
-        rows.push(with);
-        Ok(rows)
+        Ok(Overload { floods, mixtures })
     }
 
-    /// With prestack, its cache filled.
-    fn with(&self, flood: &mut Flood<'_>, duration: Duration) -> Result<Overload> {
+    fn echo(&self, flood: &mut Flood<'_>) -> Result<Answers> {
+        let echo = Echo::new(&self.bed.server, &self.bed.links[0].server_dev)?;
+        let answers = self.measure_alone(flood, &[], &|| echo.count())?;
+        ensure!(answers.at_xdp > 0.0, "the XDP echo answered nothing");
+        Ok(answers)
+    }
+
+    /// prestack, its cache filled.
+    fn prestack(&self) -> Result<Prestack> {
         let binary: PathBuf = std::env::current_exe().context("finding prestack's own binary")?;
         let dev = &self.bed.links[0].server_dev;
-        let args = ["--interface", dev, "--max-age", "60s", "--settle", "100ms"];
-        let mut prestack = Prestack::start_binary(binary, &self.bed.server, &args)?;
+        let args = ["--interface", dev, "--max-age", "1h", "--settle", "100ms"];
+        let prestack = Prestack::start_binary(binary, &self.bed.server, &args)?;
         cpu::pin_process(prestack.pid(), &self.split.server)?;
         self.bed.separate_cpus(&self.split)?;
         let load = Load::new(
@@ -175,53 +268,63 @@ impl Scene {
             vec![Group::udp_gets(1)],
             &self.split.client,
         );
-        thread::sleep(Duration::from_millis(200));
-        for _ in 0..3 {
-            let limit = Duration::from_secs(30);
+        let sweep = load.sweep();
+        warm_up::until_settled(&prestack, || {
             let stop = interrupt::flag();
-            load.sweep()
-                .run(&self.bed.client, limit, stop, || Ok(Duration::ZERO))?;
-        }
-        let hits = || prestack.stats()?.get("udp.hits");
-        let pid = [prestack.pid()];
-        let row = self.measure(flood, "with prestack", duration, None, &pid, &hits)?;
-        prestack.stop()?;
-        ensure!(row.answered > 0.0, "prestack answered nothing");
-        Ok(row)
+            sweep.run(&self.bed.client, SWEEP_LIMIT, stop, || Ok(Duration::ZERO))?;
+            interrupt::check()
+        })?;
+        Ok(prestack)
     }
 
-    /// Sends as much as can be, or so many requests a second.
+    /// Sends as many requests as can be, of which memcached has nothing to do.
+    fn measure_alone(
+        &self,
+        flood: &mut Flood<'_>,
+        prestack: &[i32],
+        answered: &dyn Fn() -> Result<u64>,
+    ) -> Result<Answers> {
+        self.scheduling.set(0)?;
+        let result = self.measure(flood, None, prestack, answered);
+        Scheduling::TURNS.set(0)?;
+        result
+    }
+
+    /// Sends so many requests a second, or as many as can be.
     fn measure(
         &self,
         flood: &mut Flood<'_>,
-        side: &'static str,
-        duration: Duration,
         rate: Option<f64>,
         prestack: &[i32],
         answered: &dyn Fn() -> Result<u64>,
-    ) -> Result<Overload> {
+    ) -> Result<Answers> {
         let server = ServerCpu {
             processes: [&[self.memcached.pid()], prestack].concat(),
             devices: vec![self.bed.links[0].server_dev.clone()],
         };
+        self.bed.separate_cpus(&self.split)?;
+        if rate.is_none() {
+            // What takes the answers has the same CPU: while it does, the server would run out of requests.
+            napi::receive_last(&self.bed.links[0].client_dev)?;
+        }
+        flood.set_rate(rate)?;
+        let looks = rate.map_or(UNPACED_LOOKS, |_| LOOKS);
         cpu::pin_thread(&self.split.client)?;
         let result = (|| {
-            send(flood, WARM_UP, rate)?;
-            let before = (answered()?, requests_seen(&self.bed)?, server.used()?);
-            let start = Instant::now();
-            let offered = send(flood, duration, rate)?;
+            send(flood, WARM_UP, looks)?;
+            let before = (answered()?, requests_seen(&self.bed)?);
+            let (sent, used, start) = (flood.sent()?, server.used()?, Instant::now());
+            send(flood, self.duration, looks)?;
             let elapsed = start.elapsed().as_secs_f64();
-            let used = server.used()? - before.2;
-            let answers = (answered()? - before.0) as f64;
+            let busy = (server.used()? - used).as_secs_f64() / elapsed;
+            let offered = (flood.sent()? - sent) as f64 / elapsed;
+            let at_xdp = (answered()? - before.0) as f64 / elapsed;
             let seen = requests_seen(&self.bed)? - before.1;
-            Ok(Overload {
-                keys: self.dataset.keys(),
-                has_misses: self.has_misses,
-                side,
-                offered: offered as f64 / elapsed,
-                answered: answers / elapsed,
-                per_cpu_second: answers / used.as_secs_f64(),
+            Ok(Answers {
+                offered,
+                at_xdp,
                 memcached: seen as f64 / elapsed,
+                busy,
             })
         })();
         cpu::pin_thread(&[&self.split.server[..], &self.split.client].concat())?;
@@ -229,51 +332,88 @@ impl Scene {
     }
 }
 
-/// Sends requests for so long; returns how many.
-fn send(flood: &mut Flood<'_>, duration: Duration, rate: Option<f64>) -> Result<u64> {
+/// Sends requests for so long.
+fn send(flood: &mut Flood<'_>, duration: Duration, looks: u32) -> Result<()> {
     let start = Instant::now();
-    let mut sent = 0;
     while start.elapsed() < duration {
         interrupt::check()?;
-        let due = |rate: f64| (rate * start.elapsed().as_secs_f64()) as u64 - sent;
-        match rate.map_or(PIECE.into(), due) {
-            0 => thread::sleep(TICK),
-            due => {
-                flood.send(due as u32)?;
-                sent += due;
-            }
-        }
+        flood.send(looks)?;
     }
-    Ok(sent)
+    Ok(())
 }
 
-/// The rows as a table.
-pub(crate) fn section(rows: &[Overload]) -> Section {
-    let head = "keys,side,offered/s,answered at XDP/s,per second of CPU,memcached saw/s";
-    let mut table = Table::new(2, head.split(','));
-    for row in rows {
-        let misses = if row.has_misses {
-            ", a tenth of the GETs for others"
-        } else {
-            ""
-        };
-        table.row([
-            format!("{}{misses}", whole(row.keys.into())),
+/// A part in per cent: more than all is an error of the measurement.
+fn share(part: f64, all: f64) -> String {
+    format!("{:.1} %", 100.0 * part / all.max(1.0))
+}
+
+/// The results as tables.
+pub(crate) fn sections(overload: &Overload) -> [Section; 2] {
+    let head = "keys,side,offered/s,answered/s,hits,server's CPU,per second of it,to the echo";
+    let mut floods = Table::new(2, head.split(','));
+    for row in &overload.floods {
+        let Answers {
+            at_xdp,
+            memcached,
+            busy,
+            ..
+        } = row.answers;
+        let is_echo = |other: &&Flooded| other.keys == row.keys && other.side == ECHO;
+        let echo = overload.floods.iter().find(is_echo);
+        let echo = echo.map_or(f64::NAN, |echo| echo.answers.of_cpu_second());
+        floods.row([
+            whole(row.keys.into()),
             row.side.to_owned(),
-            whole(row.offered),
-            whole(row.answered),
-            whole(row.per_cpu_second),
-            whole(row.memcached),
+            whole(row.answers.offered),
+            whole(at_xdp + memcached),
+            row.hit_ratio
+                .map_or_else(String::new, |ratio| format!("{:.1} %", 100.0 * ratio)),
+            format!("{:.0} %", 100.0 * busy),
+            whole(row.answers.of_cpu_second()),
+            format!("{:.2}×", row.answers.of_cpu_second() / echo),
         ]);
     }
-    Section {
-        name: "open-loop",
-        title: "More than the server can take",
-        setting: "GETs as live XDP frames from the client's CPU, without pause, into a veth pair; 16-byte keys, \
-            32-byte values, uniform, --max-age 60s. CPU time is that of all of the server: memcached, the daemon, \
-            and the thread that receives."
-            .to_owned(),
-        plot: None,
-        table,
+    let head = "keys,GETs/s,hits/s,misses/s,answered,misses alone/s,answered alone";
+    let mut mixtures = Table::new(1, head.split(','));
+    for Mixed {
+        keys, with, alone, ..
+    } in &overload.mixtures
+    {
+        // Of what prestack saw, so many were for keys that are not there.
+        let misses = with.at_xdp / f64::from(MISSING - 1);
+        mixtures.row([
+            whole((*keys).into()),
+            whole(with.offered),
+            whole(with.at_xdp),
+            whole(misses),
+            share(with.memcached, misses),
+            whole(alone.offered),
+            share(alone.memcached, alone.offered),
+        ]);
     }
+    let source = "GETs as live XDP frames from the client's CPU into a veth pair; 16-byte keys, 32-byte values, \
+        uniform.";
+    [
+        Section {
+            name: "open-loop",
+            title: "More than the server can take",
+            setting: format!(
+                "{source} As many as can be sent; answers for which the client has no time end in its full ring. CPU \
+                time is that of all of the server: memcached, the daemon, and the thread that receives."
+            ),
+            plot: None,
+            table: floods,
+        },
+        Section {
+            name: "open-loop-misses",
+            title: "Misses among more hits",
+            setting: format!(
+                "{source} With prestack, every tenth for a key that is not there; then memcached alone, asked for \
+                these as often, and how many of them it answered. The last row of each number of keys: as many as \
+                can be sent; what does not fit the server's ring is not counted as a miss."
+            ),
+            plot: None,
+            table: mixtures,
+        },
+    ]
 }

@@ -84,9 +84,10 @@ impl Report {
 
     /// The sides, each with its name.
     pub(crate) fn sides(&self) -> impl Iterator<Item = (&str, &Side)> {
-        let name = match self.workload.transport {
-            Transport::Udp => ECHO,
-            Transport::Tcp => XDP_ALONE,
+        let name = if self.workload.bare_passes() {
+            XDP_ALONE
+        } else {
+            ECHO
         };
         let bare_xdp = self.bare_xdp.iter().map(move |side| (name, side));
         let without = self.without.iter().map(|side| ("memcached", side));
@@ -147,6 +148,31 @@ pub(crate) fn table(reports: &[&Report]) -> Table {
     table
 }
 
+/// Reports of what passes as a table of the server's CPU time, a row for each.
+pub(crate) fn passing_table(reports: &[&Report]) -> Table {
+    let head = "requests,memcached µs,XDP alone µs,with prestack µs,to memcached,to XDP alone";
+    let mut table = Table::new(1, head.split(','));
+    for report in reports {
+        let cost = |side: &Side| side.median.server_cpu_ns / 1e3;
+        let with = cost(&report.with);
+        let [memcached, bare] =
+            [&report.without, &report.bare_xdp].map(|side| side.as_ref().map_or(f64::NAN, cost));
+        table.row([
+            format!(
+                "{}, {}",
+                report.workload.transport,
+                report.workload.passing_label()
+            ),
+            format!("{memcached:.2}"),
+            format!("{bare:.2}"),
+            format!("{with:.2}"),
+            format!("{:.2}×", with / memcached),
+            format!("{:.2}×", with / bare),
+        ]);
+    }
+    table
+}
+
 /// One sentence on how it was measured.
 pub(crate) fn setting(workload: &Workload, split: &CpuSplit) -> String {
     let kind = match workload.transport {
@@ -178,6 +204,19 @@ pub(crate) fn setting(workload: &Workload, split: &CpuSplit) -> String {
 
 /// One sentence on how workloads like this one were measured, as far as their labels do not say.
 pub(crate) fn usual_setting(workload: &Workload, split: &CpuSplit) -> String {
+    if workload.is_passing {
+        return format!(
+            "Closed loop over a veth pair, {} keys of {} bytes, --max-age {}. CPU time of memcached, the daemon and \
+             the thread that receives for each request: without prestack, behind an XDP program that does \
+             nothing, and with prestack. Nobody reads over UDP while TCP is measured. Server on CPU {}, client on \
+             CPU {}.",
+            whole(workload.keys.into()),
+            workload.key_size,
+            workload.max_age,
+            cpus(&split.server),
+            cpus(&split.client)
+        );
+    }
     let usual = match workload.transport {
         Transport::Udp => {
             "UDP, where nothing else is said GETs, uniform, with values of 32 bytes and \

@@ -24,15 +24,18 @@ pub(crate) fn of(results: &Results) -> Vec<Section> {
             title: series.title(),
             setting: first.setting.clone(),
             plot: plot(series, &reports),
-            table: report::table(&reports),
+            table: match series {
+                Series::Passing => report::passing_table(&reports),
+                _ => report::table(&reports),
+            },
         });
     }
     sections.extend(results.kernel.iter().flat_map(kernel::sections));
     if !results.hit_rates.is_empty() {
         sections.push(hit_rate::section(&results.hit_rates));
     }
-    if !results.overloads.is_empty() {
-        sections.push(open_loop::section(&results.overloads));
+    if !results.overload.is_empty() {
+        sections.extend(open_loop::sections(&results.overload));
     }
     if !results.losses.is_empty() {
         sections.push(Section {
@@ -85,7 +88,9 @@ fn plot(series: Series, reports: &[&Report]) -> Option<Plot> {
             let axes = ["latency in µs", "% of the requests answered within"];
             (axes, Scale::Log, lines.collect())
         }
-        Series::Mixes | Series::Cpus | Series::Tcp | Series::TcpHits => return None,
+        Series::Mixes | Series::Cpus | Series::Tcp | Series::TcpHits | Series::Passing => {
+            return None;
+        }
     };
     Some(Plot { axes, scale, lines })
 }

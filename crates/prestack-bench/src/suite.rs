@@ -25,11 +25,13 @@ pub(crate) enum Series {
     Tcp,
     /// What is answered over TCP, and what passes beside it.
     TcpHits,
+    /// What is let through, of every kind.
+    Passing,
 }
 
 impl Series {
     /// All of them, in the order in which they are shown.
-    pub(crate) const ALL: [Self; 7] = [
+    pub(crate) const ALL: [Self; 8] = [
         Self::Overview,
         Self::Keys,
         Self::Values,
@@ -37,6 +39,7 @@ impl Series {
         Self::Cpus,
         Self::Tcp,
         Self::TcpHits,
+        Self::Passing,
     ];
 
     /// By which docs/benchmarks.md knows it.
@@ -49,6 +52,7 @@ impl Series {
             Self::Cpus => "cpus",
             Self::Tcp => "tcp",
             Self::TcpHits => "tcp-hits",
+            Self::Passing => "passing",
         }
     }
 
@@ -62,6 +66,7 @@ impl Series {
             Self::Cpus => "Server and client on the same CPUs",
             Self::Tcp => "TCP, which is followed and not answered",
             Self::TcpHits => "GETs answered over TCP (`--tcp-hits`)",
+            Self::Passing => "What passes: the server's CPU time for a request",
         }
     }
 }
@@ -136,6 +141,42 @@ pub(crate) fn tcp_hits(options: &BenchOptions) -> Vec<(Series, Workload)> {
     [hits, many, mixed, missing, long, single]
         .map(|workload| (Series::TcpHits, workload))
         .into()
+}
+
+/// What prestack lets through: requests that it could not answer, and another service's.
+pub(crate) fn passing(options: &BenchOptions) -> Vec<(Series, Workload)> {
+    let usual = || Workload {
+        max_age: "1s".to_owned(),
+        is_passing: true,
+        ..Workload::gets(10_000)
+    };
+    let of_tcp = |write_ratio| Workload {
+        transport: Transport::Tcp,
+        connections: options.connections as usize,
+        write_ratio,
+        ..usual()
+    };
+    let workloads = [
+        Workload {
+            is_absent: true,
+            ..usual()
+        },
+        Workload {
+            write_ratio: 1.0,
+            ..usual()
+        },
+        Workload {
+            value_size: 4_000,
+            ..usual()
+        },
+        Workload {
+            is_elsewhere: true,
+            ..usual()
+        },
+        of_tcp(0.0),
+        of_tcp(1.0),
+    ];
+    workloads.map(|workload| (Series::Passing, workload)).into()
 }
 
 /// One thing varied at a time.

@@ -12,6 +12,7 @@ use prestack_proto::text::meta::{self, HeadCursor};
 use prestack_proto::text::request::Command;
 use prestack_proto::window::{Source, Window};
 
+use crate::cache::find::Kept;
 use crate::clock;
 use crate::hits::numbered::Numbered;
 use crate::maps::SCRATCH;
@@ -21,6 +22,21 @@ use crate::tcp::segment::Segment;
 /// Words of a packet that a reply may overwrite: a request of 336 bytes, headers included. The
 /// longest single-key GET has 256 bytes and at most 78 before them.
 pub const SAVED_WORDS: usize = 42;
+
+/// Most keys of a GET that is answered in place.
+pub const KEPT: usize = 32;
+
+/// What the steps leave one another that answer a GET in place.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct InPlace {
+    /// The words of the packet before its payload, as it arrived.
+    pub head: [u64; 7],
+    /// What the request has beside its key: see the form.
+    pub words: [u64; 2],
+    /// The entries of its keys.
+    pub kept: [Kept; KEPT],
+}
 
 /// Working memory.
 #[repr(C, align(8))]
@@ -61,6 +77,8 @@ pub struct Scratch {
     pub segment: Segment,
     /// What was found in it.
     pub element: Element,
+    /// A GET that is answered in place, but for the plain one.
+    pub in_place: InPlace,
     /// Hashes of the keys that a multi-key GET missed, and the versions of their buckets.
     pub missed: [Missed; MULTI_KEYS],
 }

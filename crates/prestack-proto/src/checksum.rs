@@ -24,6 +24,23 @@ pub const fn add_word(sum: u64, word: u64) -> u64 {
     sum + (word & 0xffff_ffff) + (word >> 32)
 }
 
+/// The sum, not folded, of bytes that are moved to a position: of an odd one the two bytes of each word
+/// change places (RFC 1071, section 2(B)). Below 2^56.
+#[inline(always)]
+#[must_use]
+pub const fn shifted(sum: u64, position: u64) -> u64 {
+    sum << (8 * (position & 1))
+}
+
+/// The sum, not folded, of what is left of bytes without some of them, whose sum is below 2^48.
+#[inline(always)]
+#[must_use]
+pub const fn without(sum: u64, part: u64) -> u64 {
+    // A multiple of 2^16 - 1, which is zero to such sums.
+    const ZERO: u64 = (1 << 48) - 1;
+    sum + (ZERO - part)
+}
+
 /// The sum of the `len` bytes (at most [`WINDOW`]) at `at` of a window, folded. The first byte is
 /// the first of a 16-bit word, whatever the position.
 #[inline(always)]
@@ -86,6 +103,18 @@ mod tests {
             let at = at.index(bytes.len() + 1);
             let len = (bytes.len() - at) as u64;
             prop_assert_eq!(window_sum_from(&Window::showing(&bytes), at as u64, len), reference(&bytes[at..]));
+        }
+
+        #[test]
+        fn sums_are_put_together_and_taken_apart(
+            front in proptest::collection::vec(any::<u8>(), 1..300),
+            back in proptest::collection::vec(any::<u8>(), 0..300),
+        ) {
+            let whole = [&front[..], &back].concat();
+            let moved = shifted(sum(&back), front.len() as u64);
+            prop_assert_eq!(fold(sum(&front) + moved) % 0xffff, reference(&whole) % 0xffff);
+            let left = without(u64::from(reference(&whole)), sum(&front));
+            prop_assert_eq!(fold(shifted(left, front.len() as u64)) % 0xffff, reference(&back) % 0xffff);
         }
 
         #[test]

@@ -38,7 +38,7 @@ pub const fn backend_seed(seed: u64, backend: u8) -> u64 {
 /// least eight bytes precede the key in the source.
 #[inline(always)]
 pub fn scan_key<S: Source>(source: &S, at: u64, len: u64, seed: u64) -> Option<u64> {
-    Some(hash_words::<S, true>(source, at, len, seed)?.hash)
+    Some(scan(source, at, len, seed, TEXT)?.hash)
 }
 
 /// A key that was gone over once.
@@ -53,7 +53,7 @@ pub struct Scan {
 /// [`scan_key`] and the sum of the key's bytes, in one pass.
 #[inline(always)]
 pub fn scan_and_sum_key<S: Source>(source: &S, at: u64, len: u64, seed: u64) -> Option<Scan> {
-    hash_words::<S, true>(source, at, len, seed)
+    scan(source, at, len, seed, TEXT)
 }
 
 /// The hash of the key of `len` bytes (1 to 250) at `at`, any bytes, for a [`backend_seed`].
@@ -62,17 +62,17 @@ pub fn scan_and_sum_key<S: Source>(source: &S, at: u64, len: u64, seed: u64) -> 
 /// source.
 #[inline(always)]
 pub fn hash_key<S: Source>(source: &S, at: u64, len: u64, seed: u64) -> Option<u64> {
-    Some(hash_words::<S, false>(source, at, len, seed)?.hash)
+    Some(scan(source, at, len, seed, ANY)?.hash)
 }
 
-/// `TEXT`: spaces and control characters are refused.
+/// What [`scan`] takes for a key: no space or control character, or any byte.
+pub const TEXT: u64 = u64::MAX;
+/// See [`TEXT`].
+pub const ANY: u64 = 0;
+
+/// [`scan_and_sum_key`] for a key of the protocol that is given by [`TEXT`] or [`ANY`].
 #[inline(always)]
-fn hash_words<S: Source, const TEXT: bool>(
-    source: &S,
-    at: u64,
-    len: u64,
-    seed: u64,
-) -> Option<Scan> {
+pub fn scan<S: Source>(source: &S, at: u64, len: u64, seed: u64, protocol: u64) -> Option<Scan> {
     let len = source.forgotten(len);
     let mut hash = seed;
     let mut sum = 0;
@@ -82,7 +82,7 @@ fn hash_words<S: Source, const TEXT: bool>(
             break;
         }
         let word = source.word(at + done)?;
-        if TEXT && swar::below(word, 0x21) != 0 {
+        if swar::below(word, 0x21) & protocol != 0 {
             return None;
         }
         hash = mix(hash, word);
@@ -97,7 +97,7 @@ fn hash_words<S: Source, const TEXT: bool>(
         // Read backwards from the key's end: what follows the key may lie outside the source.
         let word = source.word(at + len - 8)? >> (8 * (8 - rest));
         let padded = word | (swar::repeat(0x21) << (8 * rest));
-        if TEXT && swar::below(padded, 0x21) != 0 {
+        if swar::below(padded, 0x21) & protocol != 0 {
             return None;
         }
         hash = mix(hash, word);

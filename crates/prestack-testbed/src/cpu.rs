@@ -90,31 +90,54 @@ pub fn time_of(pid: i32) -> Result<Duration> {
     Ok(clock_gettime(clock)?.into())
 }
 
-/// Gives the calling thread the usual scheduling policy, under which threads of one CPU take turns, and so the
-/// threads and processes that it starts.
-///
-/// # Errors
-/// When the kernel refuses.
-pub fn take_turns() -> Result<()> {
-    let priority = libc::sched_param { sched_priority: 0 };
-    // SAFETY: `priority` is read.
-    let set = unsafe { libc::sched_setscheduler(0, libc::SCHED_OTHER, &raw const priority) };
-    Errno::result(set).context("scheduling this thread")?;
-    Ok(())
+/// A scheduling policy with its priority.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Scheduling {
+    policy: libc::c_int,
+    priority: libc::c_int,
 }
 
-/// Gives a thread the scheduling policy and priority of the calling thread.
-///
-/// # Errors
-/// When the thread has ended, or the kernel refuses.
-pub fn schedule_alike(thread: i32) -> Result<()> {
-    let mut priority = libc::sched_param { sched_priority: 0 };
-    // SAFETY: `priority` is written, and then read.
-    let set = unsafe {
-        let policy = libc::sched_getscheduler(0);
-        libc::sched_getparam(0, &raw mut priority);
-        libc::sched_setscheduler(thread, policy, &raw const priority)
+impl Scheduling {
+    /// The usual one, under which threads of one CPU take turns.
+    pub const TURNS: Self = Self {
+        policy: libc::SCHED_OTHER,
+        priority: 0,
     };
-    Errno::result(set).with_context(|| format!("scheduling thread {thread}"))?;
-    Ok(())
+    /// The thread runs when nothing else wants its CPU.
+    pub const LAST: Self = Self {
+        policy: libc::SCHED_IDLE,
+        priority: 0,
+    };
+
+    /// That of the calling thread, which the threads and processes that it starts have too.
+    ///
+    /// # Errors
+    /// When the kernel does not tell.
+    pub fn own() -> Result<Self> {
+        let mut priority = libc::sched_param { sched_priority: 0 };
+        // SAFETY: `priority` is written.
+        let (policy, got) = unsafe {
+            let policy = libc::sched_getscheduler(0);
+            (policy, libc::sched_getparam(0, &raw mut priority))
+        };
+        Errno::result(policy.min(got)).context("reading this thread's scheduling policy")?;
+        Ok(Self {
+            policy,
+            priority: priority.sched_priority,
+        })
+    }
+
+    /// Gives it to a thread, or to the calling one (0).
+    ///
+    /// # Errors
+    /// When the thread has ended, or the kernel refuses.
+    pub fn set(self, thread: i32) -> Result<()> {
+        let priority = libc::sched_param {
+            sched_priority: self.priority,
+        };
+        // SAFETY: `priority` is read.
+        let set = unsafe { libc::sched_setscheduler(thread, self.policy, &raw const priority) };
+        Errno::result(set).with_context(|| format!("scheduling thread {thread}"))?;
+        Ok(())
+    }
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use crate::cpu;
+use crate::cpu::{self, Scheduling};
 use crate::namespace::Namespace;
 use crate::pace::wait_for;
 
@@ -35,11 +35,24 @@ pub fn pin(dev: &str, cpus: &[usize]) -> Result<()> {
         Duration::from_secs(5),
         || Ok(Some(threads(dev)?).filter(|t| !t.is_empty())),
     )?;
+    let scheduling = Scheduling::own()?;
     for thread in threads {
         cpu::pin_process(thread, cpus)?;
-        cpu::schedule_alike(thread)?;
+        scheduling.set(thread)?;
     }
     Ok(())
+}
+
+/// Has `dev` receive only when nothing else wants the CPU of its NAPI threads, until they are [pinned](pin)
+/// again.
+///
+/// # Errors
+/// When a thread ended meanwhile.
+pub fn receive_last(dev: &str) -> Result<()> {
+    let threads = threads(dev)?;
+    threads
+        .into_iter()
+        .try_for_each(|thread| Scheduling::LAST.set(thread))
 }
 
 /// CPU time that the NAPI threads of `dev` have used.

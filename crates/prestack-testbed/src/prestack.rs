@@ -225,6 +225,17 @@ impl Prestack {
         self.carries_connections
     }
 
+    /// Fails if it is to answer over TCP, and has not.
+    ///
+    /// # Errors
+    /// Then, and when it does not tell.
+    pub fn check_tcp_hits(&self) -> Result<()> {
+        if self.carries_connections && self.stats()?.get("tcp.hits")? == 0 {
+            bail!("nothing was answered over TCP");
+        }
+        Ok(())
+    }
+
     /// The instance that this daemon runs.
     #[must_use]
     pub fn instance(&self) -> &Instance {

@@ -21,7 +21,7 @@ use prestack_abi::{
     LAYOUT, backend::MAX_BACKENDS, config::Config, control::CONTROLS, extent::Extent,
 };
 use prestack_translate::Policy;
-use tracing::{debug, info, warn};
+use tracing::{debug, error, info, warn};
 
 use crate::{
     adopt,
@@ -32,15 +32,17 @@ use crate::{
     attention::Attention,
     bpffs, clock, destroy,
     discovery::procnet::connections,
-    drain::{Carried, Drained, drain},
+    drain::{self, Carried, Drained, drain},
     host::LOOPBACK,
     leftovers,
     maps::{self, Controls, covering_ns},
     netlink::{self, Interface, Notices},
     preflight,
+    receipts::Receipts,
     settings::Options,
     state::{AttachedState, Instance, State, current_netns, unix_time},
     sweep::Sweep,
+    units::counted,
     watch::Watch,
 };
 
@@ -107,6 +109,7 @@ pub struct Daemon {
     sweep: Sweep,
     swept: Instant,
     attention: Attention,
+    receipts: Receipts,
     extent: Extent,
     mtu: u32,
     /// Why connections cannot be ended.
@@ -155,6 +158,7 @@ impl Daemon {
             sweep: Sweep::default(),
             swept: Instant::now(),
             attention: Attention::new(options),
+            receipts: Receipts::default(),
             extent: options.extent,
             mtu,
             indestructible: None,
@@ -379,6 +383,7 @@ impl Daemon {
                 self.controls.serve_for(SERVE_AHEAD);
             }
             self.look_at_extent();
+            self.look_at_receipts();
             self.wait(signals)?;
             if signals.received() {
                 return Ok(());
@@ -403,6 +408,28 @@ impl Daemon {
                     debug!("cannot look for TCP connections that are gone: {error:#}");
                 }
             }
+        }
+    }
+
+    /// Answers no more over TCP if answers do not arrive.
+    fn look_at_receipts(&mut self) {
+        if !self.controls.has_tcp_hits() || self.controls.is_draining() {
+            return;
+        }
+        let are_missing = maps::counters(&self.datapath.maps)
+            .is_ok_and(|stats| self.receipts.are_missing(&stats, Instant::now()));
+        if !are_missing {
+            return;
+        }
+        error!(
+            "answers over TCP do not arrive at clients, so none are given any more, and the connections that wait for \
+             one are reset. Over a veth pair they arrive only while its other end has an XDP program, too: give it \
+             one, or run without --tcp-hits"
+        );
+        match Carried::by(&self.state).map(|carried| drain::reset(&carried)) {
+            Ok(Ok(count)) => info!("{} reset", counted(count, "connection")),
+            Ok(Err(error)) => error!("connections could not be reset: {error:#}"),
+            Err(error) => error!("connections could not be looked at: {error}"),
         }
     }
 

@@ -27,6 +27,7 @@ mod one_or_many;
 pub mod preflight;
 pub mod programs;
 pub mod readers;
+pub mod receipts;
 pub mod reuseport;
 pub mod settings;
 pub mod slots;

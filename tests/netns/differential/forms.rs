@@ -49,6 +49,14 @@ pub const FORMS: [Form; 11] = [
 ];
 
 impl Form {
+    /// Whether it is one of the binary protocol.
+    pub fn is_binary(self) -> bool {
+        matches!(
+            self,
+            Self::Binary | Self::BinaryQuiet | Self::BinaryKey | Self::BinaryKeyQuiet
+        )
+    }
+
     /// A GET of this form.
     pub fn ask(self, source: &mut Source) -> Datagram {
         match self {

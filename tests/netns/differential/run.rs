@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use prestack_testbed::TcpClient;
+use prestack_testbed::{Prestack, TcpClient};
 use prestack_tests::environment::say;
 use prestack_tests::stage::{self, store};
 
@@ -125,6 +125,12 @@ impl Run {
         Ok(&self.tally)
     }
 
+    /// Fails if prestack is to answer over TCP, and has not.
+    pub fn check_tcp_hits(&self) -> Result<()> {
+        let prestack = self.servers[0].prestack.as_ref();
+        prestack.map_or(Ok(()), Prestack::check_tcp_hits)
+    }
+
     fn stretches(&mut self, limit: Limit, pace: Pace) -> Result<()> {
         let start = Instant::now();
         let is_over = |commands| match limit {
@@ -188,7 +194,11 @@ impl Run {
         let forms = stretch.counted();
         if !forms.is_empty() && self.source.one_in(4) {
             let form = forms[self.source.below(forms.len())];
-            return self.counted(stretch, form);
+            return if self.source.one_in(4) {
+                self.gets_over_tcp(form)
+            } else {
+                self.counted(stretch, form)
+            };
         }
         let mut left =
             [1, 1 + self.source.below(8), 1 + self.source.below(BATCH)][self.source.below(3)];
@@ -271,6 +281,21 @@ impl Run {
         }
     }
 
+    /// GETs of one form one by one over a connection, each in a segment of its own.
+    fn gets_over_tcp(&mut self, form: Form) -> Result<()> {
+        for _ in 0..8 {
+            let bytes = form.ask(&mut self.source).payload;
+            if form.is_binary() {
+                let at = self.source.below(self.binary.len());
+                let (noop, answer) = binary::noop(self.source.number() as u32);
+                self.pieces(false, at, &[&bytes, &noop], &answer)?;
+            } else {
+                self.pieces(true, CALM, &[&bytes, b"mn\r\n"], b"MN\r\n")?;
+            }
+        }
+        Ok(())
+    }
+
     fn text_segment(&mut self, stretch: Stretch) -> Result<()> {
         let segment = stretch.text_segment(&mut self.source);
         let at = if stretch.is_calm() {
@@ -306,16 +331,23 @@ impl Run {
             let (head, tail) = piece.split_at(self.source.below(piece.len()));
             pieces.extend([head, tail]);
         }
+        self.pieces(text, at, &pieces, end)
+    }
+
+    /// Sends each piece as a segment over one of the connections, and compares what comes back up to `end`.
+    fn pieces(&mut self, text: bool, at: usize, pieces: &[&[u8]], end: &[u8]) -> Result<()> {
         let connections = if text {
             &mut self.text
         } else {
             &mut self.binary
         };
-        let exchanged = connections[at].exchange(&self.servers, &pieces, end);
+        let exchanged = connections[at].exchange(&self.servers, pieces, end);
         let lengths: Vec<usize> = pieces.iter().map(|piece| piece.len()).collect();
         let protocol = if text { "text" } else { "binary" };
-        self.history
-            .add(format!("TCP {protocol} {at}, cut into {lengths:?}"), bytes);
+        self.history.add(
+            format!("TCP {protocol} {at}, cut into {lengths:?}"),
+            pieces.concat(),
+        );
         let [with, without] = exchanged?;
         if with != without {
             bail!(

@@ -214,7 +214,7 @@ impl Ground {
         if let Some(wanted) = course.relay {
             let segments = relayed.segments as f64;
             ensure!(
-                relayed.lost as f64 >= 0.8 * wanted.lose * segments
+                relayed.lost as f64 >= 0.6 * wanted.lose * segments
                     && relayed.held as f64 >= 0.6 * wanted.reorder * segments
                     && relayed.copied as f64 >= 0.6 * wanted.duplicate * segments,
                 "the relay did not do its part: {relayed:?}"

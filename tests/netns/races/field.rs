@@ -168,6 +168,7 @@ impl Field {
         let replies = stats.get("doubted_replies")?;
         let told = [
             "udp.hits",
+            "tcp.hits",
             "fills",
             "fills_refused",
             "invalidations",

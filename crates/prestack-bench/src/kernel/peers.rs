@@ -45,7 +45,7 @@ fn measure(peer: &Peer, keys: u32, rounds: u32, progress: &Progress) -> Result<C
     let (xdp, tc) = (peer.program()?, peer.tc_program()?);
     let dataset = Dataset::new(keys, KEY_SIZE, VALUE_SIZE)?;
     let form = Form::Get(1);
-    let requests = Requests::gets(PORT, keys);
+    let requests = Requests::gets(PORT, 0..keys);
     for n in 0..keys {
         let id = n as u16;
         let ran = run_once(&xdp, &requests.packet(&dataset, &[n], id))?;

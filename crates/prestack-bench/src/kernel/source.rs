@@ -1,5 +1,6 @@
 //! The program that makes requests and hands each to a program under test.
 
+use std::ops::Range;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -66,13 +67,17 @@ pub(super) struct Requests {
 }
 
 impl Requests {
-    /// Plain GETs of the `count` first items, one at a time.
-    pub(super) fn gets(port: u16, count: u32) -> Self {
+    /// Plain GETs of these items, one at a time.
+    pub(super) fn gets(port: u16, items: Range<u32>) -> Self {
+        let keys = Keys {
+            first: items.start,
+            count: items.end - items.start,
+        };
         Self {
             form: Form::Get(1),
             layers: Layers::V4,
             port,
-            keys: Keys { first: 0, count },
+            keys,
             room: Room::Tail,
         }
     }

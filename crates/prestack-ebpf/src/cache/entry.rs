@@ -24,6 +24,15 @@ impl Entry {
         }
     }
 
+    /// The same, but positions count from `from` of the reply.
+    #[inline(always)]
+    pub fn behind(self, from: u64) -> Self {
+        Self {
+            reply: self.reply + from,
+            ..self
+        }
+    }
+
     /// A pointer to the `T` at `at` of the reply, if all of it is in the block.
     #[inline(always)]
     pub fn at<T>(self, at: u64) -> Option<*mut T> {

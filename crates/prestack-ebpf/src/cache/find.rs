@@ -1,6 +1,6 @@
 //! Finding an entry: one load from the index tells a miss.
 
-use prestack_abi::cache::{EntryHeader, Group};
+use prestack_abi::cache::{EntryHeader, GROUPS, Group, Place};
 use prestack_abi::config::Config;
 use prestack_proto::swar;
 use prestack_proto::text::reply::END_LEN;
@@ -63,6 +63,73 @@ impl Found {
     }
 }
 
+/// An entry that was found, for a step that cannot be handed pointers.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Kept {
+    /// Where it is.
+    bucket: u32,
+    group: u32,
+    granule: u64,
+    seq: u32,
+    sum: u16,
+    reply_len: u16,
+    data: u64,
+    flags: u32,
+    /// Explicit padding.
+    reserved: u32,
+    cas: u64,
+    /// Length of the key, and its sum, not folded.
+    pub key_len: u64,
+    pub key_sum: u64,
+}
+
+impl Kept {
+    /// Keeps the entry that was found in this place for a key of this length and sum.
+    ///
+    /// # Safety
+    ///
+    /// `this` can be written.
+    #[inline(always)]
+    pub unsafe fn keep(this: *mut Self, place: Place, found: &Found, key_len: u64, key_sum: u64) {
+        // SAFETY: the caller's. Field by field, for want of stack, and volatile, or the compiler makes it a
+        // call to memcpy.
+        unsafe {
+            (&raw mut (*this).bucket).write_volatile(place.bucket);
+            (&raw mut (*this).group).write_volatile(place.group);
+            (&raw mut (*this).granule).write_volatile(found.granule);
+            (&raw mut (*this).seq).write_volatile(found.seq);
+            (&raw mut (*this).sum).write_volatile(found.sum);
+            (&raw mut (*this).reply_len).write_volatile(found.reply_len as u16);
+            (&raw mut (*this).data).write_volatile(found.data);
+            (&raw mut (*this).flags).write_volatile(found.flags);
+            (&raw mut (*this).cas).write_volatile(found.cas);
+            (&raw mut (*this).key_len).write_volatile(key_len);
+            (&raw mut (*this).key_sum).write_volatile(key_sum);
+        }
+    }
+
+    /// The entry, but for its age and what is known of it.
+    #[inline(always)]
+    pub fn found(&self) -> Option<Found> {
+        let index = INDEX.get_ptr_mut(self.bucket)?;
+        Some(Found {
+            entry: Entry::new(BLOCKS.get_ptr_mut(self.bucket)?, self.granule),
+            group: group_of(index, self.group & (GROUPS as u32 - 1)),
+            seq: self.seq,
+            granule: self.granule,
+            reply_len: u64::from(self.reply_len),
+            data: self.data,
+            sum: self.sum,
+            knows: 0,
+            flags: self.flags,
+            cas: self.cas,
+            time: 0,
+            is_ageing: false,
+        })
+    }
+}
+
 /// What is looked for, beside the key's bytes.
 #[derive(Clone, Copy)]
 pub struct Query {
@@ -85,14 +152,24 @@ pub fn find<S: Source>(query: Query, source: &S, key: u64, key_len: u64) -> Opti
 /// Finds the entry for a key of `key_len` bytes of which `has_key` says whether it is an entry's.
 #[inline(always)]
 pub fn find_with(query: Query, key_len: u64, has_key: impl FnOnce(Entry) -> bool) -> Option<Found> {
+    find_in(query, query.config.place(query.hash), key_len, has_key)
+}
+
+/// Finds the entry for a key that would be in this place.
+#[inline(always)]
+pub fn find_in(
+    query: Query,
+    place: Place,
+    key_len: u64,
+    has_key: impl FnOnce(Entry) -> bool,
+) -> Option<Found> {
     let Query {
         config,
         backend,
         epoch,
         now,
-        hash,
+        ..
     } = query;
-    let place = config.place(hash);
     let index = INDEX.get_ptr_mut(place.bucket)?;
     let group = group_of(index, place.group);
     // SAFETY: `group` is part of an element of `INDEX`.

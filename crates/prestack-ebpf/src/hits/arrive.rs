@@ -11,6 +11,7 @@ use super::numbered;
 use crate::clock;
 use crate::inbound::Inbound as _;
 use crate::ledger::backend;
+use crate::maps::count;
 use crate::packet::{Headers, Ipv4, Ipv6, Packet};
 use crate::rx::again;
 use crate::scratch::{Located, scratch};
@@ -150,12 +151,19 @@ pub extern "C" fn prestack_hits_arrive() -> u64 {
     let policy = config.policy;
     // SAFETY: as above.
     let answer = unsafe { &mut (*scratch).answer };
-    locked(element, |element, ends, translation| {
+    let result = locked(element, |element, ends, translation| {
         numbered.has_timestamps = translation.agreement.has_timestamps().into();
         if translation.is_active == 0 {
             return GO;
         }
-        match translation.arrive(ends, &policy, &segment, now) {
+        let was_missing = translation.is_unacknowledged();
+        let arrival = translation.arrive(ends, &policy, &segment, now);
+        let received = if was_missing && !translation.is_unacknowledged() {
+            RECEIVED
+        } else {
+            0
+        };
+        let action = match arrival {
             Arrival::Go => GO,
             Arrival::Resend => {
                 numbered.reply = translation.reply_again(ends, &segment);
@@ -172,9 +180,17 @@ pub extern "C" fn prestack_hits_arrive() -> u64 {
                 numbered.answer = 0;
                 ACKNOWLEDGE
             }
-        }
-    })
+        };
+        action | received
+    });
+    if result & RECEIVED != 0 {
+        count!(tcp_received);
+    }
+    result & !RECEIVED
 }
+
+/// The client has acknowledged the last answer.
+const RECEIVED: u64 = 8;
 
 /// What [`prestack_hits_arrive`] returns.
 pub const GO: u64 = 0;

@@ -42,11 +42,7 @@ pub fn locked<T>(
     // SAFETY: a map element; `with` is inlined and calls nothing. Whoever uses these two holds the lock.
     unsafe {
         lock(&raw mut (*element).lock);
-        let result = with(
-            element,
-            &mut *(&raw mut (*element).ends),
-            &mut *(&raw mut (*element).translation),
-        );
+        let result = with(element, &mut (*element).ends, &mut (*element).translation);
         unlock(&raw mut (*element).lock);
         result
     }

@@ -290,7 +290,7 @@ extern "C" fn prestack_hits_leave() -> u64 {
     if result >> ENDED_SHIFT != 0 {
         element::end(config, numbered.place, now);
     }
-    result & (1 << ENDED_SHIFT) - 1
+    result & ((1 << ENDED_SHIFT) - 1)
 }
 
 const ENDED_SHIFT: u64 = 8;

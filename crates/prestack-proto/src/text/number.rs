@@ -137,12 +137,54 @@ pub fn render(window: &mut Window, at: u64, value: u64) -> u64 {
     window.forgotten(len + 8)
 }
 
+/// A number below 10^16 in decimal.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Digits {
+    /// Its last digits, with zeros before them: eight in each word, the last ones in the second.
+    pub words: [u64; 2],
+    /// How many digits it has without leading zeros: 1 to 16.
+    pub len: u64,
+}
+
+impl Digits {
+    /// `None` if the number is too large.
+    #[inline(always)]
+    #[must_use]
+    pub const fn of(value: u64) -> Option<Self> {
+        const ZEROS: u64 = swar::repeat(b'0');
+        if value < E8 {
+            let low = digits(value);
+            return Some(Self {
+                words: [ZEROS, low | ZEROS],
+                len: 8 - leading_zeros(low),
+            });
+        }
+        if value >= E16 {
+            return None;
+        }
+        let (high, low) = (digits(value / E8), digits(value % E8));
+        Some(Self {
+            words: [high | ZEROS, low | ZEROS],
+            len: 16 - leading_zeros(high),
+        })
+    }
+}
+
+/// How many of eight digits, as bytes 0 to 9, precede the first that is not 0; at most 7.
+#[inline(always)]
+const fn leading_zeros(digits: u64) -> u64 {
+    // Top bits of the bytes that are not 0, and of the last one.
+    let set = (digits + swar::repeat(0x7f)) & swar::repeat(0x80) | 1 << 63;
+    swar::first(set)
+}
+
 /// The eight decimal digits of a number below 10^8 as bytes 0 to 9, the most significant one first.
 #[inline(always)]
-fn digits(value: u64) -> u64 {
-    // Two fours, then pairs, then digits: the division of all parts at once is a multiplication by
-    // the rounded inverse, exact for numbers this small.
-    let fours = (value / E4) | ((value % E4) << 32);
+const fn digits(value: u64) -> u64 {
+    // Two fours, then pairs, then digits: a division is a multiplication by the rounded inverse, exact for
+    // numbers this small, and one for all parts at once.
+    let upper = (value * 0xd1b7_1759) >> 45;
+    let fours = upper | ((value - E4 * upper) << 32);
     let hundreds = ((fours * 10_486) >> 20) & 0x0000_007f_0000_007f;
     let pairs = hundreds | (fours - 100 * hundreds) << 16;
     let tens = ((pairs * 103) >> 10) & 0x000f_000f_000f_000f;
@@ -153,9 +195,7 @@ fn digits(value: u64) -> u64 {
 #[inline(always)]
 fn first(window: &mut Window, at: u64, value: u64) -> u64 {
     let digits = digits(value);
-    // Top bits of the bytes that are not 0, and of the last one.
-    let set = (digits + swar::repeat(0x7f)) & swar::repeat(0x80) | 1 << 63;
-    let zeros = swar::first(set);
+    let zeros = leading_zeros(digits);
     window.set_word(at, (digits | swar::repeat(b'0')) >> (8 * zeros));
     8 - zeros
 }
@@ -202,7 +242,33 @@ mod tests {
         check_render(u64::MAX, 9);
     }
 
+    #[test]
+    fn the_digits_of_limits() {
+        for power in 1..17 {
+            let value = 10u64.pow(power);
+            check_digits(value - 1);
+            check_digits(value);
+        }
+        check_digits(0);
+    }
+
+    fn check_digits(value: u64) {
+        let text = format!("{value:016}");
+        let expected = (value < E16).then(|| Digits {
+            words: [0, 8].map(|at| {
+                u64::from_le_bytes(text.as_bytes()[at..at + 8].try_into().expect("eight bytes"))
+            }),
+            len: value.to_string().len() as u64,
+        });
+        assert_eq!(Digits::of(value), expected);
+    }
+
     proptest! {
+        #[test]
+        fn digits_are_those_of_the_number(value in number()) {
+            check_digits(value);
+        }
+
         #[test]
         fn leading_digits_are_a_number(number in 0u64..10_000_000, zeros in 0usize..3, rest in "[^0-9]{8}") {
             let digits = format!("{}{number}", "0".repeat(zeros));

@@ -1,6 +1,6 @@
 //! `prestack stats`.
 
-use prestack_abi::stats::Stats;
+use prestack_abi::{cache::BUCKET_BYTES, config::Config, stats::Stats};
 use serde_json::{Map, Value, json};
 
 use super::{Running, table};
@@ -37,15 +37,21 @@ pub fn stats(args: &StatsArgs) -> anyhow::Result<String> {
             usage,
         })
         .collect();
+    let memory = memory_in_use(&running.controls.config());
     if args.json {
-        let json = serde_json::to_string_pretty(&to_json(&counters, &shares))?;
+        let json = serde_json::to_string_pretty(&to_json(&counters, memory, &shares))?;
         return Ok(json + "\n");
     }
-    Ok(to_text(&counters, &shares))
+    Ok(to_text(&counters, memory, &shares))
+}
+
+/// Bytes of the cache over which entries are spread: never less than before.
+fn memory_in_use(config: &Config) -> u64 {
+    u64::from(config.base) * u64::from(config.parts) * BUCKET_BYTES as u64
 }
 
 /// Everything, with the counters of a transport in an object of their own.
-fn to_json(counters: &Stats, shares: &[Share]) -> Value {
+fn to_json(counters: &Stats, memory_in_use: u64, shares: &[Share]) -> Value {
     let (mut udp, mut tcp, mut all) = (Map::new(), Map::new(), Map::new());
     for (name, count) in counters.iter() {
         match name.split_once('_') {
@@ -60,6 +66,7 @@ fn to_json(counters: &Stats, shares: &[Share]) -> Value {
     all.insert("epoch".into(), total.epoch.into());
     all.insert("entries".into(), total.usage.entries.into());
     all.insert("bytes".into(), total.usage.bytes.into());
+    all.insert("memory_in_use".into(), memory_in_use.into());
     let backends = shares.iter().enumerate().map(|(number, share)| {
         json!({
             "backend": number,
@@ -83,7 +90,7 @@ fn total(shares: &[Share]) -> Share {
     }
 }
 
-fn to_text(counters: &Stats, shares: &[Share]) -> String {
+fn to_text(counters: &Stats, memory_in_use: u64, shares: &[Share]) -> String {
     let ratio = |hits: u64, misses: u64| match hits + misses {
         0 => "-".into(),
         gets => format!("{:.1}%", 100.0 * hits as f64 / gets as f64),
@@ -107,6 +114,7 @@ fn to_text(counters: &Stats, shares: &[Share]) -> String {
     rows.push(("epoch", total.epoch.to_string()));
     rows.push(("entries", total.usage.entries.to_string()));
     rows.push(("bytes", total.usage.bytes.to_string()));
+    rows.push(("memory_in_use", memory_in_use.to_string()));
     let width = rows.iter().map(|(_, value)| value.len()).max().unwrap_or(0);
     let rows: Vec<_> = rows
         .iter()
@@ -131,7 +139,7 @@ mod tests {
             epoch,
             usage: Usage { entries, bytes: 64 },
         };
-        let json = to_json(&counters, &[share(3, 1), share(2, 4)]);
+        let json = to_json(&counters, 4096, &[share(3, 1), share(2, 4)]);
         assert_eq!(json["udp"]["hits"], 7);
         assert_eq!(json["tcp"]["passed"], 8);
         assert_eq!(json["fills_refused"], 9);
@@ -148,6 +156,7 @@ mod tests {
             (&json["epoch"], &json["entries"], &json["bytes"]),
             (&5.into(), &5.into(), &128.into())
         );
+        assert_eq!(json["memory_in_use"], 4096);
         assert_eq!(json["backends"][1]["entries"], 4);
     }
 }
