@@ -71,7 +71,7 @@ fn a_crash_changes_nothing_and_the_next_run_goes_on() -> Result<()> {
     store(&mut tcp, b"key", b"1")?;
     store(&mut idle, b"other", b"1")?;
     until_hit(&stage.prestack, &mut udp, b"key", b"1")?;
-    carry(stage.prestack.instance(), &tcp)?;
+    carry(&stage.prestack, &mut tcp)?;
     let status = stage.prestack.instance().command(&["status"])?;
     ensure!(status.contains("on: 1 connection translated"), "{status}");
     let before = Pinned::by(stage.prestack.instance())?;
@@ -145,7 +145,7 @@ fn filters_are_replaced_in_their_place() -> Result<()> {
     };
     let mut tcp = stage.tcp()?;
     store(&mut tcp, b"key", b"1")?;
-    carry(stage.prestack.instance(), &tcp)?;
+    carry(&stage.prestack, &mut tcp)?;
     let before = filters(&stage)?;
     stage.prestack.kill()?;
     assert_eq!(filters(&stage)?, before);
@@ -231,7 +231,7 @@ fn other_settings_are_refused_while_connections_are_carried() -> Result<()> {
     let interface = ["--interface", &dev];
     let mut tcp = stage.tcp()?;
     store(&mut tcp, b"key", b"1")?;
-    carry(stage.prestack.instance(), &tcp)?;
+    carry(&stage.prestack, &mut tcp)?;
     stage.prestack.kill()?;
 
     let with = |args: &[&'static str]| -> Vec<&str> {

@@ -18,7 +18,7 @@ fn stage(timeout: &str) -> Result<(Stage, TcpClient)> {
     let stage = Stage::with(MemcachedOptions::default(), &[&LASTING[..], &hits].concat())?;
     let mut tcp = stage.tcp()?;
     store(&mut tcp, b"key", b"value")?;
-    carry(stage.prestack.instance(), &tcp)?;
+    carry(&stage.prestack, &mut tcp)?;
     Ok((stage, tcp))
 }
 

@@ -54,7 +54,7 @@ fn a_carried_connection_that_ends_unseen() -> Result<()> {
     let client = stage.bed.links[0].client4.to_string();
     let mut tcp = stage.tcp()?;
     store(&mut tcp, b"key", b"value")?;
-    carry(stage.prestack.instance(), &tcp)?;
+    carry(&stage.prestack, &mut tcp)?;
     server.ip(["route", "add", "blackhole", &client])?;
     let destroyed = server.run(|| -> Result<usize> {
         let destroyer = Destroyer::new()?;

@@ -1,19 +1,13 @@
 //! What an instance has pinned, and connections that it is made to carry.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
-use aya::Pod;
-use aya::maps::{Array, Map, MapData, MapInfo};
+use anyhow::{Result, ensure};
+use aya::maps::MapInfo;
 use aya::programs::links::{FdLink, PinnedLink};
-use prestack_abi::flow::Flow;
-use prestack_abi::names;
-use prestack_abi::translated::Translated;
-use prestack_testbed::{Instance, TcpClient};
-
-/// `BPF_F_LOCK` (include/uapi/linux/bpf.h).
-const LOCKED: u64 = 4;
+use prestack_testbed::{Instance, Prestack, TcpClient, pace};
 
 /// A link: its number, and that of the program it runs.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -97,41 +91,15 @@ fn files(instance: &Instance) -> Result<Vec<PathBuf>> {
     paths.collect()
 }
 
-#[derive(Clone, Copy)]
-#[repr(transparent)]
-struct Element<T>(T);
-
-// SAFETY: made of integers.
-unsafe impl Pod for Element<Flow> {}
-// SAFETY: made of integers.
-unsafe impl Pod for Element<Translated> {}
-
-fn map<T>(folder: &Path, name: &str) -> Result<Array<MapData, Element<T>>>
-where
-    Element<T>: Pod,
-{
-    let data = MapData::from_pin(folder.join(name)).with_context(|| name.to_owned())?;
-    Ok(Array::try_from(Map::Array(data))?)
-}
-
-/// Has the instance count the client's connection among those that are translated, though its numbers do not
-/// differ.
+/// Has prestack answer a GET of `key`, which is stored, on the client's connection, and so carry it.
 ///
 /// # Errors
-/// When the connection is not known, or the kernel refuses.
-pub fn carry(instance: &Instance, client: &TcpClient) -> Result<()> {
-    let port = client.local_port()?.to_be();
-    let flows = map::<Flow>(&instance.pins(), names::FLOWS)?;
-    let is_it = |flow: &Flow| flow.key.client_port == port && flow.state == Flow::OPEN;
-    let places = 0..flows.len();
-    let place = places
-        .into_iter()
-        .find(|place| matches!(flows.get(place, 0), Ok(Element(flow)) if is_it(&flow)))
-        .context("the connection is not known")?;
-    let mut translations = map::<Translated>(&instance.pins(), names::TRANSLATIONS)?;
-    let Element(mut translated) = translations.get(&place, LOCKED)?;
-    translated.translation.is_active = 1;
-    translated.over_at = 0;
-    translations.set(place, Element(translated), LOCKED)?;
-    Ok(())
+/// When it does not come to that, or a command fails.
+pub fn carry(prestack: &Prestack, client: &mut TcpClient) -> Result<()> {
+    let carried = || prestack.stats()?.get("flows_translated");
+    let before = carried()?;
+    pace::wait_for("a hit over TCP", Duration::from_secs(10), || {
+        client.get(b"key")?;
+        Ok((carried()? > before).then_some(()))
+    })
 }
