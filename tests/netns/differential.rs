@@ -79,12 +79,6 @@ const LASTING: Setting = Setting {
     served: (&FORMS, 0.03),
 };
 
-/// With the defaults, and answers over TCP.
-const CARRYING: Setting = Setting {
-    args: &["--memory", "32MiB", "--tcp-hits"],
-    ..DEFAULT
-};
-
 /// Sends one stream, and checks that the cache has answered its share.
 fn compare(setting: &Setting) -> Result<()> {
     let seed = seed()?;
@@ -113,11 +107,6 @@ fn answers_are_memcacheds_by_default() -> Result<()> {
 #[test]
 fn answers_are_memcacheds_with_a_long_max_age() -> Result<()> {
     compare(&LASTING)
-}
-
-#[test]
-fn answers_are_memcacheds_with_tcp_hits() -> Result<()> {
-    compare(&CARRYING)
 }
 
 #[test]
