@@ -10,11 +10,11 @@ use super::element::{self, locked};
 use super::numbered;
 use crate::clock;
 use crate::inbound::Inbound as _;
-use crate::ledger::backend;
+use crate::ledger::backend::{self, Arrival as Door};
 use crate::maps::count;
 use crate::packet::{Headers, Ipv4, Ipv6, Packet};
 use crate::rx::again;
-use crate::scratch::{Located, scratch};
+use crate::scratch::{Located, Scratch, scratch};
 use crate::tcp::segment::name_of;
 use crate::tcp::table;
 
@@ -38,7 +38,8 @@ pub const PLAIN: u64 = 4;
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub unsafe extern "C" fn prestack_hits_find(ctx: *mut xdp_md) -> u64 {
-    find(&XdpContext::new(ctx)).unwrap_or(NOTHING)
+    // What cannot be told here, the other steps may still understand: it may be a write.
+    find(&XdpContext::new(ctx)).unwrap_or(FOLLOW)
 }
 
 #[inline(always)]
@@ -60,11 +61,25 @@ fn find(ctx: &XdpContext) -> Option<u64> {
     if element::state(element::at(known.place)?) != Translated::READY {
         return Some(other);
     }
+    note(scratch, &segment, options, headers, door, known.place);
+    Some(if is_usual { USUAL } else { UNUSUAL })
+}
+
+/// Leaves the segment, and where it is, in the scratch for the steps that follow.
+#[inline(always)]
+pub fn note(
+    scratch: *mut Scratch,
+    segment: &Segment,
+    options: u64,
+    headers: Headers,
+    door: Door,
+    place: u32,
+) {
     // SAFETY: this CPU's scratch. Volatile, or the compiler makes it a call to memcpy.
     unsafe {
         let numbered = &raw mut (*scratch).numbered;
-        (&raw mut (*numbered).segment).write_volatile(segment);
-        (&raw mut (*numbered).place).write_volatile(known.place);
+        (&raw mut (*numbered).segment).write_volatile(*segment);
+        (&raw mut (*numbered).place).write_volatile(place);
         (&raw mut (*numbered).l3).write_volatile(headers.l3);
         (&raw mut (*numbered).l4).write_volatile(headers.l4);
         (&raw mut (*numbered).options).write_volatile(options);
@@ -81,7 +96,6 @@ fn find(ctx: &XdpContext) -> Option<u64> {
             network: 0,
         });
     }
-    Some(if is_usual { USUAL } else { UNUSUAL })
 }
 
 /// Whether a segment is to be followed: others tell nothing of the requests.

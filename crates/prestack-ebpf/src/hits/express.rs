@@ -22,18 +22,18 @@ use prestack_proto::window::Source;
 use prestack_proto::{MAX_KEY, swar};
 use prestack_translate::Segment;
 
-use super::arrive::{FOLLOW, NOTHING, PLAIN};
+use super::arrive::{self, FOLLOW, NOTHING, PLAIN};
 use super::element;
 use super::numbered::{TIMESTAMPS_LEN, USUAL_OPTIONS};
 use super::requests::is_idle;
 use crate::cache::find::{Query, find_with};
 use crate::clock;
 use crate::inbound::Inbound;
-use crate::ledger::backend;
+use crate::ledger::backend::{self, Arrival};
 use crate::maps::count;
 use crate::packet::{Addresses, Headers, Packet};
 use crate::rx::allow::is_spoof_prone;
-use crate::scratch::{Located, scratch};
+use crate::scratch::scratch;
 use crate::tcp::segment::name_of;
 use crate::tcp::{flow, table};
 
@@ -150,38 +150,23 @@ fn find(ctx: &XdpContext) -> Option<u64> {
     if element::state(element::at(known.place)?) != Translated::READY {
         return Some(other);
     }
-    // SAFETY: this CPU's scratch. Volatile, or the compiler makes it a call to memcpy.
-    unsafe {
-        let numbered = &raw mut (*scratch).numbered;
-        (&raw mut (*numbered).segment).write_volatile(segment);
-        (&raw mut (*numbered).place).write_volatile(known.place);
-        (&raw mut (*numbered).l3).write_volatile(L3);
-        (&raw mut (*numbered).l4).write_volatile(L4);
-        (&raw mut (*numbered).options).write_volatile(options);
-        (&raw mut (*numbered).v6).write_volatile(0);
-        (&raw mut (*numbered).found.count).write_volatile(0);
-        (&raw mut (*numbered).answer).write_volatile(0);
-        (&raw mut (*scratch).located).write_volatile(Located {
-            headers: Headers {
-                l3: L3,
-                l4: L4,
-                l4_len: total - IPV4_LEN as u64,
-                v6: false,
-                udp: false,
-                ports: ports as u32,
-                addresses: Addresses {
-                    source: client,
-                    destination: server,
-                },
-            },
-            backend: u64::from(door.backend),
-            flags: u64::from(door.flags),
-            frame: 0,
-            payload: 0,
-            len: 0,
-            network: 0,
-        });
-    }
+    let headers = Headers {
+        l3: L3,
+        l4: L4,
+        l4_len: total - IPV4_LEN as u64,
+        v6: false,
+        udp: false,
+        ports: ports as u32,
+        addresses: Addresses {
+            source: client,
+            destination: server,
+        },
+    };
+    let door = Arrival {
+        backend: door.backend,
+        flags: door.flags,
+    };
+    arrive::note(scratch, &segment, options, headers, door, known.place);
     Some(PLAIN)
 }
 

@@ -215,6 +215,10 @@ unsafe extern "C" fn prestack_hits_agree(ctx: *mut __sk_buff) -> u64 {
     let is_servable = agreement.flags & Agreement::SERVABLE != 0
         && agreement.has_timestamps() == (segment.has_timestamps != 0);
     locked(element, |element, ends, translation| {
+        // A new connection of this name may have begun meanwhile.
+        if element::state(element) != Translated::EARNED {
+            return;
+        }
         begin(translation, agreement);
         *ends = Ends::told_by(&segment);
         let state = if is_servable {
