@@ -290,6 +290,11 @@ fn replies_larger_than_the_mtu() {
         path.configure(&setup);
         path.pass(&request);
         path.pass(&tagged);
+        // What is there is not fetched again, only because it cannot be sent.
+        let fills = path.stats().fills;
+        path.pass(&request);
+        path.tx(&request.reply(hit("key", "value")));
+        assert_eq!(path.stats().fills, fills);
     }
 }
 

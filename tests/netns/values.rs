@@ -40,11 +40,19 @@ fn served_where_there_is_room(
     store_all(stage, &small)?;
     store_all(stage, &large)?;
     until_all_hit(&stage.prestack, client, &small)?;
+    let before = stage.prestack.stats()?.get("fills")?;
     for _ in 0..10 {
         for (key, value) in &large {
             assert_eq!(client.get(key)?.as_ref(), Some(value));
         }
     }
+    // What cannot be sent is not fetched again and again: twice it is, to be admitted, and once more when it ages.
+    let fills = stage.prestack.stats()?.get("fills")? - before;
+    assert!(
+        fills <= 3 * large.len() as u64,
+        "{fills} fills of {} items",
+        large.len()
+    );
     Ok(())
 }
 

@@ -13,6 +13,9 @@ const ENOUGH: u64 = 64;
 const PATIENCE: u32 = 50;
 /// There are too few parts if more than one in so many fills evicts, or is deferred for it would.
 const FEW: u64 = 16;
+/// But not if that is so for fewer than one in so many GETs: each costs a hit at most, and for a time after the
+/// parts in use have doubled, half of all GETs miss.
+const RARE: u64 = 256;
 
 /// The parts of a cache, and those in use.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -26,6 +29,8 @@ pub struct Extent {
     /// Fills and evictions that have been judged, those deferred among both.
     fills: u64,
     evictions: u64,
+    /// GETs that were seen by then.
+    reads: u64,
     /// Fills after which it is judged again, and looks after which it is even if there are fewer.
     rests_until: u64,
     rests: u32,
@@ -45,6 +50,7 @@ impl Extent {
             most: 1 << doublings,
             fills: 0,
             evictions: 0,
+            reads: 0,
             rests_until: 0,
             rests: 0,
         }
@@ -58,6 +64,7 @@ impl Extent {
             parts,
             fills,
             evictions: totals.evictions + totals.fills_deferred,
+            reads: reads(totals),
             rests_until: fills,
             ..self
         }
@@ -82,6 +89,7 @@ impl Extent {
     pub const fn is_full(&mut self, totals: &Stats) -> bool {
         let fills = totals.fills + totals.fills_deferred;
         let evictions = totals.evictions + totals.fills_deferred;
+        let reads = reads(totals);
         if self.parts == self.most {
             return false;
         }
@@ -89,15 +97,18 @@ impl Extent {
             self.rests -= 1;
             self.fills = fills;
             self.evictions = evictions;
+            self.reads = reads;
             return false;
         }
         let evicted = evictions.saturating_sub(self.evictions);
         if evicted <= ENOUGH {
             return false;
         }
-        let is_full = evicted.saturating_mul(FEW) > fills.saturating_sub(self.fills);
+        let is_full = evicted.saturating_mul(FEW) > fills.saturating_sub(self.fills)
+            && evicted.saturating_mul(RARE) > reads.saturating_sub(self.reads);
         self.fills = fills;
         self.evictions = evictions;
+        self.reads = reads;
         is_full
     }
 
@@ -108,6 +119,11 @@ impl Extent {
         self.rests_until = self.fills + entries / 2;
         self.rests = PATIENCE;
     }
+}
+
+/// GETs that were looked up.
+const fn reads(totals: &Stats) -> u64 {
+    totals.udp_hits + totals.udp_misses + totals.tcp_hits + totals.tcp_misses
 }
 
 #[cfg(test)]
@@ -146,6 +162,18 @@ mod tests {
         );
         assert!(!extent.is_full(&totals(6_140, 105)), "too few since then");
         assert!(extent.is_full(&totals(6_200, 165)), "half of them do");
+    }
+
+    #[test]
+    fn few_lost_hits_are_not_worth_it() {
+        let read = |hits, fills, evictions| Stats {
+            udp_hits: hits,
+            udp_misses: fills,
+            ..totals(fills, evictions)
+        };
+        let mut extent = Extent::new(256);
+        assert!(!extent.is_full(&read(100_000, 100, 100)), "one in 1,000");
+        assert!(extent.is_full(&read(125_000, 200, 200)), "one in 250");
     }
 
     #[test]

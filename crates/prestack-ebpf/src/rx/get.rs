@@ -51,12 +51,16 @@ pub fn get(
         hash,
     };
     let found = find(query, &packet, key, key_len);
+    let mut may_fill = datagram.may_fill();
     if let Some(found) = &found {
-        if found.is_ageing && !is_second && datagram.may_fill() {
-            note(datagram, hash, now, epoch);
+        if found.is_ageing && !is_second && may_fill {
+            note(datagram, hash, now, epoch, may_fill);
             return AGEING;
         }
-        if found.knows(EntryHeader::FLAGS)
+        let is_known = found.knows(EntryHeader::FLAGS);
+        // What is there and new need not be fetched, even if it cannot be sent.
+        may_fill &= found.is_ageing || !is_known;
+        if is_known
             && is_servable(ctx, datagram, state, now, found.reply_len, Some(sum))
             && let Some(action) = serve(ctx, packet, datagram, found, now)
         {
@@ -64,7 +68,7 @@ pub fn get(
         }
     }
     count!(udp_misses);
-    note(datagram, hash, now, epoch);
+    note(datagram, hash, now, epoch, may_fill);
     match datagram.asker() {
         Asker::Client => MISS,
         Asker::Stranger => STRANGE,
@@ -81,7 +85,7 @@ pub const STRANGE: u32 = 0x102;
 /// Leaves the request, and its name, in the scratch for the step that follows. The steps are functions
 /// side by side, not one in the other: together their stacks would be too large.
 #[inline(always)]
-fn note(datagram: &Datagram<'_>, hash: u64, now: u64, epoch: u32) {
+fn note(datagram: &Datagram<'_>, hash: u64, now: u64, epoch: u32, may_fill: bool) {
     let Some(scratch) = scratch() else { return };
     let request = Request {
         key: hash,
@@ -91,7 +95,7 @@ fn note(datagram: &Datagram<'_>, hash: u64, now: u64, epoch: u32) {
         seen: 0,
         kind: Kind::Get as u8,
         unanswered: 1,
-        tickets: u8::from(datagram.may_fill()),
+        tickets: u8::from(may_fill),
         backend: datagram.door.backend,
     };
     note_request(scratch, &request, datagram.name());

@@ -97,7 +97,7 @@ pub fn answer(
                 .word(KEY_AT + key_len - 8)
                 .is_some_and(|word| word >> (64 - 8 * rest) == key.tail)
     });
-    let Some(found) = found else {
+    let pass = |may_fill: bool| {
         let request = Request {
             key: key.hash,
             time: now,
@@ -106,12 +106,15 @@ pub fn answer(
             seen: 0,
             kind: Kind::Get as u8,
             unanswered: 1,
-            tickets: 1,
+            tickets: may_fill.into(),
             backend: number,
         };
         note_request(scratch, &request, name(config, head, number));
         count!(udp_misses);
-        return Some(MISS);
+        Some(MISS)
+    };
+    let Some(found) = found else {
+        return pass(true);
     };
     let reply_len = found.reply_len;
     if found.is_ageing
@@ -124,8 +127,15 @@ pub fn answer(
     {
         return None;
     }
-    serve(ctx, config, packet, head, &found, scratch, key_len)
+    match serve(ctx, config, packet, head, &found, scratch, key_len)? {
+        // What is there need not be fetched.
+        NO_ROOM => pass(false),
+        action => Some(action),
+    }
 }
+
+/// The packet cannot grow as long as the reply is, and is as it was.
+const NO_ROOM: u32 = 0x300;
 
 /// The key of a request.
 struct Key {
@@ -224,8 +234,11 @@ fn serve(
     unsafe {
         if bpf_xdp_adjust_tail(ctx.ctx, growth as i32) != 0 {
             // It grows at its head: the headers are written anew in any case.
-            if !ctx.is_whole(packet.len()) || bpf_xdp_adjust_head(ctx.ctx, -(growth as i32)) != 0 {
+            if !ctx.is_whole(packet.len()) {
                 return None;
+            }
+            if bpf_xdp_adjust_head(ctx.ctx, -(growth as i32)) != 0 {
+                return Some(NO_ROOM);
             }
             shift = growth;
         }
