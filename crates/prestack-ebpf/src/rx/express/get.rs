@@ -97,24 +97,8 @@ pub fn answer(
                 .word(KEY_AT + key_len - 8)
                 .is_some_and(|word| word >> (64 - 8 * rest) == key.tail)
     });
-    let pass = |may_fill: bool| {
-        let request = Request {
-            key: key.hash,
-            time: now,
-            version: 0,
-            epoch,
-            seen: 0,
-            kind: Kind::Get as u8,
-            unanswered: 1,
-            tickets: may_fill.into(),
-            backend: number,
-        };
-        note_request(scratch, &request, name(config, head, number));
-        count!(udp_misses);
-        Some(MISS)
-    };
     let Some(found) = found else {
-        return pass(true);
+        return Some(pass(&query, scratch, head, true));
     };
     let reply_len = found.reply_len;
     if found.is_ageing
@@ -129,10 +113,33 @@ pub fn answer(
     }
     match serve(ctx, config, packet, head, &found, scratch, key_len)? {
         // What is there need not be fetched.
-        NO_ROOM => pass(false),
+        NO_ROOM => Some(pass(&query, scratch, head, false)),
         action => Some(action),
     }
 }
+
+/// Notes the GET, which is to be let through, to fetch its entry if it `may_fill`.
+#[inline(always)]
+fn pass(query: &Query, scratch: *mut Scratch, head: &Head, may_fill: bool) -> u32 {
+    let request = Request {
+        key: query.hash,
+        time: query.now,
+        version: 0,
+        epoch: query.epoch,
+        seen: 0,
+        kind: Kind::Get as u8,
+        unanswered: 1,
+        tickets: may_fill.into(),
+        backend: query.backend,
+    };
+    note_request(scratch, &request, name(query.config, head, query.backend));
+    count!(udp_misses);
+    MISS
+}
+
+/// By so much a packet may grow at its head, in bytes: `XDP_PACKET_HEADROOM` (include/uapi/linux/bpf.h) less what the
+/// kernel keeps there of a frame that is sent.
+const HEADROOM: u64 = 256 - 40;
 
 /// The packet cannot grow as long as the reply is, and is as it was.
 const NO_ROOM: u32 = 0x300;
@@ -232,15 +239,15 @@ fn serve(
     let mut shift = 0;
     // SAFETY: `ctx.ctx` is the program's context.
     unsafe {
-        if bpf_xdp_adjust_tail(ctx.ctx, growth as i32) != 0 {
-            // It grows at its head: the headers are written anew in any case.
-            if !ctx.is_whole(packet.len()) {
-                return None;
-            }
-            if bpf_xdp_adjust_head(ctx.ctx, -(growth as i32)) != 0 {
-                return Some(NO_ROOM);
-            }
+        // At its head, if it is in one piece: the headers are written anew in any case, while what is added at the
+        // tail is cleared by the kernel first, and veth adds nothing there.
+        if growth <= HEADROOM
+            && ctx.is_whole(packet.len())
+            && bpf_xdp_adjust_head(ctx.ctx, -(growth as i32)) == 0
+        {
             shift = growth;
+        } else if bpf_xdp_adjust_tail(ctx.ctx, growth as i32) != 0 {
+            return Some(NO_ROOM);
         }
     }
     let packet = ctx.packet(config);
