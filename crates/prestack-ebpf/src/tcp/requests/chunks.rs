@@ -7,6 +7,7 @@ use prestack_proto::verifier::opaque;
 use prestack_proto::window::{Source, WINDOW};
 
 use crate::inbound::Inbound;
+use crate::ledger::backend;
 use crate::scratch::scratch;
 use crate::tcp::segment::Segment;
 use crate::tcp::{flow, hole};
@@ -23,10 +24,12 @@ const PARSED_AGAIN: u32 = 2;
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn prestack_tcp_hash(at: u64, len: u64) -> u64 {
-    let Some(scratch) = scratch() else { return 0 };
+    let (Some(scratch), Some(config)) = (scratch(), backend::config()) else {
+        return 0;
+    };
     // SAFETY: this CPU's scratch.
     let window = unsafe { &(*scratch).window };
-    let mut hash = 0;
+    let mut hash = config.seed;
     let mut done = 0;
     for i in 0..MAX_CARRY as u64 / 8 {
         if 8 * i + 8 > len {
