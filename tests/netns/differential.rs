@@ -79,6 +79,12 @@ const LASTING: Setting = Setting {
     served: (&FORMS, 0.03),
 };
 
+/// With the defaults, and GETs answered over TCP.
+const HITS: Setting = Setting {
+    args: &["--memory", "32MiB", "--tcp-hits"],
+    ..DEFAULT
+};
+
 /// Sends one stream, and checks that the cache has answered its share.
 fn compare(setting: &Setting) -> Result<()> {
     let seed = seed()?;
@@ -102,6 +108,11 @@ fn compare(setting: &Setting) -> Result<()> {
 #[test]
 fn answers_are_memcacheds_by_default() -> Result<()> {
     compare(&DEFAULT)
+}
+
+#[test]
+fn answers_are_memcacheds_with_tcp_hits() -> Result<()> {
+    compare(&HITS)
 }
 
 #[test]

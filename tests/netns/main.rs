@@ -2,6 +2,7 @@
 //! tests need root.
 
 mod allow;
+mod answered;
 mod backends;
 mod bench;
 mod carried;

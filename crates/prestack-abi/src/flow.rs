@@ -56,23 +56,39 @@ pub struct FlowSet {
     pub half_open_since: [u64; FLOW_WAYS],
 }
 
-/// Segments that wait for one before them, at most: elements of the `HOLES` map.
-pub const HOLES: usize = 64;
-/// Bytes that wait, at most (a power of two): what ten full segments, the initial congestion window (RFC
-/// 6928), carry.
-pub const HOLE_BYTES: usize = 16_384;
+/// Flows of which something waits for what comes before it, at most: elements of the `HOLES` map.
+pub const HOLES: usize = 128;
+/// How far what waits may reach beyond the first byte that is missing (a power of two).
+pub const HOLE_REACH: usize = 8_192;
+/// Bytes of the buffer for that. A stretch lies at its first sequence number modulo [`HOLE_REACH`], in one
+/// piece; the last third is never used, but the verifier cannot tell.
+pub const HOLE_BYTES: usize = 3 * HOLE_REACH;
+/// Stretches that wait, at most.
+pub const STRETCHES: usize = 16;
+
+/// Bytes that have come while some before them are missing.
+#[repr(C)]
+#[derive(Clone, Copy, Default, Debug)]
+pub struct Stretch {
+    /// Sequence number of the first byte.
+    pub sequence: u32,
+    /// Bytes that wait.
+    pub len: u32,
+    /// Non-zero if there are any, or a FIN.
+    pub is_kept: u32,
+    /// The TCP flags of what came last.
+    pub flags: u32,
+}
 
 /// An element of the `HOLES` map: bytes of a flow's requests that have come while some before them are
-/// missing. Places are shared by the flows with equal remainders.
+/// missing. Elements are shared by several flows.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct Hole {
     /// The flow's place in `FLOWS` and one more; 0 if the element is free.
     pub owner: u64,
-    /// Sequence number of the first byte.
-    pub sequence: u32,
-    /// Bytes that wait.
-    pub len: u32,
+    /// What waits, in no order. No two overlap.
+    pub stretches: [Stretch; STRETCHES],
     /// The bytes.
     pub bytes: [u64; HOLE_BYTES / 8],
 }
@@ -111,6 +127,8 @@ pub struct Snapshot {
     pub protocol: u32,
     /// [`Flow::quiets`].
     pub quiets: u32,
+    /// [`Flow::carry_hash`].
+    pub carry_hash: u64,
 }
 
 /// A GET's licence to fill the cache with its reply.
@@ -167,7 +185,7 @@ pub struct Flow {
     pub acked: u32,
     /// Sequence number that was the next byte at `marked_at`.
     pub marked: u32,
-    /// Non-zero while bytes are parsed that were seen before.
+    /// [`Flow::LAST`] or [`Flow::EARLIER`] while bytes are parsed that were seen before.
     pub is_repeat: u32,
     /// Sequence number behind the receive window.
     pub edge: u32,
@@ -215,10 +233,18 @@ pub struct Flow {
     pub quiets: u32,
     /// State of the requests before they were taken back.
     pub before: Snapshot,
-    /// Non-zero while bytes of the flow wait in `HOLES`.
+    /// State that they are to be in when what was seen before has been parsed again.
+    pub expected: Snapshot,
+    /// Hash of the bytes in `carry`.
+    pub carry_hash: u64,
+    /// In which turn of `carry` they are.
+    pub carry_turn: u32,
+    /// [`Flow::KEPT`] and [`Flow::NOT_KEPT`], while something has come and some before it is missing.
     pub has_hole: u32,
-    /// Explicit padding.
-    pub reserved2: u32,
+    /// Sequence number of the first byte that was not kept.
+    pub not_kept_from: u32,
+    /// The one behind the last of these.
+    pub not_kept_until: u32,
     /// Snapshots taken.
     pub snapshots_taken: u32,
     /// Tickets given.
@@ -247,8 +273,9 @@ pub struct Flow {
     /// `prestack_proto::stream::Ask` and the quiet commands before it, of the binary protocol the
     /// opcode.
     pub asks: [u8; MAX_ASKED],
-    /// The beginning of a command. Written in turns, so that what was carried before is still there.
-    pub carry: [[u64; MAX_CARRY / 8]; 2],
+    /// The beginning of a command. Written in turns, so that what was carried before is still there; the third
+    /// is for what is parsed again.
+    pub carry: [[u64; MAX_CARRY / 8]; 3],
     /// The beginning of a reply.
     pub reply_carry: [u64; MAX_REPLY_CARRY / 8],
 }
@@ -268,6 +295,16 @@ impl Flow {
     /// The client has reset it, and the host has not shown that it did not heed that.
     pub const RESET: u32 = 3;
 
+    /// What was seen before is the latest segment.
+    pub const LAST: u32 = 1;
+    /// It is an earlier one.
+    pub const EARLIER: u32 = 2;
+
+    /// Bytes of the flow wait in `HOLES`.
+    pub const KEPT: u32 = 1;
+    /// Others could not be kept.
+    pub const NOT_KEPT: u32 = 2;
+
     /// The flow speaks the text protocol.
     pub const TEXT: u32 = 1;
     /// The flow speaks the binary protocol.
@@ -280,7 +317,7 @@ impl Flow {
 }
 
 const _: () = assert!(size_of::<FlowKey>() == 36);
-const _: () = assert!(size_of::<Snapshot>() == 40);
+const _: () = assert!(size_of::<Snapshot>() == 48);
 const _: () = assert!(size_of::<FlowTicket>() == 32);
 const _: () = assert!(FLOW_SETS.is_power_of_two() && MAX_ASKED.is_power_of_two());
 const _: () = assert!(FLOW_TICKETS.is_power_of_two() && SNAPSHOTS.is_power_of_two());

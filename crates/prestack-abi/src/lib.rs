@@ -79,7 +79,7 @@ pub mod names {
     /// [`Translated`](crate::translated::Translated), by place in `FLOWS`. User space gives it as many elements if
     /// requests are answered over TCP.
     pub const TRANSLATIONS: &str = "TRANSLATIONS";
-    /// [`Hole`](crate::flow::Hole), by place in `FLOWS` modulo their number.
+    /// [`Hole`](crate::flow::Hole), by a hash of the place in `FLOWS`.
     pub const HOLES: &str = "HOLES";
     /// Numbers of the backends, by the cookies of the sockets on which they listen.
     pub const SOCKETS: &str = "SOCKETS";
@@ -97,4 +97,4 @@ pub mod names {
 
 /// Changes with every incompatible change of a map layout: what is pinned under another number
 /// is not adopted.
-pub const LAYOUT: u32 = 10;
+pub const LAYOUT: u32 = 11;

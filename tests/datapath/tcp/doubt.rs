@@ -60,9 +60,9 @@ fn exchanges_end_doubt() {
 /// Not before the settle time: what was asked before may still be answered.
 #[test]
 fn doubt_lasts_as_long_as_writes_settle() {
+    let doubt = std::time::Instant::now();
     let (path, mut connection) = doubtful();
     connection.reply(&path, "ERROR\r\n");
-    let doubt = std::time::Instant::now();
     while path.stats().regained == 0 {
         connection.exchange(&path, "get x\r\n", "END\r\n");
         assert!(doubt.elapsed() < Duration::from_secs(10));

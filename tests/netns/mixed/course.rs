@@ -1,6 +1,6 @@
 //! Where a mixed workload runs: the network, the server, and how many clients do how much.
 
-use std::net::{SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::sync::{Arc, Barrier};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -11,7 +11,7 @@ use prestack_testbed::{
     Testbed, pace,
 };
 use prestack_tests::environment::{say, seed, setting};
-use prestack_tests::stage::PORT;
+use prestack_tests::stage::{PORT, behind};
 
 use super::client::{Client, Habit, Tally};
 use super::shared::Shared;
@@ -175,6 +175,27 @@ impl Ground {
         self.relay.as_ref().map(Relay::counts).unwrap_or_default()
     }
 
+    /// Says whether memcached had no room for items: then they are gone, whatever is before it.
+    fn say_what_memcached_lacked(&self) {
+        let stats = behind(&self.bed, Ipv4Addr::LOCALHOST.into(), PORT).and_then(|mut client| {
+            client.send(b"stats\r\n")?;
+            let mut stats = Vec::new();
+            loop {
+                let line = String::from_utf8(client.line()?)?;
+                if line == "END\r\n" {
+                    return anyhow::Ok(stats);
+                }
+                if ["evictions", "store_", "outofmemory"]
+                    .iter()
+                    .any(|word| line.contains(word))
+                {
+                    stats.push(line.trim_end().to_owned());
+                }
+            }
+        });
+        say(&format!("memcached: {stats:?}"));
+    }
+
     /// Runs a course to its end.
     pub fn run(&self, course: &Course, seed: u64) -> Result<Tally> {
         let commands = setting("PRESTACK_OPERATIONS", course.commands)?;
@@ -201,6 +222,9 @@ impl Ground {
             tally.as_ref().ok(),
             start.elapsed()
         ));
+        if tally.is_err() {
+            self.say_what_memcached_lacked();
+        }
         let tally = tally.with_context(|| format!("{course:?}, PRESTACK_SEED={seed}"))?;
         if let Some(prestack) = &self.prestack {
             println!("{}", prestack.instance().command(&["stats"])?);

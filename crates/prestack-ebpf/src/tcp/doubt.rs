@@ -88,7 +88,10 @@ pub unsafe fn wait_for_any(flow: *mut Flow) {
 pub unsafe fn wait_for(flow: *mut Flow, number: u64) {
     // SAFETY: the caller's.
     unsafe {
-        (&raw mut (*flow).owed_number).write_volatile(number);
+        // What is parsed again may be an earlier one.
+        if number > (&raw const (*flow).owed_number).read_volatile() {
+            (&raw mut (*flow).owed_number).write_volatile(number);
+        }
         if owe(flow, Flow::OWES_REPLY) == Flow::OWES_ANY {
             owe(flow, Flow::OWES_ANY);
         }

@@ -143,6 +143,7 @@ unsafe fn set_up(config: &Config, flow: *mut Flow, segment: &Segment) {
         (*flow).data_until = 0;
         (*flow).carried = 0;
         (*flow).quiets = 0;
+        (*flow).carry_turn = 0;
         (*flow).snapshots_taken = 0;
         (*flow).tickets_given = 0;
         (*flow).reply_carried = 0;

@@ -48,6 +48,10 @@ pub struct Segment {
     pub at: u64,
     /// Sequence number of the first byte of the window.
     pub window_sequence: u64,
+    /// Where its data goes, or is, among what the flow keeps.
+    pub kept: u64,
+    /// What it may be a copy of.
+    pub copy_of: u64,
     /// Bytes of the window that the reply is in which is to be learnt from, 0 for none.
     pub learn: u64,
 }
@@ -98,6 +102,8 @@ impl Segment {
             len: headers.l4_len - header_len,
             at: 0,
             window_sequence: 0,
+            kept: 0,
+            copy_of: 0,
             learn: 0,
         })
     }

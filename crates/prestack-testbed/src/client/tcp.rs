@@ -1,11 +1,12 @@
 //! memcached's protocol over TCP.
 
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream};
 
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use nix::sys::socket::{setsockopt, sockopt};
 
 use crate::namespace::Namespace;
 use crate::pace::patience;
@@ -57,6 +58,27 @@ impl TcpClient {
     /// When the socket reports one.
     pub fn local_port(&self) -> Result<u16> {
         Ok(self.stream.get_ref().local_addr()?.port())
+    }
+
+    /// Says that nothing more will be sent.
+    ///
+    /// # Errors
+    /// When the connection is broken.
+    pub fn end_sending(&self) -> Result<()> {
+        let stream = self.stream.get_ref();
+        stream.shutdown(Shutdown::Write).context("closing one half")
+    }
+
+    /// Resets the connection.
+    ///
+    /// # Errors
+    /// When the socket reports one.
+    pub fn reset(self) -> Result<()> {
+        let linger = nix::libc::linger {
+            l_onoff: 1,
+            l_linger: 0,
+        };
+        setsockopt(self.stream.get_ref(), sockopt::Linger, &linger).context("no time to linger")
     }
 
     /// Waits until the connection has ended; whether it was reset.

@@ -1,11 +1,13 @@
 //! The bytes of a segment of requests, piece by piece in the window.
 
 use prestack_abi::flow::{Flow, MAX_CARRY, Mode};
+use prestack_proto::hash::{finish, mix};
 use prestack_proto::swar;
 use prestack_proto::verifier::opaque;
 use prestack_proto::window::{Source, WINDOW};
 
 use crate::inbound::Inbound;
+use crate::ledger::backend;
 use crate::scratch::scratch;
 use crate::tcp::segment::Segment;
 use crate::tcp::{flow, hole};
@@ -13,6 +15,46 @@ use crate::tcp::{flow, hole};
 /// Bytes of a segment that are looked at together, behind what is carried.
 pub const CHUNK: u64 = 1024;
 const _: () = assert!(CHUNK as usize + MAX_CARRY <= WINDOW);
+
+/// The turn of what is carried while an earlier segment is parsed again.
+const PARSED_AGAIN: u32 = 2;
+
+/// Hash of `len` bytes of the window from `at` on. A global function (by its unmangled name), which the verifier
+/// checks once.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn prestack_tcp_hash(at: u64, len: u64) -> u64 {
+    let (Some(scratch), Some(config)) = (scratch(), backend::config()) else {
+        return 0;
+    };
+    // SAFETY: this CPU's scratch.
+    let window = unsafe { &(*scratch).window };
+    let mut hash = config.seed;
+    let mut done = 0;
+    for i in 0..MAX_CARRY as u64 / 8 {
+        if 8 * i + 8 > len {
+            break;
+        }
+        hash = window.forgotten(mix(hash, window.word(at + 8 * i)));
+        done = 8 * i + 8;
+    }
+    let done = window.forgotten(done);
+    let rest = swar::keep(window.word(at + done), len & 7);
+    finish(mix(hash, rest), len)
+}
+
+/// Where the bytes of a turn are carried.
+#[inline(always)]
+unsafe fn turn_of(flow: *mut Flow, turn: u32) -> *mut u64 {
+    // SAFETY: the caller's: an element of `FLOWS`.
+    unsafe {
+        if turn == PARSED_AGAIN {
+            (&raw mut (*flow).carry[PARSED_AGAIN as usize]).cast()
+        } else {
+            (&raw mut (*flow).carry[turn as usize & 1]).cast()
+        }
+    }
+}
 
 /// Loads the next chunk of the segment's data, behind what is carried, into the window, where the walk
 /// is to start; 0 if there is none. With `is_kept` the data was kept before.
@@ -59,12 +101,12 @@ pub fn load<C: Inbound>(ctx: &C, is_kept: u64) -> u64 {
         if carried > MAX_CARRY as u64 || size > CHUNK {
             return 0;
         }
-        let turn = (*flow).carries as usize & 1;
+        let carry = turn_of(flow, (*flow).carry_turn);
         for i in 0..MAX_CARRY / 8 {
             if 8 * i as u64 >= carried {
                 break;
             }
-            let word = (&raw const (*flow).carry[turn][i]).read_volatile();
+            let word = carry.add(i).read_volatile();
             window.set_word(8 * i as u64, word);
         }
         let to = window.start().add((opaque(carried) & 1023) as usize);
@@ -148,15 +190,25 @@ pub extern "C" fn prestack_tcp_carry() -> u64 {
             return 0;
         }
         let carries = (*flow).carries.wrapping_add(1);
-        let turn = carries as usize & 1;
+        let is_earlier = (*flow).is_repeat == Flow::EARLIER;
+        let turn = if is_earlier {
+            PARSED_AGAIN
+        } else {
+            carries & 1
+        };
+        let carry = turn_of(flow, turn);
         for i in 0..MAX_CARRY / 8 {
             if 8 * i as u64 >= left {
                 break;
             }
-            let word = &raw mut (*flow).carry[turn][i];
-            word.write_volatile(window.word(at + 8 * i as u64));
+            let word = window.word(at + 8 * i as u64);
+            carry.add(i).write_volatile(word);
         }
-        (*flow).carries = carries;
+        if !is_earlier {
+            (*flow).carries = carries;
+        }
+        (*flow).carry_turn = turn;
+        (*flow).carry_hash = prestack_tcp_hash(at, left);
         (*flow).carried = left as u32;
     }
     0

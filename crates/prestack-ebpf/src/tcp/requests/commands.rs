@@ -262,8 +262,10 @@ pub(super) unsafe fn crowd(
 ) {
     // SAFETY: the caller's: a map element. The flow counts before its bucket says so.
     unsafe {
-        // A quiet one has ended when the command after it has.
-        (&raw mut (*flow).crowded_number).write_volatile(number);
+        // A quiet one has ended when the command after it has. What is parsed again may be an earlier one.
+        if number > (&raw const (*flow).crowded_number).read_volatile() {
+            (&raw mut (*flow).crowded_number).write_volatile(number);
+        }
         if atomic::swap(&raw mut (*flow).is_crowding, 1) == 0 {
             backend::crowd((*flow).backend as u8);
         }

@@ -13,13 +13,13 @@ use prestack_proto::net::{TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN};
 pub use chunks::CHUNK;
 use chunks::prestack_tcp_carry;
 use commands::prestack_tcp_walk;
-use plan::{KEEP, PARSE, prestack_tcp_begin};
+use plan::{COMPARE, EARLY, PARSE, prestack_tcp_begin};
 pub use steps::Steps;
 
 use super::flow::{self, Beginning};
 use super::segment::Segment;
 use super::socket::{self, Taker};
-use super::{doubt, hole, is_before, table, take_back};
+use super::{doubt, hole, is_before, later, table, take_back};
 use crate::cache::fence;
 use crate::clock;
 use crate::hits::element;
@@ -72,7 +72,16 @@ pub fn segment<C: Steps>(ctx: &C) {
     }
     match prestack_tcp_begin() {
         PARSE => {}
-        KEEP => return ctx.keep(),
+        EARLY => {
+            return match hole::prestack_tcp_claim() {
+                hole::KEEP => ctx.keep(),
+                hole::KNOWN => ctx.compare(),
+                _ => {
+                    prestack_tcp_finish();
+                }
+            };
+        }
+        COMPARE => return ctx.compare(),
         _ => return,
     }
     let mut is_kept = 0;
@@ -229,17 +238,18 @@ extern "C" fn prestack_tcp_end() -> u64 {
     };
     // SAFETY: a map element.
     unsafe {
-        if odd != 0 || segment.at != segment.len {
-            if is_before((*flow).doubted_until, segment.end()) || (*flow).doubted_until == 0 {
-                (&raw mut (*flow).doubted_until).write_volatile(segment.end());
+        let is_odd = odd != 0 || segment.at != segment.len;
+        let is_repeat = (*flow).is_repeat;
+        let differs = is_repeat != 0 && !take_back::end(flow, segment.end());
+        if is_odd || differs {
+            let until = later((*flow).next, segment.end());
+            if is_before((*flow).doubted_until, until) || (*flow).doubted_until == 0 {
+                (&raw mut (*flow).doubted_until).write_volatile(until);
             }
             doubt::requests(config, flow);
         }
-        if (*flow).is_repeat != 0 {
-            (*flow).is_repeat = 0;
-            if !take_back::is_as_before(flow, segment.end()) {
-                doubt::requests(config, flow);
-            }
+        if is_repeat == Flow::EARLIER {
+            return 0;
         }
         let fin = u32::from(segment.has(TCP_FIN));
         seen(flow, segment.end().wrapping_add(fin), clock::now());

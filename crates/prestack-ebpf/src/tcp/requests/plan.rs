@@ -5,14 +5,14 @@ use core::ffi::c_void;
 use prestack_abi::config::Config;
 use prestack_abi::flow::{Flow, Mode};
 use prestack_proto::hash::backend_seed;
-use prestack_proto::net::{TCP_ACK, TCP_FIN, TCP_RST, TCP_URG};
+use prestack_proto::net::{TCP_ACK, TCP_RST, TCP_URG};
 
 use crate::atomic;
 use crate::ledger::backend;
 use crate::maps::count;
 use crate::scratch::{Walk, scratch};
 use crate::tcp::segment::Segment;
-use crate::tcp::{doubt, flow, hole, is_before, take_back};
+use crate::tcp::{doubt, flow, is_before, later, take_back};
 
 /// How far beyond what was seen leaving an acknowledgement may be, in bytes, for the connection to be
 /// taken for one whose replies leave elsewhere.
@@ -29,13 +29,16 @@ enum Plan {
     Pass,
     /// Its data is to be parsed.
     Parse,
-    /// Its data is to be kept until what is missing before it has come.
-    Keep,
+    /// Something before it is missing.
+    Early,
+    /// Its data is to be compared with what it may be a copy of.
+    Compare,
 }
 
 /// The plans as [`prestack_tcp_begin`] returns them; 0 is nothing.
 pub const PARSE: u64 = 1;
-pub const KEEP: u64 = 2;
+pub const EARLY: u64 = 2;
+pub const COMPARE: u64 = 3;
 
 /// Decides whether the segment's data is to be parsed, and sets the flow accordingly.
 #[unsafe(no_mangle)]
@@ -45,7 +48,7 @@ pub extern "C" fn prestack_tcp_begin() -> u64 {
         return 0;
     };
     // SAFETY: this CPU's scratch.
-    let mut segment = unsafe { (&raw const (*scratch).segment).read_volatile() };
+    let segment = unsafe { &mut (*scratch).segment };
     let Some(flow) = flow::at(segment.flow) else {
         return 0;
     };
@@ -53,7 +56,7 @@ pub extern "C" fn prestack_tcp_begin() -> u64 {
     // no avail it does not touch the requests, but makes them doubtful.
     unsafe {
         let is_mine = seize(flow);
-        if !is_acceptable(config, flow, &segment) {
+        if !is_acceptable(config, flow, segment) {
             if is_mine != 0 {
                 (&raw mut (*flow).busy).write_volatile(0);
             }
@@ -63,18 +66,17 @@ pub extern "C" fn prestack_tcp_begin() -> u64 {
             doubt::requests(config, flow);
             return 0;
         }
-        match plan(config, flow, &mut segment) {
+        match plan(config, flow, segment) {
             Plan::Pass => {
                 (&raw mut (*flow).busy).write_volatile(0);
                 0
             }
-            Plan::Keep => {
-                (&raw mut (*scratch).segment).write_volatile(segment);
-                KEEP
-            }
+            Plan::Early => EARLY,
+            Plan::Compare => COMPARE,
             Plan::Parse => {
-                take_back::note(flow, segment.sequence);
-                (&raw mut (*scratch).segment).write_volatile(segment);
+                if (*flow).is_repeat != Flow::EARLIER {
+                    take_back::note(flow, segment.sequence);
+                }
                 let seed = backend_seed(config.seed, segment.backend as u8);
                 Walk::start(scratch, Walk::COMMANDS, 0, 0, segment.backend as u8, seed);
                 PARSE
@@ -218,9 +220,20 @@ unsafe fn plan(config: &Config, flow: *mut Flow, segment: &mut Segment) -> Plan 
     }
 }
 
+/// The segment, and what has come, is in doubt.
+#[inline(always)]
+unsafe fn doubt_all(config: &Config, flow: *mut Flow, segment: &Segment) {
+    // SAFETY: the caller's: a map element.
+    unsafe {
+        let until = later((*flow).next, segment.end());
+        (&raw mut (*flow).doubted_until).write_volatile(until);
+        doubt::requests(config, flow);
+    }
+}
+
 /// Decides on a segment of a flow whose requests are known up to `next`.
 #[inline(always)]
-unsafe fn in_order(config: &Config, flow: *mut Flow, segment: &Segment) -> Plan {
+unsafe fn in_order(config: &Config, flow: *mut Flow, segment: &mut Segment) -> Plan {
     // SAFETY: the caller's: a map element.
     unsafe {
         let next = (*flow).next;
@@ -240,11 +253,7 @@ unsafe fn in_order(config: &Config, flow: *mut Flow, segment: &Segment) -> Plan 
                 (*flow).next = sequence;
                 return Plan::Parse;
             }
-            if segment.has(TCP_FIN) || !hole::claim(flow, segment) {
-                doubt::requests(config, flow);
-                return Plan::Pass;
-            }
-            return Plan::Keep;
+            return Plan::Early;
         }
         let end = segment.end();
         let last = (*flow).data_until.wrapping_sub(behind_data);
@@ -253,10 +262,17 @@ unsafe fn in_order(config: &Config, flow: *mut Flow, segment: &Segment) -> Plan 
             // Data of the block that is or was the latest.
             return Plan::Pass;
         }
-        // Of what is not sent again in one piece, or together with more, it could not be told afterwards
-        // whether it is the same.
-        if end != next || !take_back::to(flow, sequence) {
-            doubt::requests(config, flow);
+        if !is_before(next, end)
+            && let Some((turn, at)) = take_back::find_carried(segment.flow, sequence, end)
+        {
+            segment.copy_of = turn;
+            segment.kept = at;
+            return Plan::Compare;
+        }
+        // Of what is sent again together with more, or cut in another way, it could not be told afterwards whether it
+        // is the same.
+        if is_before(next, end) || !take_back::to(segment.flow, sequence, end) {
+            doubt_all(config, flow, segment);
             return Plan::Pass;
         }
         count!(reparsed);

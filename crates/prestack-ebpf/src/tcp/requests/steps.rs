@@ -5,7 +5,7 @@ use aya_ebpf::programs::{TcContext, XdpContext};
 
 use super::{adopt, arrive, chunks};
 use crate::inbound::Inbound;
-use crate::tcp::{hole, ignored};
+use crate::tcp::{copies, hole, ignored};
 
 /// Steps on a segment that is on its way to memcached. Global functions (by their unmangled names), which
 /// the verifier checks once.
@@ -18,6 +18,8 @@ pub trait Steps: Inbound {
     fn load_chunk(&self, is_kept: u64) -> u64;
     /// Keeps its data: see [`hole::keep`].
     fn keep(&self);
+    /// Compares it: see [`copies::compare`].
+    fn compare(&self);
     /// Loads its start, while TCP is ignored: see [`ignored::load`].
     fn load_ignored(&self) -> u64;
 }
@@ -45,6 +47,12 @@ impl Steps for XdpContext {
     fn keep(&self) {
         // SAFETY: the program's context.
         unsafe { prestack_tcp_keep(self.ctx) };
+    }
+
+    #[inline(always)]
+    fn compare(&self) {
+        // SAFETY: the program's context.
+        unsafe { prestack_tcp_compare(self.ctx) };
     }
 
     #[inline(always)]
@@ -77,6 +85,12 @@ impl Steps for TcContext {
     fn keep(&self) {
         // SAFETY: the program's context.
         unsafe { prestack_lo_keep(self.skb.skb) };
+    }
+
+    #[inline(always)]
+    fn compare(&self) {
+        // SAFETY: the program's context.
+        unsafe { prestack_lo_compare(self.skb.skb) };
     }
 
     #[inline(always)]
@@ -135,6 +149,18 @@ unsafe extern "C" fn prestack_tcp_keep(ctx: *mut xdp_md) -> u64 {
 #[inline(never)]
 unsafe extern "C" fn prestack_lo_keep(ctx: *mut __sk_buff) -> u64 {
     hole::keep(&TcContext::new(ctx))
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+unsafe extern "C" fn prestack_tcp_compare(ctx: *mut xdp_md) -> u64 {
+    copies::compare(&XdpContext::new(ctx))
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+unsafe extern "C" fn prestack_lo_compare(ctx: *mut __sk_buff) -> u64 {
+    copies::compare(&TcContext::new(ctx))
 }
 
 #[unsafe(no_mangle)]

@@ -1,0 +1,213 @@
+//! `--tcp-hits`: clients that are answered on their connections while the daemon goes, while they do not read, and to
+//! their end.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use prestack_testbed::{Memcached, MemcachedOptions, Offload, TcpClient, Testbed, pace};
+use prestack_tests::pinned::carry;
+use prestack_tests::stage::{LASTING, Stage, start_prestack, store};
+
+const HITS: [&str; 1] = ["--tcp-hits"];
+
+fn stage(more: &[&str]) -> Result<Stage> {
+    Stage::with(
+        MemcachedOptions::default(),
+        &[&LASTING[..], &HITS, more].concat(),
+    )
+}
+
+fn tcp_hits(stage: &Stage) -> Result<u64> {
+    stage.prestack.stats()?.get("tcp.hits")
+}
+
+/// Waits until so many more GETs have been answered over TCP.
+fn until_more_hits(stage: &Stage, more: u64) -> Result<()> {
+    let before = tcp_hits(stage)?;
+    pace::wait_for("hits over TCP", Duration::from_secs(10), || {
+        Ok((tcp_hits(stage)? >= before + more).then_some(()))
+    })
+}
+
+/// Waits until so many connections are translated, and not closed.
+fn until_translated(stage: &Stage, connections: &str) -> Result<()> {
+    pace::wait_for(connections, Duration::from_secs(5), || {
+        let status = stage.prestack.instance().command(&["status"])?;
+        let wanted = format!("{connections} translated");
+        Ok(status.contains(&wanted).then_some(()))
+    })
+}
+
+/// Crashes and upgrades while clients read: they notice nothing, and are answered again.
+#[test]
+fn readers_go_on_while_the_daemon_goes() -> Result<()> {
+    let mut stage = stage(&["--pin"])?;
+    let mut clients = [stage.tcp()?, stage.tcp()?];
+    store(&mut clients[0], b"key", b"value")?;
+    let is_over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let readers: Vec<_> = clients
+            .iter_mut()
+            .map(|client| {
+                scope.spawn(|| -> Result<()> {
+                    while !is_over.load(Ordering::SeqCst) {
+                        ensure!(client.get(b"key")?.as_deref() == Some(&b"value"[..]));
+                        thread::sleep(Duration::from_micros(200));
+                    }
+                    Ok(())
+                })
+            })
+            .collect();
+        let mut lives = || -> Result<()> {
+            for life in 0..4 {
+                until_more_hits(&stage, 200).with_context(|| format!("life {life}"))?;
+                match life % 2 {
+                    0 => stage.prestack.kill()?,
+                    _ => stage.prestack.stop()?,
+                }
+                let interface = ["--interface", &stage.bed.links[0].server_dev];
+                let same = ["--no-watch-lo", "--pin"];
+                let args = [&interface[..], &LASTING, &HITS, &same].concat();
+                stage.prestack.restart(&args)?;
+            }
+            until_more_hits(&stage, 200)
+        };
+        let lived = lives();
+        is_over.store(true, Ordering::SeqCst);
+        for reader in readers {
+            reader.join().expect("no panic").context("a client")?;
+        }
+        lived
+    })?;
+    let stats = stage.prestack.stats()?;
+    assert_eq!(stats.get("doubted_requests")?, 0);
+    drop(clients);
+    stage.prestack.instance().command(&["detach"])?;
+    Ok(())
+}
+
+/// Where what XDP returns is lost.
+#[test]
+fn who_gets_no_answer_is_not_left_waiting() -> Result<()> {
+    let mut bed = Testbed::new()?;
+    bed.links[0].free_client_dev();
+    let dev = &bed.links[0].client_dev;
+    Offload::Gro.set(&bed.client, dev, false)?;
+    let memcached = Memcached::start(&bed.server, MemcachedOptions::default())?;
+    let prestack = start_prestack(&bed, 0, &[&LASTING[..], &HITS].concat())?;
+    let stage = Stage {
+        prestack,
+        memcached,
+        bed,
+    };
+    let mut client = stage.tcp()?;
+    store(&mut client, b"key", b"value")?;
+    pace::wait_for("an answer that is lost", Duration::from_secs(10), || {
+        client.send(b"get key\r\n")?;
+        thread::sleep(Duration::from_millis(20));
+        if tcp_hits(&stage)? != 0 {
+            return Ok(Some(()));
+        }
+        ensure!(client.items()?.len() == 1);
+        Ok(None)
+    })?;
+    ensure!(client.is_reset()?, "the connection was closed");
+    let before = tcp_hits(&stage)?;
+    let mut next = stage.tcp()?;
+    for n in 0..100_u32 {
+        let value = n.to_string().into_bytes();
+        store(&mut next, b"key", &value)?;
+        ensure!(next.get(b"key")?.as_ref() == Some(&value));
+        ensure!(next.get(b"key")?.as_ref() == Some(&value));
+    }
+    assert_eq!(tcp_hits(&stage)?, before);
+    Ok(())
+}
+
+/// Nothing is answered for which the client has no room.
+#[test]
+fn a_client_that_does_not_read() -> Result<()> {
+    let stage = stage(&[])?;
+    stage
+        .bed
+        .client
+        .run(|| std::fs::write("/proc/sys/net/ipv4/tcp_rmem", "4096 4096 4096"))?;
+    let mut client = stage.tcp()?;
+    let value = vec![b'x'; 120];
+    store(&mut client, b"key", &value)?;
+    store(&mut client, b"large", &vec![b'y'; 100_000])?;
+    carry(&stage.prestack, &mut client)?;
+    for large in [false, true] {
+        let before = tcp_hits(&stage)?;
+        if large {
+            client.send(b"get large\r\n")?;
+        }
+        for _ in 0..200 {
+            client.send(b"get key\r\n")?;
+            thread::sleep(Duration::from_millis(1));
+        }
+        let given = tcp_hits(&stage)? - before;
+        ensure!(given < 100, "{given} answers fit no window");
+        ensure!(large || given > 0, "nothing was answered");
+        if large {
+            ensure!(client.items()?[0].value.len() == 100_000);
+        }
+        for _ in 0..200 {
+            ensure!(client.items()?[0].value == value);
+        }
+        carry_on(&stage, &mut client, &value)?;
+    }
+    assert_eq!(stage.prestack.stats()?.get("doubted_requests")?, 0);
+    Ok(())
+}
+
+/// GETs on the connection are answered again.
+fn carry_on(stage: &Stage, client: &mut TcpClient, value: &[u8]) -> Result<()> {
+    let before = tcp_hits(stage)?;
+    pace::wait_for("a hit over TCP", Duration::from_secs(5), || {
+        ensure!(client.get(b"key")?.as_deref() == Some(value));
+        Ok((tcp_hits(stage)? > before).then_some(()))
+    })
+}
+
+/// One end closes, or half of it, or resets the connection, with answers under way or without.
+#[test]
+fn connections_end() -> Result<()> {
+    let stage = stage(&[])?;
+    let mut writer = stage.tcp()?;
+    store(&mut writer, b"key", b"value")?;
+    for is_asked in [false, true] {
+        let mut client = stage.tcp()?;
+        carry(&stage.prestack, &mut client)?;
+        if is_asked {
+            client.send(b"get key\r\n")?;
+        }
+        client.end_sending()?;
+        if is_asked {
+            ensure!(client.items()?.len() == 1);
+        }
+        ensure!(!client.is_reset()?, "it was reset");
+        until_translated(&stage, "0 connections")?;
+    }
+    for is_asked in [false, true] {
+        let mut client = stage.tcp()?;
+        carry(&stage.prestack, &mut client)?;
+        if is_asked {
+            client.send(b"get key\r\nget nothing\r\n")?;
+        }
+        client.reset()?;
+        until_translated(&stage, "0 connections")?;
+    }
+    let mut client = stage.tcp()?;
+    carry(&stage.prestack, &mut client)?;
+    client.send(b"get key\r\n")?;
+    ensure!(client.items()?.len() == 1);
+    client.send(b"quit\r\n")?;
+    ensure!(!client.is_reset()?, "it was reset");
+    drop(client);
+    until_translated(&stage, "0 connections")?;
+    assert_eq!(stage.prestack.stats()?.get("doubted_requests")?, 0);
+    Ok(())
+}
