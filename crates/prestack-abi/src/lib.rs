@@ -79,6 +79,9 @@ pub mod names {
     /// [`Translated`](crate::translated::Translated), by place in `FLOWS`. User space gives it as many elements if
     /// requests are answered over TCP.
     pub const TRANSLATIONS: &str = "TRANSLATIONS";
+    /// [`AnswerRest`](crate::translated::AnswerRest), by place in `FLOWS`. User space gives it as many elements if
+    /// long answers are given over TCP.
+    pub const ANSWER_RESTS: &str = "ANSWER_RESTS";
     /// [`Hole`](crate::flow::Hole), by place in `FLOWS` modulo their number.
     pub const HOLES: &str = "HOLES";
     /// Numbers of the backends, by the cookies of the sockets on which they listen.
@@ -97,4 +100,4 @@ pub mod names {
 
 /// Changes with every incompatible change of a map layout: what is pinned under another number
 /// is not adopted.
-pub const LAYOUT: u32 = 10;
+pub const LAYOUT: u32 = 11;

@@ -4,6 +4,7 @@ mod carried;
 mod connection;
 mod earning;
 mod forms;
+mod long;
 mod serving;
 
 use prestack_translate::Policy;
@@ -18,7 +19,7 @@ pub fn setup() -> Setup {
             forward_after: 3_600_000_000_000,
             trickle: 3_600_000_000_000,
             resend_after: 3_600_000_000_000,
-            room: 200,
+            room: 1472,
         },
         ..Setup::default()
     }

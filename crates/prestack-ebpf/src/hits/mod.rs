@@ -4,10 +4,12 @@
 //! A flow is followed (`tcp`) in the kernel's numbers. So a segment from the client is translated before, one from
 //! the kernel after the flow was followed.
 
+mod again;
 mod answer;
 mod arrive;
 pub mod element;
 mod express;
+mod kept;
 mod leave;
 pub mod numbered;
 mod pass;
@@ -20,8 +22,9 @@ use crate::inbound::Inbound as _;
 use crate::ledger::backend;
 use crate::maps::TX_STEPS;
 use crate::scratch::scratch;
+use again::prestack_hits_again;
 use answer::{AGAIN, NEW, SUMMED, prestack_hits_turn};
-use arrive::{FOLLOW, GO, NOTHING, PLAIN, UNUSUAL};
+use arrive::{ACKNOWLEDGE, FOLLOW, NOTHING, PLAIN, RESEND, UNUSUAL};
 use arrive::{prestack_hits_arrive, prestack_hits_find, prestack_hits_options};
 use express::{ANSWER, LOOK, OTHER, prestack_hits_find_plain, prestack_hits_get};
 pub use leave::{NOT_OURS, depart_plain, leave, leaves};
@@ -47,11 +50,19 @@ pub fn arrives(ctx: &XdpContext) -> u32 {
             UNUSUAL if prestack_hits_options(ctx.ctx) == 0 => return XDP_PASS,
             _ => {}
         }
-        if prestack_hits_arrive() != GO {
-            let action = prestack_hits_turn(ctx.ctx, AGAIN) as u32;
-            if action != 0 {
-                return action;
+        match prestack_hits_arrive() {
+            RESEND if prestack_hits_again(ctx.ctx) != 0 => {
+                let action = prestack_hits_turn(ctx.ctx, AGAIN) as u32;
+                // There is room. What the packet held may be gone, and its sender will send it again.
+                return if action == 0 { XDP_DROP } else { action };
             }
+            ACKNOWLEDGE => {
+                let action = prestack_hits_turn(ctx.ctx, AGAIN) as u32;
+                if action != 0 {
+                    return action;
+                }
+            }
+            _ => {}
         }
         let kind = match if is_plain {
             prestack_hits_get(ctx.ctx)
