@@ -5,6 +5,7 @@ mod connection;
 mod earning;
 mod forms;
 mod long;
+mod odd;
 mod serving;
 
 use prestack_translate::Policy;

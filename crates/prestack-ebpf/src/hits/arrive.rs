@@ -27,6 +27,8 @@ pub const USUAL: u64 = 2;
 pub const UNUSUAL: u64 = 3;
 /// The same of a plain segment: see `express`.
 pub const PLAIN: u64 = 4;
+/// It is in a packet that this does not look into: see `odd`.
+pub const ODD: u64 = 5;
 
 /// Finds the connection of the segment in the packet.
 ///
@@ -45,7 +47,9 @@ pub unsafe extern "C" fn prestack_hits_find(ctx: *mut xdp_md) -> u64 {
 #[inline(always)]
 fn find(ctx: &XdpContext) -> Option<u64> {
     let scratch = scratch()?;
-    let (config, packet, headers, door) = again(ctx)?;
+    let Some((config, packet, headers, door)) = again(ctx) else {
+        return Some(ODD);
+    };
     let (segment, options, is_usual) =
         numbered::read(packet, &headers, is_congested(packet, &headers))?;
     let other = if is_followed(&segment) {

@@ -12,6 +12,7 @@ mod express;
 mod kept;
 mod leave;
 pub mod numbered;
+mod odd;
 mod pass;
 mod requests;
 
@@ -24,15 +25,17 @@ use crate::maps::TX_STEPS;
 use crate::scratch::scratch;
 use again::prestack_hits_again;
 use answer::{AGAIN, NEW, SUMMED, prestack_hits_turn};
-use arrive::{ACKNOWLEDGE, FOLLOW, NOTHING, PLAIN, RESEND, UNUSUAL};
+use arrive::{ACKNOWLEDGE, FOLLOW, GO, NOTHING, ODD, PLAIN, RESEND, UNUSUAL};
 use arrive::{prestack_hits_arrive, prestack_hits_find, prestack_hits_options};
-use express::{ANSWER, LOOK, OTHER, prestack_hits_find_plain, prestack_hits_get};
+use express::{ANSWER, LOOK, NO_ANSWER, OTHER, prestack_hits_find_plain, prestack_hits_get};
 pub use leave::{NOT_OURS, depart_plain, leave, leaves};
+use odd::{FRAGMENT, prestack_hits_bare, prestack_hits_odd};
 use pass::{prestack_hits_pass, prestack_hits_rewrite};
 
 /// A segment arrives: the action for the kernel.
 #[inline(always)]
 pub fn arrives(ctx: &XdpContext) -> u32 {
+    let is_odd;
     // SAFETY: functions of ours, called with the program's context.
     unsafe {
         let mut found = prestack_hits_find_plain(ctx.ctx);
@@ -40,8 +43,13 @@ pub fn arrives(ctx: &XdpContext) -> u32 {
         if found == OTHER {
             found = prestack_hits_find(ctx.ctx);
         }
+        is_odd = found == ODD;
+        if is_odd {
+            found = prestack_hits_odd(ctx.ctx);
+        }
         match found {
             NOTHING => return XDP_PASS,
+            FRAGMENT => return XDP_DROP,
             FOLLOW => {
                 ctx.hand_over();
                 backend::forget_all();
@@ -50,7 +58,11 @@ pub fn arrives(ctx: &XdpContext) -> u32 {
             UNUSUAL if prestack_hits_options(ctx.ctx) == 0 => return XDP_PASS,
             _ => {}
         }
-        match prestack_hits_arrive() {
+        let arrived = prestack_hits_arrive();
+        if is_odd && arrived != GO {
+            prestack_hits_bare();
+        }
+        match arrived {
             RESEND if prestack_hits_again(ctx.ctx) != 0 => {
                 let action = prestack_hits_turn(ctx.ctx, AGAIN) as u32;
                 // There is room. What the packet held may be gone, and its sender will send it again.
@@ -66,6 +78,8 @@ pub fn arrives(ctx: &XdpContext) -> u32 {
         }
         let kind = match if is_plain {
             prestack_hits_get(ctx.ctx)
+        } else if is_odd {
+            NO_ANSWER
         } else {
             LOOK
         } {
@@ -85,7 +99,8 @@ pub fn arrives(ctx: &XdpContext) -> u32 {
             return XDP_DROP;
         }
     }
-    if is_followed() {
+    // What is not plain cannot be followed, and has emptied the cache.
+    if !is_odd && is_followed() {
         ctx.hand_over();
         backend::forget_all();
     }
