@@ -3,10 +3,12 @@
 mod carried;
 mod connection;
 mod earning;
+mod ends;
 mod forms;
 mod long;
 mod odd;
 mod serving;
+mod unserved;
 
 use prestack_translate::Policy;
 
