@@ -9,8 +9,8 @@ use prestack_proto::net::{PROTO_TCP, TCP_ACK, TCP_LEN, TCP_PSH};
 use prestack_proto::window::Window;
 
 use super::element::{self, locked};
-use super::kept;
 use super::numbered::{Numbered, TIMESTAMPS_LEN, USUAL_OPTIONS};
+use super::{growth, kept};
 use crate::clock;
 use crate::inbound::Inbound as _;
 use crate::ledger::backend;
@@ -56,9 +56,16 @@ fn turn(ctx: &XdpContext, kind: u64) -> Option<u32> {
     let len = numbered.answer;
     let packet = ctx.packet(config);
     if is_new && at - headers.l3 + len > u64::from(config.mtu) {
+        count!(tcp_misses);
         return None;
     }
-    let room = Room::make(ctx, config, packet, None, at, at + len)?;
+    let Some(room) = Room::make(ctx, config, packet, None, at, at + len) else {
+        if is_new {
+            growth::refuse(ctx, scratch, (at + len).wrapping_sub(packet.len()));
+            count!(tcp_misses);
+        }
+        return None;
+    };
     if is_new && prestack_hits_commit() == 0 {
         room.undo_growth(ctx);
         return None;

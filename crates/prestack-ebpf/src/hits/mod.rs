@@ -9,6 +9,7 @@ mod answer;
 mod arrive;
 pub mod element;
 mod express;
+pub mod growth;
 mod kept;
 mod leave;
 pub mod numbered;
