@@ -335,6 +335,7 @@ pub fn open_knowing(fields: &Fields) -> Ebpf {
         .map_max_entries(names::INDEX, BUCKETS)
         .map_max_entries(names::BLOCKS, BUCKETS)
         .map_max_entries(names::TRANSLATIONS, MAX_FLOWS as u32)
+        .map_max_entries(names::ANSWER_RESTS, MAX_FLOWS as u32)
         .override_global(names::SOCKET_FIELDS, fields, true)
         .load(prestack::object::OBJECT)
         .expect("the maps can be made")

@@ -70,7 +70,7 @@ impl Frame {
     }
 }
 
-/// What stands in the UDP checksum field.
+/// What stands in the checksum field of UDP or TCP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Checksum {
     /// The checksum.
@@ -99,6 +99,7 @@ pub enum Transport {
         flags: u8,
         window: u16,
         options: Vec<u8>,
+        checksum: Checksum,
     },
 }
 
@@ -166,6 +167,7 @@ impl PacketBuilder {
                 flags,
                 window: 0xffff,
                 options: Vec::new(),
+                checksum: Checksum::Full,
             },
             ..Self::udp(payload)
         }
@@ -233,9 +235,9 @@ impl PacketBuilder {
     }
 
     pub fn checksum(mut self, new: Checksum) -> Self {
-        if let Transport::Udp { checksum, .. } = &mut self.transport {
-            *checksum = new;
-        }
+        let (Transport::Udp { checksum, .. } | Transport::Tcp { checksum, .. }) =
+            &mut self.transport;
+        *checksum = new;
         self
     }
 
@@ -474,6 +476,7 @@ impl PacketBuilder {
                 flags,
                 window,
                 options,
+                checksum,
             } => {
                 bytes.extend(sequence.to_be_bytes());
                 bytes.extend(acknowledgement.to_be_bytes());
@@ -483,7 +486,13 @@ impl PacketBuilder {
                 bytes.extend(options);
                 bytes.extend(&self.payload);
                 let pseudo = self.pseudo_header(bytes.len() as u16);
-                let field = internet_checksum(&[&pseudo[..], &bytes].concat());
+                let full = internet_checksum(&[&pseudo[..], &bytes].concat());
+                let field = match checksum {
+                    Checksum::Full => full,
+                    Checksum::Partial => ones_complement_sum(&pseudo),
+                    Checksum::None => 0,
+                    Checksum::Wrong => full.wrapping_add(1),
+                };
                 bytes[16..18].copy_from_slice(&field.to_be_bytes());
             }
         }

@@ -342,6 +342,7 @@ fn a_small_table_is_a_limit() -> Result<()> {
         (names::FLOW_SETS, 1),
         (names::FLOWS, 16),
         (names::TRANSLATIONS, 16),
+        (names::ANSWER_RESTS, 16),
     ] {
         assert_eq!(
             MapInfo::from_pin(pins.join(map))?.max_entries(),

@@ -79,6 +79,9 @@ pub mod names {
     /// [`Translated`](crate::translated::Translated), by place in `FLOWS`. User space gives it as many elements if
     /// requests are answered over TCP.
     pub const TRANSLATIONS: &str = "TRANSLATIONS";
+    /// [`AnswerRest`](crate::translated::AnswerRest), by place in `FLOWS`. User space gives it as many elements if
+    /// long answers are given over TCP.
+    pub const ANSWER_RESTS: &str = "ANSWER_RESTS";
     /// [`Hole`](crate::flow::Hole), by a hash of the place in `FLOWS`.
     pub const HOLES: &str = "HOLES";
     /// Numbers of the backends, by the cookies of the sockets on which they listen.

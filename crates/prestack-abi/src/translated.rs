@@ -4,9 +4,11 @@ use prestack_translate::{Ends, Translation};
 
 use crate::control::bpf_spin_lock;
 
-/// Bytes of the longest answer (a multiple of 8): one is kept for each connection, for it may have to be
-/// sent again.
-pub const MAX_ANSWER: usize = 256;
+/// Bytes of the longest answer (a multiple of 8): as much as a segment has in 1,500 bytes. One is kept for each
+/// connection, for it may have to be sent again.
+pub const MAX_ANSWER: usize = 1472;
+/// Bytes of it that are kept with what belongs to the flow.
+pub const SHORT_ANSWER: usize = 256;
 
 /// An element of the `TRANSLATIONS` map: what belongs to the flow at the same place in `FLOWS` beside it.
 /// All zeros is a flow on which nothing was answered.
@@ -30,8 +32,17 @@ pub struct Translated {
     pub reserved: u32,
     /// How the numbers of the two ends differ.
     pub translation: Translation,
-    /// The last answer.
-    pub answer: [u64; MAX_ANSWER / 8],
+    /// The last answer, or its first [`SHORT_ANSWER`] bytes.
+    pub answer: [u64; SHORT_ANSWER / 8],
+}
+
+/// An element of the `ANSWER_RESTS` map: what is behind the first [`SHORT_ANSWER`] bytes of the last answer of the
+/// flow at the same place. The lock of its [`Translated`] is held to read or change it.
+#[repr(C, align(64))]
+#[derive(Clone, Copy)]
+pub struct AnswerRest {
+    /// The bytes.
+    pub words: [u64; (MAX_ANSWER - SHORT_ANSWER) / 8],
 }
 
 impl Translated {
@@ -58,4 +69,5 @@ impl Translated {
 }
 
 const _: () = assert!(size_of::<Translated>() == 448);
+const _: () = assert!(size_of::<AnswerRest>() == MAX_ANSWER - SHORT_ANSWER);
 const _: () = assert!(core::mem::offset_of!(Translated, translation) == 64);

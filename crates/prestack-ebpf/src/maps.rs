@@ -13,7 +13,7 @@ use prestack_abi::control::{
 use prestack_abi::flow::{FLOW_SETS as SETS, Flow, FlowSet, HOLES as HOLES_COUNT, Hole, MAX_FLOWS};
 use prestack_abi::requests::{KeyTickets, REQUEST_SETS, RequestKey, RequestSet, SET_WAYS};
 use prestack_abi::stats::Stats;
-use prestack_abi::translated::Translated;
+use prestack_abi::translated::{AnswerRest, Translated};
 
 use crate::scratch::Scratch;
 
@@ -86,6 +86,10 @@ pub static FLOWS: Array<Flow, MAX_FLOWS> = Array::new();
 /// User space gives it as many elements as `FLOWS` has if requests are answered over TCP.
 #[btf_map]
 pub static TRANSLATIONS: Array<Translated, 1, SHARED> = Array::new();
+
+/// The same if long answers are given.
+#[btf_map]
+pub static ANSWER_RESTS: Array<AnswerRest, 1, SHARED> = Array::new();
 
 #[btf_map]
 pub static HOLES: Array<Hole, { HOLES_COUNT }> = Array::new();

@@ -174,23 +174,27 @@ pub enum Sort {
     Veiled(Addresses),
 }
 
-/// Locates the headers of a packet.
+/// What an Ethernet frame carries, and where that starts: behind two tags at most.
 #[inline(always)]
-pub fn locate(packet: Packet) -> Sort {
+pub fn network(packet: Packet) -> Option<(u16, u64)> {
     let mut l3 = ETHERNET_LEN as u64;
-    let Some(mut ethertype) = packet.read::<u16>(12) else {
-        return Sort::Short;
-    };
+    let mut ethertype = packet.read::<u16>(12)?;
     for _ in 0..2 {
         if ethertype != ETHERTYPE_VLAN.to_be() && ethertype != ETHERTYPE_QINQ.to_be() {
             break;
         }
-        let Some(inner) = packet.read(l3 + 2) else {
-            return Sort::Short;
-        };
-        ethertype = inner;
+        ethertype = packet.read(l3 + 2)?;
         l3 += VLAN_LEN as u64;
     }
+    Some((ethertype, l3))
+}
+
+/// Locates the headers of a packet.
+#[inline(always)]
+pub fn locate(packet: Packet) -> Sort {
+    let Some((ethertype, l3)) = network(packet) else {
+        return Sort::Short;
+    };
     if ethertype == ETHERTYPE_IPV4.to_be() {
         locate_v4(packet, l3)
     } else if ethertype == ETHERTYPE_IPV6.to_be() {

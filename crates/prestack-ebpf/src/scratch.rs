@@ -14,6 +14,7 @@ use prestack_proto::window::{Source, Window};
 
 use crate::cache::find::Kept;
 use crate::clock;
+use crate::hits::growth::Refused;
 use crate::hits::numbered::Numbered;
 use crate::maps::SCRATCH;
 use crate::packet::Headers;
@@ -71,6 +72,8 @@ pub struct Scratch {
     pub marks: [Outstanding; OUTSTANDING_KEYS],
     /// An answer over TCP.
     pub answer: Window,
+    /// By how much a packet could not grow for one.
+    pub refused: Refused,
     /// The segment whose numbers are translated.
     pub numbered: Numbered,
     /// The TCP segment that is followed.

@@ -11,16 +11,43 @@ use crate::translation::Translation;
 
 /// Repeated acknowledgements that say that something was lost (RFC 5681).
 const REPEATS: u32 = 3;
+/// Most bytes of an answer that are sent again at once (a multiple of 8): with headers and options no more than
+/// what every path takes (576 bytes, RFC 791), for it may be that which the whole was too long for.
+pub const PART: u32 = 512;
 
 /// What is to be done with a segment.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Arrival {
     /// It is served, or else passed.
     Go,
-    /// The kept answer is sent again, with [`Translation::reply_again`], in place of the segment.
+    /// The kept answer, or a part of it, is sent again ([`Translation::send_again`]) in place of the segment.
     Resend,
     /// An acknowledgement without data is sent, with [`Translation::reply_bare`], in place of the segment.
     Acknowledge,
+}
+
+/// What is sent again of an answer.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Again {
+    /// The answer's first byte that is sent, a multiple of 8.
+    pub offset: u32,
+    /// Bytes that are sent.
+    pub len: u32,
+    /// The header. With the last byte of the answer the client has all that the kernel has acknowledged.
+    pub reply: Reply,
+    /// What is acknowledged with a part that is not the last: it leaves something for the client to send again.
+    held: u32,
+}
+
+impl Again {
+    /// Only so many bytes fit.
+    #[inline(always)]
+    pub fn shorten(&mut self, most: u32) {
+        if most < self.len {
+            self.len = most;
+            self.reply.acknowledgement = self.held;
+        }
+    }
 }
 
 impl Translation {
@@ -34,7 +61,7 @@ impl Translation {
             return Arrival::Go;
         }
         let acknowledgement = segment.acknowledgement;
-        let is_repeat = acknowledgement == self.got;
+        let before = self.got;
         self.heed(ends, segment);
         if !self.is_unacknowledged() {
             return self.release(ends, segment);
@@ -43,22 +70,33 @@ impl Translation {
         if !is_before(acknowledgement, self.answer_end()) {
             return Arrival::Go;
         }
-        if segment.length() != 0 {
-            self.sent_again(ends, segment)
-        } else if is_repeat {
-            self.repeats += 1;
-            let is_lost = self.repeats >= REPEATS && self.is_resent == 0;
-            if is_lost || now.wrapping_sub(self.answered_at) >= policy.resend_after {
-                self.is_resent = 1;
-                self.repeats = 0;
-                self.answered_at = now;
-                Arrival::Resend
-            } else {
-                Arrival::Go
-            }
+        let is_wanted = if segment.length() != 0 {
+            self.is_sent_again(ends, segment)
+        } else if acknowledgement == before {
+            self.is_repeated(policy, now)
         } else {
-            Arrival::Go
+            // A part has come, and what is behind it is due.
+            self.got != before && is_before(self.answer_start(), self.got)
+        };
+        if !is_wanted {
+            return Arrival::Go;
         }
+        self.was_resent = 1;
+        Arrival::Resend
+    }
+
+    /// The client has acknowledged once more what it had acknowledged before: whether the answer seems to be lost.
+    #[inline(always)]
+    fn is_repeated(&mut self, policy: &Policy, now: u64) -> bool {
+        self.repeats += 1;
+        let is_lost = self.repeats >= REPEATS && self.is_resent == 0;
+        if !is_lost && now.wrapping_sub(self.answered_at) < policy.resend_after {
+            return false;
+        }
+        self.is_resent = 1;
+        self.repeats = 0;
+        self.answered_at = now;
+        true
     }
 
     /// Takes note of what the client has got, and of its window, if the kernel would as well.
@@ -98,29 +136,38 @@ impl Translation {
     /// A segment with data comes while an answer is unacknowledged. If the client sends again what it was
     /// answered, or what the kernel has, it waits for the answer.
     #[inline(always)]
-    fn sent_again(&self, ends: &Ends, segment: &Segment) -> Arrival {
-        if !is_before(self.request, segment.end()) {
-            return Arrival::Go;
-        }
+    fn is_sent_again(&self, ends: &Ends, segment: &Segment) -> bool {
         let known = ends.acked.wrapping_add(self.taken);
-        if is_before(segment.sequence, self.request_end()) || !is_before(known, segment.end()) {
-            Arrival::Resend
-        } else {
-            Arrival::Go
-        }
+        is_before(self.request, segment.end())
+            && (is_before(segment.sequence, self.request_end()) || !is_before(known, segment.end()))
     }
 
-    /// The header of an answer that is sent again; the client then has all that the kernel has acknowledged.
+    /// What is to be sent again of the answer, while it [is unacknowledged](Self::is_unacknowledged): its first
+    /// [`PART`] that the client lacks.
     #[inline(always)]
     #[must_use]
-    pub const fn reply_again(&self, ends: &Ends, segment: &Segment) -> Reply {
-        Reply {
-            sequence: self.answer_start(),
-            acknowledgement: ends.acked.wrapping_add(self.taken),
-            window: ends.window,
-            timestamp: ends.timestamp,
-            echo: segment.timestamp,
-        }
+    pub fn send_again(&self, ends: &Ends, segment: &Segment) -> Again {
+        // Whole words, which are quicker to copy.
+        let offset = self.got.wrapping_sub(self.answer_start()) & !7;
+        let all = ends.acked.wrapping_add(self.taken);
+        let mut again = Again {
+            offset,
+            len: self.answer_len.wrapping_sub(offset),
+            reply: Reply {
+                sequence: self.answer_start().wrapping_add(offset),
+                acknowledgement: all,
+                window: ends.window,
+                timestamp: ends.timestamp,
+                echo: segment.timestamp,
+            },
+            held: if self.holds(ends) && heeds(Rule::HoldBehindParts) {
+                self.held_back(all)
+            } else {
+                all
+            },
+        };
+        again.shorten(PART);
+        again
     }
 
     /// The header of an acknowledgement without data.
@@ -223,6 +270,45 @@ mod tests {
             arrive(&mut connection, &from_client(NEXT, GOT), 99),
             Arrival::Go
         );
+    }
+
+    #[test]
+    fn an_answer_comes_again_part_by_part() {
+        let mut connection = Connection::fresh();
+        let Connection { translation, ends } = &mut connection;
+        let request = data(CLIENT, KERNEL, REQUEST);
+        let policy = Policy {
+            room: 1200,
+            ..POLICY
+        };
+        translation
+            .serve(ends, &policy, &request, 1200, 10)
+            .expect("it fits");
+        let part = |connection: &Connection, most| {
+            let mut again = connection
+                .translation
+                .send_again(&connection.ends, &request);
+            again.shorten(most);
+            (again.offset, again.len, again.reply.acknowledgement)
+        };
+        assert_eq!(arrive(&mut connection, &request, 11), Arrival::Resend);
+        assert_eq!(part(&connection, 600), (0, PART, CLIENT));
+        assert_eq!(part(&connection, 200), (0, 200, CLIENT));
+        // The client says what has come, and no more than once that it is there.
+        let got = from_client(CLIENT, KERNEL.wrapping_add(205));
+        assert_eq!(arrive(&mut connection, &got, 12), Arrival::Resend);
+        assert_eq!(arrive(&mut connection, &got, 12), Arrival::Go);
+        assert_eq!(part(&connection, 600), (200, PART, CLIENT));
+        let old = from_client(CLIENT, KERNEL.wrapping_add(100));
+        assert_eq!(arrive(&mut connection, &old, 12), Arrival::Go);
+        // The last part acknowledges all; if it fits.
+        let got = from_client(CLIENT, KERNEL.wrapping_add(712));
+        assert_eq!(arrive(&mut connection, &got, 13), Arrival::Resend);
+        assert_eq!(part(&connection, 600), (712, 488, NEXT));
+        assert_eq!(part(&connection, 487), (712, 487, CLIENT));
+        // Not what the kernel has not acknowledged, and nothing is held back while it would send again.
+        connection.ends.sent = KERNEL.wrapping_add(9);
+        assert_eq!(part(&connection, 487), (712, 487, NEXT));
     }
 
     #[test]

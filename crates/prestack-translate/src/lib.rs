@@ -44,7 +44,7 @@ mod serve;
 mod translation;
 
 pub use agreement::Agreement;
-pub use arrive::Arrival;
+pub use arrive::{Again, Arrival, PART};
 pub use difference::{apply, difference};
 pub use ends::Ends;
 pub use leave::{Departing, Departure};

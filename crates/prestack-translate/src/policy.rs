@@ -13,6 +13,6 @@ pub struct Policy {
     pub trickle: u64,
     /// ns for which an answer is not sent again because of the client's acknowledgements, once it was.
     pub resend_after: u64,
-    /// Bytes of an answer that fit whatever packet it may have to be sent from.
+    /// Bytes of the longest answer that can be kept.
     pub room: u64,
 }

@@ -19,8 +19,10 @@ pub enum Rule {
     /// A connection starts anew only with the kernel's own SYN-ACK, and what was agreed to the kernel's socket
     /// tells.
     ResetBySynAck,
-    /// Only what can be sent again from any packet is answered.
-    ReserveRoom,
+    /// An answer is sent again as far as it fits the packet from which it must be, and the next part when the
+    /// client has got that. Until the last one the client keeps something to send again: otherwise nobody's timer
+    /// would bring back a part that is lost.
+    HoldBehindParts,
     /// SACK blocks are in the numbers of the end that gets them.
     TranslateBlocks,
     /// Translation goes on when nothing is answered any more.

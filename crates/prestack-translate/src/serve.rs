@@ -2,6 +2,7 @@
 
 use prestack_proto::net::{TCP_ACK, TCP_PSH};
 
+use crate::arrive::PART;
 use crate::ends::Ends;
 use crate::policy::Policy;
 use crate::rules::{Rule, heeds};
@@ -25,6 +26,8 @@ pub struct Reply {
 
 /// Bytes that timestamps take of a segment, filled up to words (RFC 7323, appendix A).
 const TIMESTAMPS_LEN: u32 = 12;
+/// So many long answers in a row that were lost say that the path does not take segments of their length.
+const MOST_LOST: u32 = 3;
 
 impl Translation {
     /// Whether the requests that a segment consists of may be answered, if the caller knows that memcached
@@ -71,6 +74,18 @@ impl Translation {
             && heeds(Rule::ForwardWhenKernelWaits)
     }
 
+    /// How many of the last answers of more than a part had to be sent again, the last one included.
+    #[inline(always)]
+    const fn lost_so_far(&self) -> u32 {
+        if self.answer_len <= PART {
+            self.lost
+        } else if self.was_resent != 0 {
+            self.lost.saturating_add(1)
+        } else {
+            0
+        }
+    }
+
     /// Answers the requests that a segment consists of, which [may be](Self::may_serve), with `answer_len`
     /// bytes. `None` if they do not fit, and nothing is changed. From the return on the answer counts as
     /// sent: the caller keeps its bytes while it [is
@@ -91,11 +106,12 @@ impl Translation {
             0
         };
         let window = segment.window << agreement.client_scale();
-        let is_too_long = u64::from(answer_len) > policy.room && heeds(Rule::ReserveRoom);
+        let lost = self.lost_so_far();
         if answer_len == 0
-            || is_too_long
+            || u64::from(answer_len) > policy.room
             || answer_len + options > u32::from(agreement.mss)
             || answer_len > window
+            || answer_len > PART && lost >= MOST_LOST
         {
             return None;
         }
@@ -124,6 +140,8 @@ impl Translation {
         self.is_held = 0;
         self.repeats = 0;
         self.is_resent = 0;
+        self.was_resent = 0;
+        self.lost = lost;
         self.answered_at = now;
         if segment.has_timestamps != 0 {
             ends.recent = segment.timestamp;
@@ -253,6 +271,39 @@ mod tests {
     }
 
     #[test]
+    fn long_answers_that_are_always_lost_are_given_up() {
+        let mut connection = Connection::fresh();
+        let policy = Policy {
+            room: 1000,
+            ..POLICY
+        };
+        let mut is_given = |len: u32, is_lost: u32| {
+            let Connection { translation, ends } = &mut connection;
+            let request = Segment {
+                window: 1000,
+                ..request()
+            };
+            let reply = translation.serve(ends, &policy, &request, len, 20);
+            if reply.is_some() {
+                translation.was_resent = is_lost;
+            }
+            reply.is_some()
+        };
+        let (long, short) = (PART + 1, PART);
+        // Not one after the other.
+        for _ in 0..3 {
+            assert!(is_given(long, 1) && is_given(long, 1) && is_given(long, 0));
+        }
+        // Short ones do not count.
+        assert!(is_given(long, 1) && is_given(short, 0) && is_given(long, 1));
+        assert!(is_given(long, 1));
+        for _ in 0..2 {
+            assert!(!is_given(long, 0));
+            assert!(is_given(short, 1));
+        }
+    }
+
+    #[test]
     fn says_what_the_kernel_would() {
         let Connection {
             mut translation,
@@ -271,7 +322,7 @@ mod tests {
             echo: 9,
         };
         assert_eq!(reply, Some(expected));
-        assert_eq!(translation.reply_again(&ends, &segment), expected);
+        assert_eq!(translation.send_again(&ends, &segment).reply, expected);
         assert!(translation.is_unacknowledged());
     }
 }

@@ -58,7 +58,9 @@ impl Reason {
             Self::Layout(_) => "start that version",
             Self::Namespace => "start it there (nsenter --net=…)",
             Self::NotAsked => "start with --tcp-hits",
-            Self::Size { .. } => "start with the same --memory, --max-flows and --rate-limit",
+            Self::Size { .. } => {
+                "start with the same --memory, --max-flows, --tcp-answer and --rate-limit"
+            }
             Self::Interface(_) | Self::Port(_) => "start with it",
         }
     }

@@ -67,8 +67,6 @@ const OLD_PROGRAMS_END: Duration = Duration::from_millis(100);
 const FORWARD_AFTER: Duration = Duration::from_millis(100);
 /// How often an answer is sent again at most because of the client's acknowledgements.
 const RESEND_AFTER: Duration = Duration::from_millis(20);
-/// Bytes of an answer that fit whatever packet it may have to be sent from.
-const ROOM: u64 = 200;
 
 /// SIGINT, SIGTERM and SIGHUP, as a descriptor.
 #[derive(Debug)]
@@ -630,7 +628,7 @@ fn policy(options: &Options) -> Policy {
         forward_after: clock::nanoseconds(FORWARD_AFTER),
         trickle: clock::nanoseconds(options.tcp_trickle),
         resend_after: clock::nanoseconds(RESEND_AFTER),
-        room: ROOM,
+        room: options.tcp_answer,
     }
 }
 

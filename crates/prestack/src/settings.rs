@@ -15,7 +15,7 @@ use prestack_abi::{
     cache::BUCKET_BYTES,
     extent::Extent,
     flow::{FLOW_WAYS, Flow, MAX_FLOWS, MOST_FLOWS},
-    translated::Translated,
+    translated::{AnswerRest, MAX_ANSWER, SHORT_ANSWER, Translated},
 };
 use serde::{Deserialize, Deserializer};
 
@@ -88,6 +88,8 @@ pub enum SettingsError {
         "--max-flows {given} is out of range: it must lie between {FLOW_WAYS} and {MOST_FLOWS}"
     )]
     FlowsOutOfRange { given: u32 },
+    #[error("--tcp-answer {given} is out of range: it must lie between 1 and {MAX_ANSWER} bytes")]
+    AnswerOutOfRange { given: u64 },
     #[error("port 0 cannot be served: give the port on which memcached listens")]
     PortZero,
 }
@@ -186,6 +188,11 @@ pub struct Settings {
     #[arg(long, value_name = "TIME")]
     pub tcp_trickle: Option<Span>,
 
+    /// With --tcp-hits, longest answer in bytes, up to 1472. One is kept for each connection that is followed: up
+    /// to 256 bytes cost no memory, longer ones 1,216 bytes of it [default: 1472]
+    #[arg(long, value_name = "BYTES")]
+    pub tcp_answer: Option<u64>,
+
     /// How long stopping waits for connections that prestack carries; those that are left are reset
     /// [default: 1m]
     #[arg(long, value_name = "TIME")]
@@ -251,6 +258,7 @@ impl Settings {
             tcp_hits: self.tcp_hits || file.tcp_hits,
             max_flows: self.max_flows.or(file.max_flows),
             tcp_trickle: self.tcp_trickle.or(file.tcp_trickle),
+            tcp_answer: self.tcp_answer.or(file.tcp_answer),
             drain_timeout: self.drain_timeout.or(file.drain_timeout),
             no_watch_lo: self.no_watch_lo || file.no_watch_lo,
             instance: self.instance.or(file.instance),
@@ -295,6 +303,10 @@ impl Settings {
             .map_or(DEFAULT_DRAIN_TIMEOUT, |span| span.0);
         in_range("tcp-trickle", tcp_trickle, MIN_TCP_TRICKLE)?;
         in_range("drain-timeout", drain_timeout, Duration::ZERO)?;
+        let tcp_answer = self.tcp_answer.unwrap_or(MAX_ANSWER as u64);
+        if !(1..=MAX_ANSWER as u64).contains(&tcp_answer) {
+            return Err(SettingsError::AnswerOutOfRange { given: tcp_answer });
+        }
         if let Some(given) = self.rate_limit.filter(|rate| rate.get() > MAX_RATE) {
             return Err(SettingsError::RateTooHigh { given });
         }
@@ -302,11 +314,12 @@ impl Settings {
             instance: self.instance.unwrap_or_default(),
             flow_sets: match self.max_flows {
                 Some(given) => sets_for(given)?,
-                None if self.tcp_hits => default_sets(memory),
+                None if self.tcp_hits => default_sets(memory, has_long_answers(tcp_answer)),
                 None => (MAX_FLOWS / FLOW_WAYS) as u32,
             },
             tcp_hits: self.tcp_hits,
             tcp_trickle,
+            tcp_answer,
             drain_timeout,
             watch_lo: !self.no_watch_lo && !self.interface.iter().any(|name| name == LOOPBACK),
             interfaces: self.interface,
@@ -332,6 +345,12 @@ impl Options {
     #[must_use]
     pub const fn outlives(&self) -> bool {
         self.pin || self.tcp_hits
+    }
+
+    /// Whether answers over TCP may be longer than what is kept with the connection.
+    #[must_use]
+    pub const fn has_long_answers(&self) -> bool {
+        self.tcp_hits && has_long_answers(self.tcp_answer)
     }
 
     /// How many TCP connections are followed at most.
@@ -383,11 +402,20 @@ fn sets_for(given: u32) -> Result<u32, SettingsError> {
     Ok(given.next_power_of_two() / FLOW_WAYS as u32)
 }
 
+const fn has_long_answers(most: u64) -> bool {
+    most > SHORT_ANSWER as u64
+}
+
 /// The greatest power of two of sets that takes no more than its part of the memory, but no less than there
 /// are without answers over TCP.
-fn default_sets(memory: ByteSize) -> u32 {
+fn default_sets(memory: ByteSize, has_long_answers: bool) -> u32 {
     let (least, most) = (MAX_FLOWS / FLOW_WAYS, MOST_FLOWS / FLOW_WAYS);
-    let size = (size_of::<Flow>() + size_of::<Translated>()) * FLOW_WAYS;
+    let rest = if has_long_answers {
+        size_of::<AnswerRest>()
+    } else {
+        0
+    };
+    let size = (size_of::<Flow>() + size_of::<Translated>() + rest) * FLOW_WAYS;
     let fit = memory.as_u64() / FLOWS_PART / size as u64;
     let fit = fit.clamp(least as u64, most as u64) as u32;
     1 << fit.ilog2()
@@ -428,6 +456,8 @@ pub struct Options {
     pub tcp_hits: bool,
     /// Time after which a request of a connection is let through.
     pub tcp_trickle: Duration,
+    /// Bytes of the longest answer over TCP.
+    pub tcp_answer: u64,
     /// How long stopping waits for translated connections.
     pub drain_timeout: Duration,
     /// Whether the loopback interface is watched; not if it is served.
@@ -466,6 +496,7 @@ mod tests {
             tcp-hits = true
             max-flows = 3000
             tcp-trickle = "1s"
+            tcp-answer = 300
             drain-timeout = "0s"
             watch-lo = false
             settle = "2s"
@@ -487,6 +518,10 @@ mod tests {
         assert_eq!(options.egress, EgressSetting::Clsact);
         assert_eq!((options.tcp_hits, options.max_flows()), (true, 4096));
         assert_eq!(options.tcp_trickle, Duration::from_secs(1));
+        assert_eq!(
+            (options.tcp_answer, options.has_long_answers()),
+            (300, true)
+        );
         assert_eq!(options.drain_timeout, Duration::ZERO);
     }
 
@@ -501,6 +536,8 @@ mod tests {
         assert!(options.watch_lo && !options.tcp_hits);
         assert_eq!(options.max_flows(), 8192);
         assert_eq!(options.tcp_trickle, Duration::from_secs(5));
+        assert_eq!(options.tcp_answer, 1472);
+        assert!(!options.has_long_answers());
         assert_eq!(options.drain_timeout, Duration::from_secs(60));
         let bytes = u64::from(options.extent.buckets()) * BUCKET_BYTES as u64;
         assert!(bytes <= 256 << 20 && bytes > 252 << 20, "{bytes}");
@@ -537,13 +574,14 @@ mod tests {
             let text = format!("interface = 'vs'\nmemory = '{memory}'\n{more}");
             resolve(&text).expect("in range").max_flows()
         };
-        for (memory, most) in [
-            ("1MiB", 8192),
-            ("256MiB", 8192),
-            ("1GiB", 32_768),
-            ("8GiB", 65_536),
+        for (memory, most, short) in [
+            ("1MiB", 8192, 8192),
+            ("256MiB", 8192, 8192),
+            ("1GiB", 16_384, 32_768),
+            ("8GiB", 65_536, 65_536),
         ] {
             assert_eq!(flows(memory, "tcp-hits = true"), most, "{memory}");
+            assert_eq!(flows(memory, "tcp-hits = true\ntcp-answer = 256"), short);
             assert_eq!(flows(memory, ""), 8192);
             assert_eq!(flows(memory, "tcp-hits = true\nmax-flows = 64"), 64);
         }
@@ -624,6 +662,10 @@ mod tests {
         ] {
             let error = error(&format!("interface='a'\n{text}"));
             assert!(matches!(error, DurationOutOfRange { name: n, .. } if n == name));
+        }
+        for text in ["tcp-answer=0", "tcp-answer=1473"] {
+            let error = error(&format!("interface='a'\n{text}"));
+            assert!(matches!(error, AnswerOutOfRange { .. }));
         }
         assert!(matches!(
             error("interface='a'\nrate-limit=1000000001"),

@@ -3,8 +3,12 @@
 mod carried;
 mod connection;
 mod earning;
+mod ends;
 mod forms;
+mod long;
+mod odd;
 mod serving;
+mod unserved;
 
 use prestack_translate::Policy;
 
@@ -18,7 +22,7 @@ pub fn setup() -> Setup {
             forward_after: 3_600_000_000_000,
             trickle: 3_600_000_000_000,
             resend_after: 3_600_000_000_000,
-            room: 200,
+            room: 1472,
         },
         ..Setup::default()
     }

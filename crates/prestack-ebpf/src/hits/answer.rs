@@ -4,13 +4,13 @@ use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_TX};
 use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::helpers::generated::bpf_xdp_store_bytes;
 use aya_ebpf::programs::XdpContext;
-use prestack_abi::translated::MAX_ANSWER;
 use prestack_proto::checksum::{fold, window_sum_from};
 use prestack_proto::net::{PROTO_TCP, TCP_ACK, TCP_LEN, TCP_PSH};
 use prestack_proto::window::Window;
 
 use super::element::{self, locked};
 use super::numbered::{Numbered, TIMESTAMPS_LEN, USUAL_OPTIONS};
+use super::{growth, kept};
 use crate::clock;
 use crate::inbound::Inbound as _;
 use crate::ledger::backend;
@@ -55,7 +55,17 @@ fn turn(ctx: &XdpContext, kind: u64) -> Option<u32> {
     let at = headers.l4 + header_len;
     let len = numbered.answer;
     let packet = ctx.packet(config);
-    let room = Room::make(ctx, config, packet, None, at, at + len)?;
+    if is_new && at - headers.l3 + len > u64::from(config.mtu) {
+        count!(tcp_misses);
+        return None;
+    }
+    let Some(room) = Room::make(ctx, config, packet, None, at, at + len) else {
+        if is_new {
+            growth::refuse(ctx, scratch, (at + len).wrapping_sub(packet.len()));
+            count!(tcp_misses);
+        }
+        return None;
+    };
     if is_new && prestack_hits_commit() == 0 {
         room.undo_growth(ctx);
         return None;
@@ -67,7 +77,7 @@ fn turn(ctx: &XdpContext, kind: u64) -> Option<u32> {
         // SAFETY: the program's context; the window of this CPU's scratch is longer than an answer.
         unsafe {
             let from = (*scratch).answer.start().cast();
-            bpf_xdp_store_bytes(ctx.ctx, at as u32, from, answer_size(len))
+            bpf_xdp_store_bytes(ctx.ctx, at as u32, from, Window::size(len))
         }
     };
     let packet = ctx.packet(config);
@@ -91,15 +101,6 @@ fn turn(ctx: &XdpContext, kind: u64) -> Option<u32> {
     }
     Some(XDP_TX)
 }
-
-/// The length of an answer, bounded for a helper's argument.
-#[inline(always)]
-fn answer_size(len: u64) -> u32 {
-    const MASK: u64 = MAX_ANSWER as u64 - 1;
-    (((prestack_proto::verifier::opaque(len - 1)) & MASK) + 1) as u32
-}
-
-const _: () = assert!(MAX_ANSWER.is_power_of_two());
 
 /// Writes the TCP header.
 #[inline(always)]
@@ -170,7 +171,8 @@ extern "C" fn prestack_hits_commit() -> u64 {
     let now = clock::now();
     // SAFETY: this CPU's scratch.
     let (numbered, answer) = unsafe { (&mut (*scratch).numbered, &(*scratch).answer) };
-    let Some(element) = element::at(numbered.place) else {
+    let place = numbered.place;
+    let (Some(element), Some(rest)) = (element::at(place), kept::rest(config, place)) else {
         return 0;
     };
     let (segment, policy) = (numbered.segment, config.policy);
@@ -184,12 +186,8 @@ extern "C" fn prestack_hits_commit() -> u64 {
             return REFUSED;
         };
         numbered.reply = reply;
-        for i in 0..MAX_ANSWER / 8 {
-            let word = Window::word(answer, 8 * i as u64);
-            // SAFETY: a map element that is locked, and in bounds.
-            unsafe { (&raw mut (*element).answer[i]).write_volatile(word) };
-        }
-        // SAFETY: as above.
+        kept::keep(element, rest, answer, len.into());
+        // SAFETY: a map element that is locked.
         unsafe { (*element).answers += 1 };
         was_active
     });

@@ -2,7 +2,7 @@
 
 use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::programs::XdpContext;
-use prestack_abi::translated::{MAX_ANSWER, Translated};
+use prestack_abi::translated::Translated;
 use prestack_proto::net::{TCP_FIN, TCP_LEN, TCP_RST, TCP_SYN};
 use prestack_translate::{Arrival, Segment};
 
@@ -27,6 +27,8 @@ pub const USUAL: u64 = 2;
 pub const UNUSUAL: u64 = 3;
 /// The same of a plain segment: see `express`.
 pub const PLAIN: u64 = 4;
+/// It is in a packet that this does not look into: see `odd`.
+pub const ODD: u64 = 5;
 
 /// Finds the connection of the segment in the packet.
 ///
@@ -45,7 +47,9 @@ pub unsafe extern "C" fn prestack_hits_find(ctx: *mut xdp_md) -> u64 {
 #[inline(always)]
 fn find(ctx: &XdpContext) -> Option<u64> {
     let scratch = scratch()?;
-    let (config, packet, headers, door) = again(ctx)?;
+    let Some((config, packet, headers, door)) = again(ctx) else {
+        return Some(ODD);
+    };
     let (segment, options, is_usual) =
         numbered::read(packet, &headers, is_congested(packet, &headers))?;
     let other = if is_followed(&segment) {
@@ -147,8 +151,8 @@ pub unsafe extern "C" fn prestack_hits_options(ctx: *mut xdp_md) -> u64 {
     1
 }
 
-/// The segment arrives: [`GO`] or what is to be sent in its place, whose header is then in the scratch's
-/// `numbered`.
+/// The segment arrives: [`GO`] or what is to be sent in its place. The header of an acknowledgement is then in the
+/// scratch's `numbered`.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn prestack_hits_arrive() -> u64 {
@@ -163,9 +167,7 @@ pub extern "C" fn prestack_hits_arrive() -> u64 {
     };
     let segment = numbered.segment;
     let policy = config.policy;
-    // SAFETY: as above.
-    let answer = unsafe { &mut (*scratch).answer };
-    let result = locked(element, |element, ends, translation| {
+    let result = locked(element, |_, ends, translation| {
         numbered.has_timestamps = translation.agreement.has_timestamps().into();
         if translation.is_active == 0 {
             return GO;
@@ -179,16 +181,7 @@ pub extern "C" fn prestack_hits_arrive() -> u64 {
         };
         let action = match arrival {
             Arrival::Go => GO,
-            Arrival::Resend => {
-                numbered.reply = translation.reply_again(ends, &segment);
-                numbered.answer = translation.answer_len.into();
-                for i in 0..MAX_ANSWER / 8 {
-                    // SAFETY: a map element, and in bounds.
-                    let word = unsafe { (&raw const (*element).answer[i]).read_volatile() };
-                    answer.set_word(8 * i as u64, word);
-                }
-                RESEND
-            }
+            Arrival::Resend => RESEND,
             Arrival::Acknowledge => {
                 numbered.reply = translation.reply_bare(ends, &segment);
                 numbered.answer = 0;

@@ -24,6 +24,7 @@ use prestack_translate::Segment;
 
 use super::arrive::{self, FOLLOW, NOTHING, PLAIN};
 use super::element;
+use super::growth;
 use super::numbered::{TIMESTAMPS_LEN, USUAL_OPTIONS};
 use super::requests::is_idle;
 use crate::cache::find::{Query, find_with};
@@ -33,7 +34,7 @@ use crate::ledger::backend::{self, Arrival};
 use crate::maps::count;
 use crate::packet::{Addresses, Headers, Packet};
 use crate::rx::allow::is_spoof_prone;
-use crate::scratch::scratch;
+use crate::scratch::{Scratch, scratch};
 use crate::tcp::segment::name_of;
 use crate::tcp::{flow, table};
 
@@ -292,6 +293,7 @@ fn get(ctx: &XdpContext) -> Option<u64> {
     if !found.knows(EntryHeader::FLAGS)
         || reply_len > config.policy.room
         || reply_len > MAX_ANSWER as u64
+        || is_refused(ctx, scratch, SHORTEST + options + reply_len, packet)
     {
         count!(tcp_misses);
         return Some(NO_ANSWER);
@@ -311,6 +313,13 @@ fn get(ctx: &XdpContext) -> Option<u64> {
     numbered.answer = reply_len;
     numbered.sum = found.sum.into();
     Some(ANSWER)
+}
+
+/// Whether no packet can hold so many bytes as far as was seen.
+#[inline(always)]
+fn is_refused(ctx: &XdpContext, scratch: *mut Scratch, new_len: u64, packet: Packet) -> bool {
+    let len = packet.len();
+    new_len > len && growth::is_refused(ctx, scratch, new_len - len)
 }
 
 /// Whether the segment came over the first link, from a source of the first network, which is served there.

@@ -4,12 +4,16 @@
 //! A flow is followed (`tcp`) in the kernel's numbers. So a segment from the client is translated before, one from
 //! the kernel after the flow was followed.
 
+mod again;
 mod answer;
 mod arrive;
 pub mod element;
 mod express;
+pub mod growth;
+mod kept;
 mod leave;
 pub mod numbered;
+mod odd;
 mod pass;
 mod requests;
 
@@ -20,16 +24,19 @@ use crate::inbound::Inbound as _;
 use crate::ledger::backend;
 use crate::maps::TX_STEPS;
 use crate::scratch::scratch;
+use again::prestack_hits_again;
 use answer::{AGAIN, NEW, SUMMED, prestack_hits_turn};
-use arrive::{FOLLOW, GO, NOTHING, PLAIN, UNUSUAL};
+use arrive::{ACKNOWLEDGE, FOLLOW, GO, NOTHING, ODD, PLAIN, RESEND, UNUSUAL};
 use arrive::{prestack_hits_arrive, prestack_hits_find, prestack_hits_options};
-use express::{ANSWER, LOOK, OTHER, prestack_hits_find_plain, prestack_hits_get};
+use express::{ANSWER, LOOK, NO_ANSWER, OTHER, prestack_hits_find_plain, prestack_hits_get};
 pub use leave::{NOT_OURS, depart_plain, leave, leaves};
+use odd::{FRAGMENT, prestack_hits_bare, prestack_hits_odd};
 use pass::{prestack_hits_pass, prestack_hits_rewrite};
 
 /// A segment arrives: the action for the kernel.
 #[inline(always)]
 pub fn arrives(ctx: &XdpContext) -> u32 {
+    let is_odd;
     // SAFETY: functions of ours, called with the program's context.
     unsafe {
         let mut found = prestack_hits_find_plain(ctx.ctx);
@@ -37,8 +44,13 @@ pub fn arrives(ctx: &XdpContext) -> u32 {
         if found == OTHER {
             found = prestack_hits_find(ctx.ctx);
         }
+        is_odd = found == ODD;
+        if is_odd {
+            found = prestack_hits_odd(ctx.ctx);
+        }
         match found {
             NOTHING => return XDP_PASS,
+            FRAGMENT => return XDP_DROP,
             FOLLOW => {
                 ctx.hand_over();
                 backend::forget_all();
@@ -47,14 +59,28 @@ pub fn arrives(ctx: &XdpContext) -> u32 {
             UNUSUAL if prestack_hits_options(ctx.ctx) == 0 => return XDP_PASS,
             _ => {}
         }
-        if prestack_hits_arrive() != GO {
-            let action = prestack_hits_turn(ctx.ctx, AGAIN) as u32;
-            if action != 0 {
-                return action;
+        let arrived = prestack_hits_arrive();
+        if is_odd && arrived != GO {
+            prestack_hits_bare();
+        }
+        match arrived {
+            RESEND if prestack_hits_again(ctx.ctx) != 0 => {
+                let action = prestack_hits_turn(ctx.ctx, AGAIN) as u32;
+                // There is room. What the packet held may be gone, and its sender will send it again.
+                return if action == 0 { XDP_DROP } else { action };
             }
+            ACKNOWLEDGE => {
+                let action = prestack_hits_turn(ctx.ctx, AGAIN) as u32;
+                if action != 0 {
+                    return action;
+                }
+            }
+            _ => {}
         }
         let kind = match if is_plain {
             prestack_hits_get(ctx.ctx)
+        } else if is_odd {
+            NO_ANSWER
         } else {
             LOOK
         } {
@@ -74,7 +100,8 @@ pub fn arrives(ctx: &XdpContext) -> u32 {
             return XDP_DROP;
         }
     }
-    if is_followed() {
+    // What is not plain cannot be followed, and has emptied the cache.
+    if !is_odd && is_followed() {
         ctx.hand_over();
         backend::forget_all();
     }

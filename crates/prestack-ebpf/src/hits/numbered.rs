@@ -5,7 +5,7 @@ use prestack_proto::checksum::fold;
 use prestack_proto::net::TCP_LEN;
 use prestack_proto::verifier::opaque;
 use prestack_proto::window::{Source, Window};
-use prestack_translate::{Block, MAX_BLOCKS, Options, Reply, Segment};
+use prestack_translate::{Again, Block, MAX_BLOCKS, Options, Reply, Segment};
 
 use crate::packet::{Headers, Packet};
 
@@ -43,6 +43,8 @@ pub struct Numbered {
     pub window: u32,
     /// The header of the segment that is sent in its place.
     pub reply: Reply,
+    /// What is sent again in its place.
+    pub again: Again,
     /// What to do with one that leaves.
     pub departing: u32,
     /// Non-zero if segments of the connection have timestamps.

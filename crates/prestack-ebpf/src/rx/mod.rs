@@ -23,6 +23,7 @@ use prestack_abi::config::{Config, MAPPED_V4};
 use prestack_proto::net::{ETHERNET_LEN, VLAN_LEN};
 use prestack_proto::window::Source;
 
+use crate::hits::element;
 use crate::inbound::Inbound;
 use crate::ledger::backend::{self, Arrival};
 use crate::ledger::requests;
@@ -76,13 +77,23 @@ pub fn packet(ctx: &XdpContext) -> u32 {
         Sort::Options(headers) => {
             if let Some((_, door)) = arrival::<XdpContext>(config, packet, headers) {
                 backend::forget(config, door.backend);
+                translate(ctx, config);
             }
             XDP_PASS
         }
         Sort::Veiled(addresses) => {
             backend::forget_address(&addresses.destination);
+            translate(ctx, config);
             XDP_PASS
         }
+    }
+}
+
+/// It may be a segment of a connection on which requests are answered.
+#[inline(always)]
+fn translate(ctx: &XdpContext, config: &Config) {
+    if element::is_on(config) {
+        ctx.hand_over_hits();
     }
 }
 

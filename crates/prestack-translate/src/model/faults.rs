@@ -11,6 +11,9 @@ pub enum Fate {
     Twice(u64),
     /// It arrives after so many µs more.
     Late(u64),
+    /// It arrives with other numbers: sequence and acknowledgement are so much higher. The kernel drops it, for its
+    /// checksum is wrong. To others than the host it is lost.
+    Damaged(u32, u32),
 }
 
 /// What becomes of the first packets on each stretch of the way; those that follow arrive.

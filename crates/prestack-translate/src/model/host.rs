@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use super::memcached::{Command, Replies};
 use super::tcp::Packet;
 use crate::{Arrival, Departing, Ends, Policy, Reply, Segment, Translation, is_before};
+use prestack_proto::net::TCP_FIN;
 
 /// Where a packet goes.
 pub enum Way {
@@ -24,14 +25,15 @@ pub struct Host {
     tracker: Tracker,
     /// Commands that were answered here, by the wire number of their first byte.
     pub served: Vec<(u32, Command)>,
-    /// How much a packet can grow.
+    /// How much a packet can grow that is answered, and one from which an answer is sent again.
     tail_room: usize,
+    part_room: usize,
     pub resent: u64,
     pub dropped: u64,
 }
 
 impl Host {
-    pub fn new(policy: Policy, tail_room: usize) -> Self {
+    pub fn new(policy: Policy, tail_room: usize, part_room: usize) -> Self {
         Self {
             policy,
             translation: Translation::default(),
@@ -40,6 +42,7 @@ impl Host {
             tracker: Tracker::default(),
             served: Vec::new(),
             tail_room,
+            part_room,
             resent: 0,
             dropped: 0,
         }
@@ -60,12 +63,14 @@ impl Host {
                 Arrival::Go => {}
                 Arrival::Resend => {
                     self.resent += 1;
-                    let reply = self.translation.reply_again(&self.ends, &segment);
-                    return self.turn(&packet, reply, self.answer.clone());
+                    let mut again = self.translation.send_again(&self.ends, &segment);
+                    again.shorten((packet.data.len() + self.part_room) as u32);
+                    let data = &self.answer[again.offset as usize..][..again.len as usize];
+                    return Some(turn(&packet, again.reply, data.to_vec()));
                 }
                 Arrival::Acknowledge => {
                     let reply = self.translation.reply_bare(&self.ends, &segment);
-                    return self.turn(&packet, reply, Vec::new());
+                    return Some(turn(&packet, reply, Vec::new()));
                 }
             }
         }
@@ -86,14 +91,16 @@ impl Host {
         } else if segment.flags & 6 == 0 {
             self.ends.take(&segment);
         }
-        self.tracker.passes(&packet);
+        if !packet.is_damaged {
+            self.tracker.passes(&packet);
+        }
         Some(Way::Kernel(packet))
     }
 
     /// Answers the requests in a packet, if all are known.
     fn serve(&mut self, packet: &Packet, now: u64) -> Option<Way> {
         let segment = packet.segment;
-        if !self.tracker.owes_nothing() || !self.tracker.has_answered {
+        if packet.is_damaged || !self.tracker.owes_nothing() || !self.tracker.has_answered {
             return None;
         }
         let mut answer = Vec::new();
@@ -129,31 +136,7 @@ impl Host {
         )?;
         self.served.extend(commands);
         self.answer.clone_from(&answer);
-        self.turn(packet, reply, answer)
-    }
-
-    /// Turns a packet into one for the client, if there is room.
-    fn turn(&mut self, packet: &Packet, reply: Reply, data: Vec<u8>) -> Option<Way> {
-        if data.len() > packet.data.len() + self.tail_room {
-            self.dropped += 1;
-            return None;
-        }
-        Some(Way::Client(Packet {
-            segment: Segment {
-                sequence: reply.sequence,
-                acknowledgement: reply.acknowledgement,
-                len: data.len() as u32,
-                flags: 0x18,
-                window: reply.window,
-                has_timestamps: packet.segment.has_timestamps,
-                timestamp: reply.timestamp,
-                echo: reply.echo,
-                is_congested: 0,
-            },
-            data,
-            blocks: Vec::new(),
-            agreement: None,
-        }))
+        Some(turn(packet, reply, answer))
     }
 
     /// The kernel sends a packet.
@@ -197,6 +180,27 @@ impl Host {
     }
 }
 
+/// Turns a packet into one for the client.
+fn turn(packet: &Packet, reply: Reply, data: Vec<u8>) -> Way {
+    Way::Client(Packet {
+        segment: Segment {
+            sequence: reply.sequence,
+            acknowledgement: reply.acknowledgement,
+            len: data.len() as u32,
+            flags: 0x18,
+            window: reply.window,
+            has_timestamps: packet.segment.has_timestamps,
+            timestamp: reply.timestamp,
+            echo: reply.echo,
+            is_congested: 0,
+        },
+        data,
+        blocks: Vec::new(),
+        agreement: None,
+        is_damaged: false,
+    })
+}
+
 /// What the kernel and memcached have got and answered, as far as it was seen.
 #[derive(Default)]
 struct Tracker {
@@ -210,6 +214,8 @@ struct Tracker {
     /// Commands that were owed a reply before the last one that is not.
     quiet_after: Option<u64>,
     has_answered: bool,
+    /// The kernel has closed the connection.
+    has_ended: bool,
 }
 
 impl Tracker {
@@ -219,7 +225,8 @@ impl Tracker {
     }
 
     fn owes_nothing(&self) -> bool {
-        self.asked == self.answered
+        !self.has_ended
+            && self.asked == self.answered
             && self.requests.is_empty()
             && self.waiting.is_empty()
             && self.quiet_after.is_none()
@@ -258,6 +265,7 @@ impl Tracker {
     }
 
     fn leaves(&mut self, packet: &Packet) {
+        self.has_ended |= packet.segment.has(TCP_FIN);
         let sequence = packet.segment.sequence;
         let known = self.sent.wrapping_sub(sequence) as usize;
         if packet.data.len() <= known || is_before(self.sent, sequence) {

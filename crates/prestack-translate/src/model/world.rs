@@ -14,8 +14,8 @@ use prestack_proto::net::{TCP_ACK, TCP_SYN};
 const LINK: u64 = 50;
 /// µs from where requests are answered to the kernel.
 const INSIDE: u64 = 5;
-/// Simulated µs after which a run counts as hung: more than any timer.
-const FOREVER: u64 = 900_000_000;
+/// Simulated µs after which a run counts as hung: more than all timers of a run with as many losses as there are.
+const FOREVER: u64 = 3_600_000_000;
 
 /// What the client does next.
 #[derive(Clone, Copy, Debug)]
@@ -55,7 +55,10 @@ pub struct Script {
     /// Most bytes that the client reads in 100 µs.
     pub reads: usize,
     pub policy: Policy,
+    /// How much a packet can grow.
     pub tail_room: usize,
+    /// The same when an answer is sent again: it may come another way.
+    pub part_room: usize,
     /// Step from which on nothing is answered any more.
     pub drains_at: Option<usize>,
     /// Somebody sends a SYN of the connection's ends at this step.
@@ -172,7 +175,7 @@ impl World {
 
     fn new(script: Script) -> Self {
         let (client, server) = (script.client, script.server);
-        let mut host = Host::new(script.policy, script.tail_room);
+        let mut host = Host::new(script.policy, script.tail_room, script.part_room);
         // The handshake, undisturbed.
         let syn_ack = Segment {
             sequence: server.first,
@@ -187,6 +190,7 @@ impl World {
             data: Vec::new(),
             blocks: Vec::new(),
             agreement: Some(Tcp::agreement(&client, &server)),
+            is_damaged: false,
         };
         host.leaves(packet, 0);
         let mut world = Self {
@@ -246,7 +250,9 @@ impl World {
                     }
                 }
                 Event::ToKernel(packet) => {
-                    self.kernel.arrives(&packet, self.now);
+                    if !packet.is_damaged {
+                        self.kernel.arrives(&packet, self.now);
+                    }
                     self.memcached_reads();
                 }
                 Event::ToClient(packet) => self.client.arrives(&packet, self.now),
@@ -286,7 +292,8 @@ impl World {
             end.wake(self.now);
             if end.timeouts != timeouts {
                 let is_again = end.has_backed_off();
-                if is_again && self.last_fault < self.timed_out_at[i] {
+                // What was lost just before a timeout may have been what should have spared the next.
+                if is_again && self.last_fault + 4 * LINK < self.timed_out_at[i] {
                     self.idle_timeouts += 1;
                 }
                 self.timed_out_at[i] = self.now;
@@ -307,7 +314,7 @@ impl World {
     }
 
     /// A packet goes on a stretch of its way.
-    fn send(&mut self, stretch: usize, packet: Packet) {
+    fn send(&mut self, stretch: usize, mut packet: Packet) {
         let faults = &self.script.faults;
         let fates = [&faults.up, &faults.inside, &faults.down][stretch];
         let mut fate = Fate::Arrives;
@@ -323,7 +330,14 @@ impl World {
         let mut late = 0;
         match fate {
             Fate::Arrives => self.schedule(delay, event(packet)),
-            Fate::Lost => {}
+            Fate::Damaged(sequence, acknowledgement) if stretch == 0 => {
+                let segment = &mut packet.segment;
+                segment.sequence = segment.sequence.wrapping_add(sequence);
+                segment.acknowledgement = segment.acknowledgement.wrapping_add(acknowledgement);
+                packet.is_damaged = true;
+                self.schedule(delay, event(packet));
+            }
+            Fate::Lost | Fate::Damaged(..) => {}
             Fate::Twice(more) => {
                 self.schedule(delay, event(packet.clone()));
                 self.schedule(delay + more, event(packet));
@@ -424,6 +438,7 @@ impl World {
                 data: Vec::new(),
                 blocks: Vec::new(),
                 agreement: None,
+                is_damaged: false,
             };
             self.schedule(0, Event::ToHost(packet));
         }

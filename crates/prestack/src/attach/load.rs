@@ -182,7 +182,7 @@ impl Datapath {
 
 /// How many elements maps have that are made as large as it is asked for.
 #[must_use]
-pub fn sizes(options: &Options) -> [(&'static str, u32); 6] {
+pub fn sizes(options: &Options) -> [(&'static str, u32); 7] {
     let buckets = options.extent.buckets();
     let sources = if options.rate_limit.is_some() {
         RATED_SOURCES
@@ -194,6 +194,11 @@ pub fn sizes(options: &Options) -> [(&'static str, u32); 6] {
     } else {
         1
     };
+    let rests = if options.has_long_answers() {
+        translations
+    } else {
+        1
+    };
     [
         (names::INDEX, buckets),
         (names::BLOCKS, buckets),
@@ -201,6 +206,7 @@ pub fn sizes(options: &Options) -> [(&'static str, u32); 6] {
         (names::FLOW_SETS, options.flow_sets),
         (names::FLOWS, options.max_flows()),
         (names::TRANSLATIONS, translations),
+        (names::ANSWER_RESTS, rests),
     ]
 }
 

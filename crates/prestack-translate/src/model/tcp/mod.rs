@@ -25,6 +25,8 @@ pub struct Packet {
     pub blocks: Vec<Block>,
     /// What the kernel has agreed to, with its SYN-ACK.
     pub agreement: Option<Agreement>,
+    /// Its checksum is wrong.
+    pub is_damaged: bool,
 }
 
 /// How an end behaves.
@@ -308,6 +310,7 @@ impl Tcp {
             data,
             blocks,
             agreement: None,
+            is_damaged: false,
         });
     }
 
@@ -329,6 +332,7 @@ impl Tcp {
             data: Vec::new(),
             blocks: Vec::new(),
             agreement: None,
+            is_damaged: false,
         }
     }
 
@@ -343,6 +347,7 @@ impl Tcp {
             data: Vec::new(),
             blocks: Vec::new(),
             agreement: None,
+            is_damaged: false,
         });
     }
 

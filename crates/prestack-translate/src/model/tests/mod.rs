@@ -30,7 +30,7 @@ pub(super) fn policy() -> Policy {
         forward_after: 100 * MS,
         trickle: 5000 * MS,
         resend_after: 20 * MS,
-        room: 400,
+        room: 1448,
     }
 }
 
@@ -45,6 +45,7 @@ pub(super) fn script(steps: Vec<Step>) -> Script {
         reads: 100_000,
         policy: policy(),
         tail_room: 400,
+        part_room: 400,
         drains_at: None,
         spoofed_at: None,
         hangs_up_at: None,

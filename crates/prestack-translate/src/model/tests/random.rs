@@ -18,6 +18,7 @@ fn cases() -> u32 {
 fn command() -> impl Strategy<Value = Command> {
     prop_oneof![
         6 => (0u16..300).prop_map(Command::Get),
+        2 => (600u16..640).prop_map(Command::Get),
         1 => (600u16..MISSING).prop_map(Command::Get),
         1 => Just(Command::Get(MISSING)),
         2 => (0u16..4000).prop_map(Command::Set),
@@ -48,6 +49,7 @@ fn fate() -> impl Strategy<Value = Fate> {
         1 => (1u64..300_000).prop_map(Fate::Twice),
         2 => (1u64..2000).prop_map(Fate::Late),
         1 => (1u64..300_000).prop_map(Fate::Late),
+        1 => (1u32..3000).prop_map(|sequence| Fate::Damaged(sequence, 0)),
     ]
 }
 
@@ -92,6 +94,8 @@ fn scripts() -> impl Strategy<Value = Script> {
         (
             1u64..30_000,
             prop_oneof![Just(100_000usize), 100usize..2000],
+            prop_oneof![Just(1500usize), 200usize..600],
+            prop_oneof![Just(1500usize), 200usize..600],
         ),
         ending,
     )
@@ -111,6 +115,8 @@ fn scripts() -> impl Strategy<Value = Script> {
                     warm_up,
                     thinks: io.0,
                     reads: io.1,
+                    tail_room: io.2,
+                    part_room: io.3,
                     drains_at: ending.0,
                     spoofed_at: ending.1,
                     resets: ending.2,
@@ -138,7 +144,9 @@ proptest! {
         prop_assert_eq!(outcome.reneged, 0);
         // Every timeout that follows another has its own loss.
         prop_assert_eq!(plain.idle_timeouts, 0, "plain");
-        prop_assert_eq!(outcome.idle_timeouts, 0);
+        // What the kernel sends behind a lost answer may not fit a small window with it, and brings it back only.
+        let is_small = script.client.buffer < 5000;
+        prop_assert!(outcome.idle_timeouts <= u64::from(is_small), "{:?}", outcome);
         // Once the network is well, what takes longest is one timeout, as backed off as it was by then, and
         // the connection's own time.
         let quiet = World::run(&Script { faults: Faults::default(), ..script.clone() }).map_err(TestCaseError::fail)?;

@@ -78,15 +78,19 @@ fn reset_by_syn_ack() {
 }
 
 #[test]
-fn reserve_room() {
-    // The request is long enough to hold the answer, what the client sends later is not.
+fn hold_behind_parts() {
+    // The answer is lost. It comes in parts then, of which the second is lost.
     let mut steps = gets(2);
-    steps.push(Step::waiting(Command::Get(248)));
-    steps.push(at_once(Command::Get(LONG)));
+    // Of its own the kernel has nothing to send again.
+    steps.push(Step {
+        pause: 100_000,
+        ..Step::waiting(Command::Get(620))
+    });
     let mut script = script(steps);
     script.warm_up = 2;
-    script.faults.down = vec![Lost];
-    needs(Rule::ReserveRoom, &script, |_| true);
+    script.tail_room = 1500;
+    script.faults.down = vec![Lost, Arrives, Lost];
+    needs(Rule::HoldBehindParts, &script, |_| true);
 }
 
 #[test]

@@ -132,3 +132,41 @@ fn long_transfers_between_hits_are_exact() {
     assert!(outcome.served > 40 && outcome.resent > 0, "{outcome:?}");
     assert_eq!(outcome.reneged, 0);
 }
+
+#[test]
+fn a_long_answer_that_was_lost_comes_back_part_by_part() {
+    // 1,200 bytes: in parts of 512, or of what fits a packet without data.
+    for (part_room, parts) in [(1500, 3), (200, 7)] {
+        let mut steps = gets(2);
+        steps.push(Step {
+            pause: 100_000,
+            ..Step::waiting(Command::Get(630))
+        });
+        steps.push(Step::waiting(Command::Get(SHORT)));
+        let mut script = script(steps);
+        script.warm_up = 2;
+        script.tail_room = 1500;
+        let quiet = run(&script);
+        assert_eq!((quiet.served, quiet.resent), (3, 0), "{quiet:?}");
+        script.faults.down = vec![Fate::Lost];
+        script.part_room = part_room;
+        let outcome = run(&script);
+        assert_eq!((outcome.served, outcome.resent), (3, parts), "{outcome:?}");
+        assert_eq!(outcome.client_retransmissions, 1);
+        assert_eq!(outcome.timeouts, 1);
+    }
+}
+
+#[test]
+fn what_the_kernel_drops_does_not_stop_a_lost_answer() {
+    let mut steps = gets(2);
+    steps[1].pause = 100_000;
+    let mut script = script(steps);
+    // The answer is lost. The request comes again, but damaged, as if there were more behind it. Then an old copy of
+    // what is before it makes the kernel say what it has got: that the client must not hear.
+    let damaged = Fate::Damaged(500, 0);
+    script.faults.up = vec![Fate::Twice(450_000), Fate::Arrives, Fate::Arrives, damaged];
+    script.faults.down = vec![Fate::Arrives, Fate::Lost];
+    let outcome = run(&script);
+    assert_eq!((outcome.served, outcome.resent), (1, 1), "{outcome:?}");
+}

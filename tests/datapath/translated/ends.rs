@@ -1,0 +1,135 @@
+//! How a connection on which GETs were answered ends.
+
+use std::time::Duration;
+
+use prestack::clock;
+
+use super::connection::Ready;
+use super::setup;
+use crate::bytes::hit;
+use crate::harness::Datapath;
+use crate::packet::{ACK, FIN, PSH, RST};
+
+const GET: &str = "get key\r\n";
+const SETTLE: Duration = Duration::from_secs(5);
+/// How long a connection is translated after the kernel's FIN.
+const LINGER: Duration = Duration::from_secs(60);
+
+/// A connection whose last GET was answered.
+fn answered(port: u16) -> (Datapath, Ready) {
+    let mut setup = setup();
+    setup.settle = SETTLE;
+    let mut path = Datapath::with(&setup);
+    path.fill("key", "value");
+    let mut ready = Ready::open(&mut path, port);
+    ready.served(&path, GET, hit("key", "value"));
+    (path, ready)
+}
+
+/// In how many seconds the connection's place is free, `None` if it is not to be.
+fn free_in(path: &mut Datapath) -> Option<u64> {
+    let mut times = Vec::new();
+    path.kernel_mut()
+        .used_translations(|translated| times.push(translated.over_at));
+    assert_eq!(times.len(), 1);
+    let left = times[0].checked_sub(clock::now_ns())?;
+    Some(Duration::from_nanos(left).as_secs_f64().round() as u64)
+}
+
+/// The client's FIN, then the kernel's, which acknowledges it.
+fn close(path: &Datapath, ready: &mut Ready) {
+    ready.passed(path, &ready.segment(FIN | ACK, ""));
+    let connection = &mut ready.connection;
+    connection.client = connection.client.wrapping_add(1);
+    connection.acked = connection.client;
+    ready.leaves(path, &ready.connection.answer(FIN | ACK, ""));
+    ready.connection.server = ready.connection.server.wrapping_add(1);
+}
+
+#[test]
+fn it_is_translated_until_both_ends_have_got_everything() {
+    let (mut path, mut ready) = answered(4700);
+    assert_eq!(free_in(&mut path), None);
+    close(&path, &mut ready);
+    // What is lost is sent again.
+    assert_eq!(free_in(&mut path), Some(LINGER.as_secs()));
+    ready.passed(&path, &ready.segment(ACK, ""));
+    assert_eq!(free_in(&mut path), Some(SETTLE.as_secs()));
+}
+
+#[test]
+fn the_kernel_may_close_first() {
+    let (mut path, mut ready) = answered(4701);
+    ready.passed(&path, &ready.segment(ACK, ""));
+    ready.leaves(&path, &ready.connection.answer(FIN | ACK, ""));
+    assert_eq!(free_in(&mut path), Some(LINGER.as_secs()));
+    ready.connection.server = ready.connection.server.wrapping_add(1);
+    ready.passed(&path, &ready.segment(FIN | ACK, ""));
+    // The kernel has not acknowledged that.
+    assert_eq!(free_in(&mut path), Some(LINGER.as_secs()));
+    let connection = &mut ready.connection;
+    connection.client = connection.client.wrapping_add(1);
+    connection.acked = connection.client;
+    ready.leaves(&path, &ready.connection.answer(ACK, ""));
+    assert_eq!(free_in(&mut path), Some(SETTLE.as_secs()));
+}
+
+#[test]
+fn a_reset_is_no_data() {
+    let (path, ready) = answered(4702);
+    // Outside the window the kernel does not heed it, nor does it count as data that was passed.
+    let (sequence, _) = ready.segment(ACK, "").numbers();
+    let reset = ready
+        .segment(RST, "")
+        .sequence(sequence.wrapping_add(1 << 30));
+    ready.passed(&path, &reset);
+    let mut ready = ready;
+    ready.served(&path, GET, hit("key", "value"));
+}
+
+#[test]
+fn a_fin_does_not_go_before_the_answer_with_data_that_is_sent_again() {
+    let (path, ready) = answered(4703);
+    let server = ready.connection.server;
+    let reply = "END\r\n";
+    let before = server.wrapping_sub(reply.len() as u32);
+    let again = ready
+        .connection
+        .answer(FIN | PSH | ACK, reply)
+        .sequence(before);
+    let left = ready.leaves(&path, &again);
+    assert_eq!((left.sequence, left.flags), (before, PSH | ACK));
+    assert_eq!(left.data, reply.as_bytes());
+    // The FIN alone is behind the answer.
+    let left = ready.leaves(&path, &ready.connection.answer(FIN | ACK, ""));
+    assert_eq!(
+        (left.sequence, left.flags),
+        (server.wrapping_add(ready.given), FIN | ACK)
+    );
+}
+
+#[test]
+fn nothing_leaves_across_the_answer() {
+    let (path, ready) = answered(4704);
+    let before = ready.connection.server.wrapping_sub(5);
+    let across = ready
+        .connection
+        .answer(PSH | ACK, "END\r\nmore")
+        .sequence(before);
+    let ran = path.kernel().programs.tx(&across.build());
+    assert_eq!(ran.action, 2, "it is dropped");
+}
+
+#[test]
+fn the_answer_takes_its_part_of_the_window_and_its_acknowledgement_is_counted() {
+    let (path, ready) = answered(4705);
+    let answer = hit("key", "value").len();
+    let lacking = ready.segment(ACK, "");
+    let (_, acknowledgement) = lacking.numbers();
+    let lacking = lacking.acknowledging(acknowledgement.wrapping_sub(answer as u32));
+    let passed = ready.passed(&path, &lacking);
+    assert_eq!(usize::from(passed.window), 0xffff - answer);
+    assert_eq!(path.stats().tcp_received, 0);
+    ready.passed(&path, &ready.segment(ACK, ""));
+    assert_eq!(path.stats().tcp_received, 1);
+}
