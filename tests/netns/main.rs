@@ -2,6 +2,7 @@
 //! tests need root.
 
 mod allow;
+mod aside;
 mod backends;
 mod bench;
 mod carried;
@@ -15,7 +16,6 @@ mod drained;
 mod flood;
 mod flush;
 mod growth;
-mod ignored;
 mod links;
 mod lo;
 mod loss;

@@ -97,4 +97,4 @@ pub mod names {
 
 /// Changes with every incompatible change of a map layout: what is pinned under another number
 /// is not adopted.
-pub const LAYOUT: u32 = 10;
+pub const LAYOUT: u32 = 11;

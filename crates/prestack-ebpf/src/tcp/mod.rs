@@ -7,7 +7,6 @@
 pub mod doubt;
 pub mod flow;
 pub mod hole;
-pub mod ignored;
 pub mod plain;
 pub mod replies;
 pub mod requests;

@@ -5,7 +5,7 @@ use aya_ebpf::programs::{TcContext, XdpContext};
 
 use super::{adopt, arrive, chunks};
 use crate::inbound::Inbound;
-use crate::tcp::{hole, ignored};
+use crate::tcp::hole;
 
 /// Steps on a segment that is on its way to memcached. Global functions (by their unmangled names), which
 /// the verifier checks once.
@@ -18,8 +18,6 @@ pub trait Steps: Inbound {
     fn load_chunk(&self, is_kept: u64) -> u64;
     /// Keeps its data: see [`hole::keep`].
     fn keep(&self);
-    /// Loads its start, while TCP is ignored: see [`ignored::load`].
-    fn load_ignored(&self) -> u64;
 }
 
 impl Steps for XdpContext {
@@ -46,12 +44,6 @@ impl Steps for XdpContext {
         // SAFETY: the program's context.
         unsafe { prestack_tcp_keep(self.ctx) };
     }
-
-    #[inline(always)]
-    fn load_ignored(&self) -> u64 {
-        // SAFETY: the program's context.
-        unsafe { prestack_tcp_load_ignored(self.ctx) }
-    }
 }
 
 impl Steps for TcContext {
@@ -77,12 +69,6 @@ impl Steps for TcContext {
     fn keep(&self) {
         // SAFETY: the program's context.
         unsafe { prestack_lo_keep(self.skb.skb) };
-    }
-
-    #[inline(always)]
-    fn load_ignored(&self) -> u64 {
-        // SAFETY: the program's context.
-        unsafe { prestack_lo_load_ignored(self.skb.skb) }
     }
 }
 
@@ -135,16 +121,4 @@ unsafe extern "C" fn prestack_tcp_keep(ctx: *mut xdp_md) -> u64 {
 #[inline(never)]
 unsafe extern "C" fn prestack_lo_keep(ctx: *mut __sk_buff) -> u64 {
     hole::keep(&TcContext::new(ctx))
-}
-
-#[unsafe(no_mangle)]
-#[inline(never)]
-unsafe extern "C" fn prestack_tcp_load_ignored(ctx: *mut xdp_md) -> u64 {
-    ignored::load(&XdpContext::new(ctx))
-}
-
-#[unsafe(no_mangle)]
-#[inline(never)]
-unsafe extern "C" fn prestack_lo_load_ignored(ctx: *mut __sk_buff) -> u64 {
-    ignored::load(&TcContext::new(ctx))
 }
