@@ -7,6 +7,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use prestack::maps::Controls;
+use prestack::state::Instance;
 use prestack_testbed::{MemcachedOptions, TcpClient, UdpClient, pace};
 use prestack_tests::pinned::carry;
 use prestack_tests::stage::{Stage, set, store, until_hit};
@@ -260,6 +262,26 @@ fn misses_are_let_by_until_they_become_hits() -> Result<()> {
 }
 
 #[test]
+fn what_was_cached_before_is_not_served_after() -> Result<()> {
+    let settings = ["--max-age", "1m", "--settle", "1s", "--rest", "4s"];
+    let settings = [&MUCH[..], &settings].concat();
+    let stage = Stage::with(MemcachedOptions::default(), &settings)?;
+    let mut udp = stage.udp()?;
+    store(&mut stage.tcp()?, b"key", b"old")?;
+    until_hit(&stage.prestack, &mut udp, b"key", b"old")?;
+    let (stop, hits) = (AtomicBool::new(false), AtomicBool::new(false));
+    under(readers(&stage, &hits)?, &stop, || {
+        wait_until_aside(&stage)?;
+        ensure!(udp.request(&set(b"key", b"new"))? == b"STORED\r\n");
+        wait_until_awake(&stage)?;
+        while !is_aside(&stage)? {
+            assert_eq!(udp.get(b"key")?.as_deref(), Some(&b"new"[..]));
+        }
+        Ok(())
+    })
+}
+
+#[test]
 fn nothing_stale_is_read_while_it_comes_and_goes() -> Result<()> {
     let settings = [&MUCH[..], &["--max-age", "1s", "--rest", "1s"]].concat();
     let stage = Stage::with(MemcachedOptions::default(), &settings)?;
@@ -272,14 +294,15 @@ fn nothing_stale_is_read_while_it_comes_and_goes() -> Result<()> {
             for is_awaited in [true, false] {
                 pace::wait_for("a change", LIMIT, || {
                     let before = stage.hits()?;
-                    for round in 0..20 {
+                    for _ in 0..20 {
                         write(&mut tcp, "key", &number)?;
                         read(&mut reader, "key", &number)?;
                         write_over_udp(&mut udp, "key", &number)?;
                         // Whoever reads once more may be served.
-                        for _ in 0..round {
+                        for _ in 0..4 {
                             read(&mut reader, "key", &number)?;
                         }
+                        thread::sleep(Duration::from_millis(5));
                     }
                     served.set(served.get() + stage.hits()? - before);
                     Ok((is_aside(&stage)? == is_awaited).then_some(()))
@@ -358,9 +381,16 @@ fn connections_that_are_carried_are_followed() -> Result<()> {
     })
 }
 
-/// Flows are as they were when the datapath began to stand aside, or have been closed.
+/// Whether the daemon crashes while flows are closed, or before they were.
 #[test]
 fn after_a_crash_aside_everything_is_forgotten_first() -> Result<()> {
+    for has_closed in [true, false] {
+        crash_aside(has_closed)?;
+    }
+    Ok(())
+}
+
+fn crash_aside(has_closed: bool) -> Result<()> {
     let settings = [&MUCH[..], &TCP_HITS, &["--no-watch-lo"]].concat();
     let mut stage = Stage::watching(MemcachedOptions::default(), &settings)?;
     let number = Cell::new(0);
@@ -369,9 +399,23 @@ fn after_a_crash_aside_everything_is_forgotten_first() -> Result<()> {
         write(&mut tcp, "key", &number)?;
         read(&mut udp, "key", &number)?;
     }
-    let stop = AtomicBool::new(false);
-    under(writers(&stage)?, &stop, || wait_until_aside(&stage))?;
-    stage.prestack.kill()?;
+    if has_closed {
+        let stop = AtomicBool::new(false);
+        under(writers(&stage)?, &stop, || wait_until_aside(&stage))?;
+        stage.prestack.kill()?;
+    } else {
+        stage.prestack.kill()?;
+        let instance = Instance::new(
+            stage
+                .prestack
+                .instance()
+                .name()
+                .parse()
+                .map_err(anyhow::Error::msg)?,
+        );
+        let state = instance.state()?.context("it has a state")?;
+        Controls::open(&state.maps)?.stand_aside();
+    }
     // Nobody follows that, and nobody is served.
     for _ in 0..100 {
         write(&mut tcp, "key", &number)?;
@@ -383,8 +427,11 @@ fn after_a_crash_aside_everything_is_forgotten_first() -> Result<()> {
         .prestack
         .restart(&[&interface[..], &settings].concat())?;
     let start = Instant::now();
-    while start.elapsed() < Duration::from_secs(3) {
-        write(&mut tcp, "key", &number)?;
+    while start.elapsed() < Duration::from_secs(4) {
+        // Not before the key may be cached.
+        if start.elapsed() > Duration::from_millis(2_500) {
+            write(&mut tcp, "key", &number)?;
+        }
         read(&mut udp, "key", &number)?;
     }
     ensure!(!is_aside(&stage)?, "there is next to nothing");
