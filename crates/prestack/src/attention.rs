@@ -133,6 +133,10 @@ impl Adaptation {
             return Ok(());
         }
         self.looked = Some(Instant::now());
+        if self.carries(datapath)? {
+            debug!("does not stand aside: a connection is translated");
+            return Ok(());
+        }
         // It would keep its backend from caching afterwards: one that is taken up midway has to come to rest with a
         // reply.
         let lately = clock::now_ns().saturating_sub(clock::nanoseconds(LATELY));
@@ -140,27 +144,21 @@ impl Adaptation {
             debug!("does not stand aside: a connection writes without replies, or pipelines");
             return Ok(());
         }
-        let carried = self.carried(datapath)?;
-        if carried != 0 {
-            debug!("does not stand aside: {carried} translated connections are left");
-            return Ok(());
-        }
         controls.pause_serving();
         // From now on none becomes a translated one.
-        if self.carried(datapath)? != 0 {
+        if self.carries(datapath)? {
             debug!("does not stand aside: a connection has come to be translated");
             return Ok(());
         }
         self.stand_aside(cause, controls, datapath, watch)
     }
 
-    /// Connections that break if their segments are not translated.
-    fn carried(&self, datapath: &Datapath) -> Result<usize, MapsError> {
+    /// Whether there is a connection that breaks if its segments are not translated.
+    fn carries(&self, datapath: &Datapath) -> Result<bool, MapsError> {
         if !self.has_tcp_hits {
-            return Ok(0);
+            return Ok(false);
         }
-        let translations = Translations::open(&datapath.maps)?;
-        Ok(translations.count()? + translations.lingering(clock::now_ns())?)
+        Translations::open(&datapath.maps)?.has_some(clock::now_ns())
     }
 
     fn stand_aside(

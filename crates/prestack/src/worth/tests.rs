@@ -45,12 +45,8 @@ impl Looks {
         let now = Instant::now();
         let settle = Duration::from_secs(settle);
         let times = Times {
-            patience: Duration::from_secs(max_age),
-            fills: 2 * settle,
-            warm_up: Duration::from_secs(max_age).clamp(WARM_UP, LONGEST_WARM_UP),
-            rest: None,
-            much: MUCH,
             has_tcp_hits,
+            ..Times::usual(Duration::from_secs(max_age), settle)
         };
         Self {
             worth: Worth::with(times, now),
