@@ -10,7 +10,7 @@ use prestack::clock;
 use prestack::doors::DoorSpec;
 use prestack::links::LinkSpec;
 use prestack::netlink::Tag;
-use prestack_abi::config::{Config, Link, Tcp};
+use prestack_abi::config::{Attention, Config, Link};
 use prestack_abi::stats::Stats;
 use prestack_abi::time::SETTLE_SHIFT;
 use prestack_translate::Policy;
@@ -50,7 +50,7 @@ pub struct Setup {
     pub rate_interval: Duration,
     pub rate_burst: Duration,
     pub wall_offset: Duration,
-    pub tcp: Tcp,
+    pub attention: Attention,
     pub policy: Policy,
 }
 
@@ -76,7 +76,7 @@ impl Default for Setup {
             rate_interval: Duration::ZERO,
             rate_burst: Duration::ZERO,
             wall_offset: Duration::ZERO,
-            tcp: Tcp::Learnt,
+            attention: Attention::Learning,
             policy: Config::empty().policy,
         }
     }
@@ -153,7 +153,7 @@ impl Setup {
             rate_interval_ns: clock::nanoseconds(self.rate_interval),
             rate_burst_ns: clock::nanoseconds(self.rate_burst),
             wall_offset_ns: clock::nanoseconds(self.wall_offset),
-            tcp: self.tcp as u32,
+            attention: self.attention as u32,
             policy: self.policy,
             ..Config::empty()
         };

@@ -4,6 +4,7 @@
 //! These tests need root.
 
 mod admission;
+mod aside;
 mod backends;
 mod binary;
 mod bytes;

@@ -3,6 +3,7 @@
 
 mod allow;
 mod answered;
+mod aside;
 mod backends;
 mod bench;
 mod carried;
@@ -16,7 +17,6 @@ mod drained;
 mod flood;
 mod flush;
 mod growth;
-mod ignored;
 mod links;
 mod lo;
 mod loss;

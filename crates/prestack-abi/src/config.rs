@@ -55,8 +55,8 @@ pub struct Config {
     pub serve_reserved_ports: u32,
     /// Non-zero if the host takes data with a SYN on every listener (TCP Fast Open).
     pub has_fast_open: u32,
-    /// What becomes of TCP segments: a [`Tcp`].
-    pub tcp: u32,
+    /// What becomes of what comes and goes: an [`Attention`].
+    pub attention: u32,
     /// When requests are answered over TCP, and how. `room` 0: no connection is translated, and nothing looks
     /// at `TRANSLATIONS`.
     pub policy: Policy,
@@ -88,17 +88,18 @@ pub struct Config {
     pub grown_ns: u64,
 }
 
-/// What becomes of TCP segments to and from memcached.
+/// What becomes of what comes to memcached and leaves it.
 #[repr(u32)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Tcp {
-    /// Flows are followed, and replies fill the cache.
-    Learnt = 0,
-    /// Flows are followed: nobody reads over UDP, so that what replies show is not worth storing.
-    Followed = 1,
-    /// They pass, and nothing is noted: nothing is served meanwhile. Only a `flush_all` with a delay that
-    /// starts a segment is heeded, for it may take effect when TCP is followed again.
-    Ignored = 2,
+pub enum Attention {
+    /// Requests are followed and served, and all replies fill the cache.
+    Learning = 0,
+    /// The same, but nobody reads, so that what replies over TCP show is not worth storing.
+    Following = 1,
+    /// Everything passes, and nothing is noted but how much it is: nothing is served meanwhile. Only a `flush_all`
+    /// with a delay that starts a datagram or a segment is heeded, for it may take effect when requests are
+    /// followed again.
+    Aside = 2,
 }
 
 /// An address and port at which a backend listens.
@@ -231,7 +232,7 @@ impl Config {
             allow6_len: 0,
             serve_reserved_ports: 0,
             has_fast_open: 0,
-            tcp: Tcp::Learnt as u32,
+            attention: Attention::Learning as u32,
             policy: Policy {
                 is_serving: 0,
                 forward_after: 0,

@@ -41,8 +41,12 @@ counters! {
     tcp_resent,
     /// TCP segments with data to a backend that were let through.
     tcp_passed,
-    /// Of these, the ones that went by unheeded, since nobody reads over UDP.
-    tcp_ignored,
+    /// GETs over UDP that passed while the datapath stood aside, by the first bytes of datagrams.
+    aside_udp_gets,
+    /// The same of segments.
+    aside_tcp_gets,
+    /// What else passed meanwhile: datagrams, and segments with data, to ports of backends.
+    aside_others,
     /// Entries stored.
     fills,
     /// GET replies that were not stored: no ticket, or one that a write had cancelled.

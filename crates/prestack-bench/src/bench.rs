@@ -86,6 +86,10 @@ pub struct BenchOptions {
     /// Share of the requests over TCP that are writes, in place of none and a half
     #[arg(long, value_name = "SHARE")]
     pub write_ratio: Option<f64>,
+    /// Have prestack follow and serve requests in closed loops also where it would stand aside, since that does not
+    /// pay
+    #[arg(long)]
+    pub always_on: bool,
     /// Write a page with plots of everything that was measured, too
     #[arg(long, value_name = "FILE")]
     pub html: Option<PathBuf>,
@@ -156,6 +160,9 @@ pub fn run(options: &BenchOptions, object: &[u8]) -> Result<()> {
     }
     if options.wants(Part::Suite) {
         workloads.extend(suite::suite());
+    }
+    for (_, workload) in &mut workloads {
+        workload.is_always_on = options.always_on;
     }
     let sides = |workload: &Workload| 3 + options.peers_of(workload).len();
     let rounds = options.rounds as usize;

@@ -26,6 +26,8 @@ pub(crate) const PORT: u16 = 11211;
 const PORT_ELSEWHERE: u16 = 11311;
 /// The longest time that it takes to ask for every key.
 const FILL_LIMIT: Duration = Duration::from_secs(60);
+/// To ask for more keys than this once may take longer than prestack waits for a first hit.
+const MANY_KEYS: u32 = 200_000;
 /// How long memcached alone is warmed up.
 const WARM_UP: Duration = Duration::from_millis(500);
 
@@ -55,6 +57,8 @@ pub(crate) struct Workload {
     pub(crate) is_passing: bool,
     /// Another memcached is asked, which prestack does not serve: any other service over UDP.
     pub(crate) is_elsewhere: bool,
+    /// prestack never stands aside.
+    pub(crate) is_always_on: bool,
     /// Server and client have all CPUs together, not half of them each.
     pub(crate) shares_cpus: bool,
 }
@@ -76,6 +80,7 @@ impl Workload {
             memory: None,
             is_passing: false,
             is_elsewhere: false,
+            is_always_on: false,
             shares_cpus: false,
         }
     }
@@ -292,7 +297,7 @@ impl Comparison {
         }
     }
 
-    /// A round with prestack, once its cache is as it stays. Where nothing is written it is filled before, and
+    /// A round with prestack, once it is as it stays. Where nothing is written it is filled before, and
     /// the time for which it waits after a write whose end it cannot see is short.
     pub(crate) fn with(&self, duration: Duration) -> Result<Side> {
         let dev = &self.bed.links[0].server_dev;
@@ -304,6 +309,11 @@ impl Comparison {
             args.push("--tcp-hits");
         }
         let is_filled = self.is_filled();
+        let takes_long = is_filled && self.workload.keys > MANY_KEYS;
+        let is_always_on = self.workload.is_always_on || takes_long;
+        if is_always_on {
+            args.push("--always-on");
+        }
         if is_filled {
             args.extend(["--settle", "100ms"]);
         }
@@ -313,11 +323,11 @@ impl Comparison {
         self.bed.separate_cpus(&self.split)?;
         if is_filled {
             let sweep = self.load.sweep();
-            warm_up::until_settled(&prestack, || {
+            warm_up::until_settled(&prestack, is_always_on, || {
                 self.measure(&sweep, FILL_LIMIT, &[]).map(drop)
             })?;
         }
-        warm_up::until_settled(&prestack, || {
+        warm_up::until_settled(&prestack, is_always_on, || {
             self.measure(&self.load, warm_up::LOOK, &[]).map(drop)
         })?;
 

@@ -98,7 +98,8 @@ pub fn measure(binary: PathBuf, offer: &Offer, shares: &[f64]) -> Result<Vec<Los
     let server = (bed.links[0].server4, PORT).into();
     let dataset = Dataset::new(offer.keys, 16, 32)?;
     dataset.load(Some(&bed.client), server)?;
-    let args = ["--interface", &bed.links[0].server_dev];
+    // What is lost is to be told, and not whether it would pay to stand aside then.
+    let args = ["--interface", &bed.links[0].server_dev, "--always-on"];
     let mut prestack = Prestack::start_binary(binary, &bed.server, &args)?;
     let group = |transport, rate, write_ratio, is_quiet, sockets, depth| Group {
         transport,
@@ -123,7 +124,7 @@ pub fn measure(binary: PathBuf, offer: &Offer, shares: &[f64]) -> Result<Vec<Los
         interrupt::check()?;
         anyhow::Ok(outcome)
     };
-    warm_up::until_settled(&prestack, || run(warm_up::LOOK).map(drop))?;
+    warm_up::until_settled(&prestack, true, || run(warm_up::LOOK).map(drop))?;
     let mut rows = Vec::new();
     for &share in shares {
         wire.set_loss(share)?;

@@ -269,7 +269,7 @@ impl Scene {
             &self.split.client,
         );
         let sweep = load.sweep();
-        warm_up::until_settled(&prestack, || {
+        warm_up::until_settled(&prestack, false, || {
             let stop = interrupt::flag();
             sweep.run(&self.bed.client, SWEEP_LIMIT, stop, || Ok(Duration::ZERO))?;
             interrupt::check()

@@ -208,11 +208,15 @@ pub(crate) fn usual_setting(workload: &Workload, split: &CpuSplit) -> String {
         return format!(
             "Closed loop over a veth pair, {} keys of {} bytes, --max-age {}. CPU time of memcached, the daemon and \
              the thread that receives for each request: without prestack, behind an XDP program that does \
-             nothing, and with prestack. Nobody reads over UDP while TCP is measured. Server on CPU {}, client on \
-             CPU {}.",
+             nothing, and with prestack, {}. Server on CPU {}, client on CPU {}.",
             whole(workload.keys.into()),
             workload.key_size,
             workload.max_age,
+            if workload.is_always_on {
+                "which is kept from standing aside"
+            } else {
+                "once it stands aside"
+            },
             cpus(&split.server),
             cpus(&split.client)
         );

@@ -1,4 +1,5 @@
-//! Waiting until prestack's cache is as it stays: it begins small, and grows by doublings while it fills.
+//! Waiting until prestack is as it stays: its cache begins small, and grows by doublings while it fills; and where
+//! too little of much hits, it stands aside.
 
 use std::time::{Duration, Instant};
 
@@ -15,6 +16,11 @@ const LIMIT: Duration = Duration::from_secs(60);
 /// After the cache has grown it may be so long until it grows again. Few evictions are enough for that, such as
 /// those of keys of one place and tag, and half of the keys are then missing.
 const PATIENCE: Duration = Duration::from_secs(6);
+/// Where fewer hit than this, and more is asked for in a second, it may come to stand aside.
+const FEW_HITS: f64 = 0.125;
+const MUCH: f64 = 20_000.0;
+/// So long after the start it does, or will not: it looks for some seconds whether it pays to follow what comes.
+const DECISION: Duration = Duration::from_secs(12);
 /// Hit rates that differ by less are alike.
 const ALIKE: f64 = 0.01;
 
@@ -23,8 +29,11 @@ const ALIKE: f64 = 0.01;
 struct Look {
     hits: u64,
     misses: u64,
+    /// What passes and is no GET.
+    others: u64,
     evictions: u64,
     memory: u64,
+    is_aside: bool,
 }
 
 impl Look {
@@ -33,8 +42,10 @@ impl Look {
         Ok(Self {
             hits: stats.get("udp.hits")? + stats.get("tcp.hits")?,
             misses: stats.get("udp.misses")? + stats.get("tcp.misses")?,
+            others: stats.get("udp.passed")? + stats.get("tcp.passed")?,
             evictions: stats.get("evictions")?,
             memory: stats.get("memory_in_use")?,
+            is_aside: stats.get("aside.now")? == 1,
         })
     }
 
@@ -43,6 +54,7 @@ impl Look {
         let gets = (hits + misses).max(1) as f64;
         Spell {
             hit_ratio: hits as f64 / gets,
+            followed: hits + misses + self.others - before.others,
             evicts: self.evictions > before.evictions,
             has_grown: self.memory > before.memory,
         }
@@ -53,6 +65,8 @@ impl Look {
 #[derive(Clone, Copy, Debug)]
 struct Spell {
     hit_ratio: f64,
+    /// Requests, as far as they come in a packet each.
+    followed: u64,
     evicts: bool,
     has_grown: bool,
 }
@@ -63,15 +77,22 @@ impl Spell {
         let changes = self.has_grown || before.has_grown || self.evicts && may_grow;
         !changes && (self.hit_ratio - before.hit_ratio).abs() < ALIKE
     }
+
+    /// Whether it may come to stand aside, if the spell took so long.
+    fn may_lose(self, time: Duration) -> bool {
+        self.hit_ratio < FEW_HITS && self.followed as f64 > MUCH * time.as_secs_f64()
+    }
 }
 
 /// Has the load offered, for a [`LOOK`] at least each time, until the cache of `prestack` no longer grows, and
-/// the share of hits stays as it is. Says so on standard error if that is not so after a minute.
+/// the share of hits stays as it is, or until it stands aside. Says so on standard error if that is not so after a
+/// minute. With `is_always_on` it never stands aside.
 ///
 /// # Errors
 /// When prestack cannot be asked, or `offer` fails.
 pub(crate) fn until_settled(
     prestack: &Prestack,
+    is_always_on: bool,
     mut offer: impl FnMut() -> Result<()>,
 ) -> Result<()> {
     let start = Instant::now();
@@ -90,8 +111,15 @@ pub(crate) fn until_settled(
         if spell.has_grown {
             grown = Instant::now();
         }
+        if now.is_aside {
+            return Ok(());
+        }
         let may_grow = grown.elapsed() < PATIENCE;
-        if elapsed >= SHORTEST && before.is_some_and(|before| spell.is_settled(before, may_grow)) {
+        let may_lose = !is_always_on && elapsed < DECISION && spell.may_lose(since.elapsed());
+        if !may_lose
+            && elapsed >= SHORTEST
+            && before.is_some_and(|before| spell.is_settled(before, may_grow))
+        {
             return Ok(());
         }
         if elapsed >= LIMIT {
@@ -118,6 +146,7 @@ mod tests {
             misses,
             evictions,
             memory,
+            ..Look::default()
         }
     }
 
@@ -148,6 +177,20 @@ mod tests {
         let spell = look(960, 40, 40, 64).since(look(0, 0, 0, 64));
         assert!(!spell.is_settled(spell, true));
         assert!(spell.is_settled(spell, false));
+    }
+
+    #[test]
+    fn what_has_no_use_for_a_cache_may_make_it_stand_aside() {
+        let (start, second) = (look(0, 0, 0, 64), Duration::from_secs(1));
+        let all = |hits, misses| look(hits, misses, 0, 64).since(start);
+        assert!(all(1_000, 30_000).may_lose(second));
+        assert!(!all(1_000, 30_000).may_lose(2 * second));
+        assert!(!all(10_000, 30_000).may_lose(second));
+        let writes = Look {
+            others: 30_000,
+            ..start
+        };
+        assert!(writes.since(start).may_lose(second));
     }
 
     #[test]

@@ -36,7 +36,8 @@ pub trait Inbound: EbpfContext {
     /// There are `len` bytes at `to`.
     unsafe fn load(&self, at: u32, to: *mut c_void, len: u32) -> bool;
 
-    /// Hands the packet over to the program that follows TCP flows. Returns if there is none.
+    /// Hands the packet over to the program that follows TCP flows, and heeds packets while the datapath stands aside.
+    /// Returns if there is none.
     fn hand_over(&self);
 
     /// Hands the packet over to the program that answers requests over TCP, if there is one.

@@ -7,6 +7,7 @@
 
 use aya_ebpf::programs::TcContext;
 
+use crate::aside;
 use crate::inbound::Inbound as _;
 use crate::ledger::backend;
 use crate::packet::Sort;
@@ -20,6 +21,10 @@ pub fn packet(ctx: &TcContext) -> i32 {
     let Some(config) = backend::config() else {
         return tx::NEXT;
     };
+    if aside::is_set(config) {
+        aside::arrives(ctx);
+        return tx::NEXT;
+    }
     let packet = ctx.packet(config);
     match ctx.locate(packet) {
         Sort::Foreign => {}

@@ -11,6 +11,7 @@
 )]
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 
+mod aside;
 mod atomic;
 mod cache;
 mod clock;
@@ -49,22 +50,23 @@ pub fn lo(ctx: TcContext) -> i32 {
     lo::packet(&ctx)
 }
 
-/// TC egress of `lo`: TCP segments of requests, which `lo` hands over. It hands replies to `tx_tcp`.
+/// TC egress of `lo`: TCP segments of requests, which `lo` hands over, and whatever is to be looked at while it stands
+/// aside. It hands replies to `tx_tcp`.
 #[classifier]
 pub fn lo_tcp(ctx: TcContext) -> i32 {
-    if tcp::ignored::is_on() {
-        tcp::ignored::segment(&ctx);
+    if aside::is_on() {
+        aside::heed(&ctx);
     } else {
         tcp::requests::segment(&ctx);
     }
     tx::NEXT
 }
 
-/// XDP: TCP segments, which `rx` hands over.
+/// XDP: TCP segments, which `rx` hands over, and whatever is to be looked at while it stands aside.
 #[xdp(frags)]
 pub fn rx_tcp(ctx: XdpContext) -> u32 {
-    if tcp::ignored::is_on() {
-        tcp::ignored::segment(&ctx);
+    if aside::is_on() {
+        aside::heed(&ctx);
     } else if !tcp::requests::express::follow(&ctx) {
         tcp::requests::segment(&ctx);
     }
@@ -86,9 +88,6 @@ pub fn tx_hits(ctx: TcContext) -> i32 {
 /// TC egress: TCP segments, which `tx` hands over.
 #[classifier]
 pub fn tx_tcp(ctx: TcContext) -> i32 {
-    if tcp::ignored::is_on() {
-        return tx::NEXT;
-    }
     let action = tcp::replies::segment(&ctx);
     hits::hand_over(&ctx);
     action

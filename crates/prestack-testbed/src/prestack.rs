@@ -310,7 +310,7 @@ pub fn binary() -> Result<PathBuf> {
         .context("there is no prestack binary: make it with `cargo xtask build`, or name one in PRESTACK_BIN")
 }
 
-/// Counters by name, nested ones with a dot between (`udp.hits`).
+/// Counters by name, nested ones with a dot between (`udp.hits`); what is true or false as 1 or 0.
 #[derive(Clone, Debug, Default)]
 pub struct Counters(BTreeMap<String, u64>);
 
@@ -332,6 +332,9 @@ impl Counters {
             }
             Value::Number(number) => {
                 self.0.extend(number.as_u64().map(|n| (name.to_owned(), n)));
+            }
+            Value::Bool(is) => {
+                self.0.insert(name.to_owned(), u64::from(*is));
             }
             _ => {}
         }

@@ -1,37 +1,39 @@
-//! Having the datapath ignore TCP while that is of no use to anybody, and heed it again.
+//! Having the datapath stand aside while it is of no use to anybody, and attend to requests again.
 
 use std::time::{Duration, Instant};
 
-use prestack_abi::config::Tcp;
 use tracing::{debug, info, warn};
 
 use crate::{
     attach::Datapath,
     clock,
-    maps::{self, Controls},
-    readers::Readers,
+    maps::{self, Controls, MapsError},
     settings::Options,
+    state::{AsideState, unix_time},
+    translations::Translations,
+    units::Span,
     watch::Watch,
+    worth::{Cause, Wanted, Worth},
 };
 
-/// How long it takes until connections are looked at again that did not allow TCP to be ignored.
+/// How long it takes until connections are looked at again that did not allow the datapath to stand aside.
 const PAUSE: Duration = Duration::from_secs(2);
 /// Connections that have written without a reply in this time are taken to go on so.
 const LATELY: Duration = Duration::from_secs(10);
 /// The settle time of closed flows is over when so much more has passed.
 const MARGIN: Duration = Duration::from_millis(20);
 
-/// What the datapath makes of TCP.
+/// Has the datapath do what pays.
 #[derive(Debug)]
-pub struct Attention {
-    readers: Readers,
-    /// TCP is never ignored.
+pub struct Adaptation {
+    worth: Worth,
+    /// The datapath never stands aside.
     is_constant: bool,
-    /// Requests are answered over TCP: it is always learnt from.
+    /// Requests are answered over TCP.
     has_tcp_hits: bool,
-    is_off: bool,
+    is_aside: bool,
     settle: Duration,
-    /// When it was seen last whether TCP may be ignored.
+    /// When it was seen last whether the datapath may stand aside.
     looked: Option<Instant>,
     /// When flows were closed last.
     closed: Option<Instant>,
@@ -39,15 +41,15 @@ pub struct Attention {
     has_failed: bool,
 }
 
-impl Attention {
-    /// As at the start: all is heeded.
+impl Adaptation {
+    /// Requests are followed; or not yet, if an earlier run has left a datapath that stands aside.
     #[must_use]
-    pub fn new(options: &Options) -> Self {
+    pub fn new(options: &Options, is_aside: bool) -> Self {
         Self {
-            readers: Readers::new(options.max_age, Instant::now()),
-            is_constant: options.always_follow_tcp,
+            worth: Worth::new(options, Instant::now()),
+            is_constant: options.always_on,
             has_tcp_hits: options.tcp_hits,
-            is_off: false,
+            is_aside,
             settle: options.settle,
             looked: None,
             closed: None,
@@ -55,56 +57,74 @@ impl Attention {
         }
     }
 
-    /// Whether TCP is ignored: nothing may be served then.
+    /// Whether the datapath stands aside: nothing may be served then.
     #[must_use]
-    pub fn is_off(&self) -> bool {
-        self.is_off
+    pub fn is_aside(&self) -> bool {
+        self.is_aside
     }
 
-    /// Looks at who reads and what TCP brings, and has the datapath act accordingly.
-    pub fn adapt(&mut self, controls: &Controls, datapath: &mut Datapath, watch: &Watch) {
-        if self.has_tcp_hits {
-            return;
+    /// What is to be told of it.
+    #[must_use]
+    pub fn state(&self) -> Option<AsideState> {
+        if !self.is_aside {
+            return None;
         }
+        let trial = self.worth.trial();
+        let in_unix_time = |until: Instant| {
+            (unix_time() + until.saturating_duration_since(Instant::now())).as_secs()
+        };
+        Some(AsideState {
+            hit_share: trial.map(|(share, _)| share),
+            next_trial: trial.map(|(_, until)| in_unix_time(until)),
+        })
+    }
+
+    /// Looks at what comes, and has the datapath act accordingly. Returns whether it stands aside since, or does not
+    /// any more.
+    pub fn adapt(&mut self, controls: &Controls, datapath: &mut Datapath, watch: &Watch) -> bool {
         let stats = match maps::counters(&datapath.maps) {
             Ok(stats) => stats,
-            Err(error) => return debug!("cannot see whether anybody reads: {error}"),
-        };
-        let mut wanted = self.readers.look(&stats, Instant::now());
-        if self.is_constant && wanted == Tcp::Ignored {
-            wanted = Tcp::Followed;
-        }
-        let changed = match (self.is_off, wanted == Tcp::Ignored) {
-            (false, true) => {
-                wanted = Tcp::Followed;
-                self.turn_off_if_quiet(controls, datapath, watch)
+            Err(error) => {
+                debug!("cannot see what comes: {error}");
+                return false;
             }
-            (true, false) => self.turn_on(controls, datapath, watch),
-            (true, true) if self.has_failed => self.close_flows(datapath),
-            (true, true) => return,
-            (false, false) => Ok(()),
         };
-        if let Err(error) = changed {
-            if !self.is_off {
-                return debug!("cannot look at TCP connections: {error:#}");
+        let now = Instant::now();
+        let wanted = match self.worth.look(&stats, now) {
+            Wanted::Aside(_) if self.is_constant => Wanted::Attention,
+            wanted => wanted,
+        };
+        let was_aside = self.is_aside;
+        let done = match (was_aside, wanted) {
+            (false, Wanted::Aside(cause)) => {
+                self.stand_aside_if_possible(cause, controls, datapath, watch)
             }
-            // It is tried again at the next look.
-            if !self.has_failed {
+            (true, Wanted::Attention) => self.attend(controls, datapath, watch),
+            (true, Wanted::Aside(_)) if self.has_failed => self.close_flows(datapath),
+            (true, Wanted::Aside(_)) => return false,
+            (false, Wanted::Attention) => Ok(()),
+        };
+        if let Err(error) = done {
+            if !self.is_aside {
+                debug!("cannot look at TCP connections: {error:#}");
+            } else if !self.has_failed {
+                // It is tried again at the next look.
                 warn!("cannot close TCP flows, and serves nothing until that is done: {error:#}");
+                self.has_failed = true;
             }
-            self.has_failed = true;
-            return;
+            return self.is_aside != was_aside;
         }
         self.has_failed = false;
-        if !self.is_off {
-            controls.set_tcp(wanted);
+        if !self.is_aside {
+            controls.set_attention(self.worth.attending(now));
         }
+        self.is_aside != was_aside
     }
 
-    /// Has TCP ignored unless some connection would keep its backend from caching afterwards: one that is
-    /// taken up midway has to come to rest with a reply.
-    fn turn_off_if_quiet(
+    /// Has the datapath stand aside unless that does harm.
+    fn stand_aside_if_possible(
         &mut self,
+        cause: Cause,
         controls: &Controls,
         datapath: &mut Datapath,
         watch: &Watch,
@@ -113,32 +133,61 @@ impl Attention {
             return Ok(());
         }
         self.looked = Some(Instant::now());
-        let lately = clock::now_ns().saturating_sub(clock::nanoseconds(LATELY));
-        if maps::has_restless_flow(&datapath.maps, lately)? {
-            debug!("TCP is followed: a connection writes without replies, or pipelines");
+        if self.carries(datapath)? {
+            debug!("does not stand aside: a connection is translated");
             return Ok(());
         }
-        self.turn_off(controls, datapath, watch)
+        // It would keep its backend from caching afterwards: one that is taken up midway has to come to rest with a
+        // reply.
+        let lately = clock::now_ns().saturating_sub(clock::nanoseconds(LATELY));
+        if maps::has_restless_flow(&datapath.maps, lately)? {
+            debug!("does not stand aside: a connection writes without replies, or pipelines");
+            return Ok(());
+        }
+        controls.pause_serving();
+        // From now on none becomes a translated one.
+        if self.carries(datapath)? {
+            debug!("does not stand aside: a connection has come to be translated");
+            return Ok(());
+        }
+        self.stand_aside(cause, controls, datapath, watch)
     }
 
-    fn turn_off(
+    /// Whether there is a connection that breaks if its segments are not translated.
+    fn carries(&self, datapath: &Datapath) -> Result<bool, MapsError> {
+        if !self.has_tcp_hits {
+            return Ok(false);
+        }
+        Translations::open(&datapath.maps)?.has_some(clock::now_ns())
+    }
+
+    fn stand_aside(
         &mut self,
+        cause: Cause,
         controls: &Controls,
         datapath: &mut Datapath,
         watch: &Watch,
     ) -> anyhow::Result<()> {
-        info!(
-            "nobody reads over UDP: TCP, of which there is much, is not followed until somebody does"
-        );
-        controls.ignore_tcp();
-        self.is_off = true;
-        // So that the first GET is a miss, and is noticed.
+        controls.stand_aside();
+        self.is_aside = true;
+        let now = Instant::now();
+        self.worth.stands_aside(cause, now);
+        match self.worth.trial() {
+            Some((share, until)) => info!(
+                "stands aside, for {:.1} % of requests could be answered: it is tried again in {}",
+                100.0 * share,
+                Span(Duration::from_secs((until - now).as_secs()))
+            ),
+            None => info!(
+                "stands aside, for nobody reads: what comes is not followed until somebody does"
+            ),
+        }
         watch.forget_all(controls, self.settle);
         // What is known of flows goes out of date. They are closed as if they had been reset.
         self.close_flows(datapath)
     }
 
-    fn turn_on(
+    fn attend(
         &mut self,
         controls: &Controls,
         datapath: &mut Datapath,
@@ -150,10 +199,11 @@ impl Attention {
         if self.closed.is_some_and(|closed| closed.elapsed() < settle) {
             return Ok(());
         }
-        controls.heed_tcp();
+        controls.attend();
         watch.forget_all(controls, self.settle);
-        self.is_off = false;
-        info!("TCP is followed again");
+        self.is_aside = false;
+        self.worth.attends(Instant::now());
+        info!("follows and serves requests again");
         Ok(())
     }
 

@@ -18,7 +18,11 @@ use nix::{
     },
 };
 use prestack_abi::{
-    LAYOUT, backend::MAX_BACKENDS, config::Config, control::CONTROLS, extent::Extent,
+    LAYOUT,
+    backend::MAX_BACKENDS,
+    config::{Attention, Config},
+    control::CONTROLS,
+    extent::Extent,
 };
 use prestack_translate::Policy;
 use tracing::{debug, error, info, warn};
@@ -29,7 +33,7 @@ use crate::{
         AttachError, Attachment, Datapath, Left, Loopback, Unwatched, adopt_sockets, pins, sockets,
         watch_sockets,
     },
-    attention::Attention,
+    attention::Adaptation,
     bpffs, clock, destroy,
     discovery::procnet::connections,
     drain::{self, Carried, Drained, drain},
@@ -106,7 +110,7 @@ pub struct Daemon {
     notices: Notices,
     sweep: Sweep,
     swept: Instant,
-    attention: Attention,
+    adaptation: Adaptation,
     receipts: Receipts,
     extent: Extent,
     mtu: u32,
@@ -155,7 +159,7 @@ impl Daemon {
             notices,
             sweep: Sweep::default(),
             swept: Instant::now(),
-            attention: Attention::new(options),
+            adaptation: Adaptation::new(options, false),
             receipts: Receipts::default(),
             extent: options.extent,
             mtu,
@@ -247,6 +251,12 @@ impl Daemon {
         // What is named by hashes keeps its names, and what is in use stays so.
         config.seed = before.seed;
         config.parts = before.parts;
+        // What went by unseen while the datapath stood aside, flows above all, is to be forgotten first.
+        let is_aside = before.attention == Attention::Aside as u32;
+        if is_aside {
+            config.attention = before.attention;
+        }
+        self.adaptation = Adaptation::new(options, is_aside);
         self.controls.replace(|current| *current = config);
         let stats = maps::counters(&self.datapath.maps)?;
         let extent = options.extent;
@@ -317,7 +327,9 @@ impl Daemon {
         if let Some(problem) = &self.indestructible {
             warn!("{problem}");
         }
-        self.controls.serve_for(SERVE_AHEAD);
+        if !self.adaptation.is_aside() {
+            self.controls.serve_for(SERVE_AHEAD);
+        }
         self.write_state()?;
         for backend in &self.state.backends {
             info!(
@@ -375,9 +387,13 @@ impl Daemon {
         let mut looked = Instant::now();
         loop {
             self.controls.set_wall_clock();
-            self.attention
-                .adapt(&self.controls, &mut self.datapath, &self.watch);
-            if !self.attention.is_off() {
+            let has_changed =
+                self.adaptation
+                    .adapt(&self.controls, &mut self.datapath, &self.watch);
+            if has_changed {
+                self.write_state()?;
+            }
+            if !self.adaptation.is_aside() {
                 self.controls.serve_for(SERVE_AHEAD);
             }
             self.look_at_extent();
@@ -400,7 +416,7 @@ impl Daemon {
             if changed {
                 self.write_state()?;
             }
-            if self.swept.elapsed() >= SWEEP && !self.attention.is_off() {
+            if self.swept.elapsed() >= SWEEP && !self.adaptation.is_aside() {
                 self.swept = Instant::now();
                 if let Err(error) = self.sweep() {
                     debug!("cannot look for TCP connections that are gone: {error:#}");
@@ -552,6 +568,7 @@ impl Daemon {
         }
         self.state.problems.extend(self.indestructible.clone());
         self.state.unseen = self.watch.unseen().to_vec();
+        self.state.aside = self.adaptation.state();
         self.instance.write(&self.state)?;
         Ok(())
     }
@@ -685,5 +702,6 @@ fn first_state(
         backends: Vec::new(),
         problems: Vec::new(),
         unseen: Vec::new(),
+        aside: None,
     })
 }

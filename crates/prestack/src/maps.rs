@@ -14,7 +14,7 @@ use aya::{
 use prestack_abi::{
     backend::{Backend, MAX_BACKENDS},
     cache::{Block, Index},
-    config::{Config, Door, Tcp},
+    config::{Attention, Config, Door},
     control::Control,
     flow::{Dead, FLOW_WAYS, Flow, FlowKey, FlowSet},
     names,
@@ -137,8 +137,7 @@ impl Controls {
     /// The datapath may see a mixture of old and new: serving stops before, and every cache has to
     /// be emptied afterwards, before the next [heartbeat](Self::serve_for).
     pub fn replace(&self, change: impl FnOnce(&mut Config)) {
-        self.stop_serving();
-        std::thread::sleep(PROGRAMS_END);
+        self.pause_serving();
         let mut config = self.config.read(0);
         change(&mut config);
         self.config.write(0, config);
@@ -159,34 +158,39 @@ impl Controls {
             .store(clock::wall_offset_ns(), Ordering::SeqCst);
     }
 
-    /// Says what becomes of TCP. Not for beginning or ending to ignore it: see
-    /// [`ignore_tcp`](Self::ignore_tcp) and [`heed_tcp`](Self::heed_tcp).
-    pub fn set_tcp(&self, tcp: Tcp) {
+    /// Says what becomes of requests. Not for beginning or ending to stand aside: see
+    /// [`stand_aside`](Self::stand_aside) and [`attend`](Self::attend).
+    pub fn set_attention(&self, attention: Attention) {
         self.config
-            .atomic_u32(0, offset_of!(Config, tcp))
-            .store(tcp as u32, Ordering::SeqCst);
+            .atomic_u32(0, offset_of!(Config, attention))
+            .store(attention as u32, Ordering::SeqCst);
     }
 
-    /// What becomes of TCP.
+    /// Whether the datapath stands aside.
     #[must_use]
-    pub fn ignores_tcp(&self) -> bool {
-        self.config().tcp == Tcp::Ignored as u32
+    pub fn is_aside(&self) -> bool {
+        self.config().attention == Attention::Aside as u32
     }
 
-    /// Has TCP ignored from now on, and nothing served: there must be no [heartbeat](Self::serve_for)
-    /// before [`heed_tcp`](Self::heed_tcp). No flow is looked at any more when this returns.
-    pub fn ignore_tcp(&self) {
+    /// Stops serving until the next [heartbeat](Self::serve_for). When this returns nothing is answered any more,
+    /// and no connection becomes a translated one.
+    pub fn pause_serving(&self) {
         self.stop_serving();
-        // What is served was read while writes were seen.
-        std::thread::sleep(PROGRAMS_END);
-        self.set_tcp(Tcp::Ignored);
         std::thread::sleep(PROGRAMS_END);
     }
 
-    /// Has TCP heeded again. Every cache has to be emptied afterwards, before the next heartbeat: writes
-    /// that went by unseen may still be under way.
-    pub fn heed_tcp(&self) {
-        self.set_tcp(Tcp::Learnt);
+    /// Has the datapath stand aside. Serving has to be [paused](Self::pause_serving), for what is served was read
+    /// while writes were seen, and there must be no heartbeat before [`attend`](Self::attend). Nothing is followed
+    /// any more when this returns.
+    pub fn stand_aside(&self) {
+        self.set_attention(Attention::Aside);
+        std::thread::sleep(PROGRAMS_END);
+    }
+
+    /// Has the datapath attend to requests again. Every cache has to be emptied afterwards, before the next
+    /// heartbeat: writes that went by unseen may still be under way.
+    pub fn attend(&self) {
+        self.set_attention(Attention::Learning);
         // Whoever has not seen that has also given no ticket that is still good, once they are emptied.
         std::thread::sleep(PROGRAMS_END);
     }

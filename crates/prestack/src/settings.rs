@@ -167,10 +167,10 @@ pub struct Settings {
     #[arg(long)]
     pub serve_reserved_ports: bool,
 
-    /// Follow TCP also while nobody reads over UDP and TCP brings much: readers that come then are served at
-    /// once, and TCP is slower meanwhile
+    /// Never stand aside: follow and serve requests also while nobody reads, or too little of much traffic could be
+    /// answered for that to pay
     #[arg(long)]
-    pub always_follow_tcp: bool,
+    pub always_on: bool,
 
     /// Answer GETs also on TCP connections on which memcached has answered one. From its first hit on, prestack
     /// carries that connection until it closes: the programs stay pinned if this process is killed, and
@@ -217,6 +217,15 @@ pub struct Settings {
     #[arg(long, value_name = "TIME", hide = true)]
     pub settle: Option<Span>,
 
+    /// How long the datapath stands aside until it is tried again whether following requests pays [default: 15
+    /// times as long as it was tried]
+    #[arg(long, value_name = "TIME", hide = true)]
+    pub rest: Option<Span>,
+
+    /// Packets per second from which the datapath may stand aside [default: 20000]
+    #[arg(long, value_name = "PPS", hide = true)]
+    pub much: Option<NonZeroU32>,
+
     /// How replies are watched
     #[arg(long, hide = true)]
     pub egress: Option<EgressSetting>,
@@ -254,7 +263,7 @@ impl Settings {
             allow: first(self.allow, file.allow),
             rate_limit: self.rate_limit.or(file.rate_limit),
             serve_reserved_ports: self.serve_reserved_ports || file.serve_reserved_ports,
-            always_follow_tcp: self.always_follow_tcp || file.always_follow_tcp,
+            always_on: self.always_on || file.always_on,
             tcp_hits: self.tcp_hits || file.tcp_hits,
             max_flows: self.max_flows.or(file.max_flows),
             tcp_trickle: self.tcp_trickle.or(file.tcp_trickle),
@@ -264,6 +273,8 @@ impl Settings {
             instance: self.instance.or(file.instance),
             pin: self.pin || file.pin,
             settle: self.settle.or(file.settle),
+            rest: self.rest.or(file.rest),
+            much: self.much.or(file.much),
             egress: self.egress.or(file.egress),
         }
     }
@@ -333,7 +344,9 @@ impl Settings {
             allow: self.allow.into_iter().map(|net| net.0).collect(),
             rate_limit: self.rate_limit,
             serve_reserved_ports: self.serve_reserved_ports,
-            always_follow_tcp: self.always_follow_tcp,
+            always_on: self.always_on,
+            rest: self.rest.map(|span| span.0),
+            much: self.much.map(NonZeroU32::get).map(u64::from),
             pin: self.pin,
             egress: self.egress.unwrap_or_default(),
         })
@@ -448,8 +461,12 @@ pub struct Options {
     pub rate_limit: Option<NonZeroU32>,
     /// Whether ports below 1024 are served.
     pub serve_reserved_ports: bool,
-    /// Whether TCP is followed also while that is of no use to anybody.
-    pub always_follow_tcp: bool,
+    /// Whether requests are followed also while that does not pay.
+    pub always_on: bool,
+    /// How long the datapath stands aside, where it is not derived.
+    pub rest: Option<Duration>,
+    /// Packets per second that are much, where it is not the usual number.
+    pub much: Option<u64>,
     /// Sets of TCP connections that are followed, a power of two.
     pub flow_sets: u32,
     /// Whether requests are answered over TCP.

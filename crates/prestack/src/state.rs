@@ -67,6 +67,18 @@ pub struct State {
     /// The loopback interface if it is not seen, and addresses of others that are not attached, through
     /// which memcached can be reached.
     pub unseen: Vec<String>,
+    /// While the datapath stands aside: why.
+    #[serde(default)]
+    pub aside: Option<AsideState>,
+}
+
+/// Why the datapath stands aside.
+#[derive(Clone, Copy, PartialEq, Debug, Deserialize, Serialize)]
+pub struct AsideState {
+    /// The share of requests that could be answered, which was too small; `None` if nobody reads.
+    pub hit_share: Option<f64>,
+    /// When it is tried again, in seconds since 1970; `None` if it waits for somebody who reads.
+    pub next_trial: Option<u64>,
 }
 
 /// An interface of an instance.
@@ -378,6 +390,7 @@ mod tests {
             }],
             problems: Vec::new(),
             unseen: Vec::new(),
+            aside: None,
         }
     }
 

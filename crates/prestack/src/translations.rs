@@ -64,6 +64,21 @@ impl Translations {
         Ok(count)
     }
 
+    /// Whether some are translated, open or closed, at `now`, a coarse monotonic time in ns.
+    ///
+    /// # Errors
+    /// As for [`count`](Self::count).
+    pub fn has_some(&self, now: u64) -> Result<bool, MapsError> {
+        for place in maps::flow_places(&self.ids)? {
+            let translated = self.get(place)?;
+            let is_over = translated.over_at != 0 && translated.over_at <= now;
+            if translated.is_translated() && !is_over {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
     /// The ends of those that are translated and open.
     ///
     /// # Errors
@@ -82,12 +97,17 @@ impl Translations {
     /// Looks at those that are translated, the closed ones included, and their places.
     fn each(&self, mut look: impl FnMut(u32, &Translated)) -> Result<(), MapsError> {
         for place in maps::flow_places(&self.ids)? {
-            let element = self.elements.get(&place, LOCKED);
-            let Element(translated) = element.map_err(fails::<MapError>(names::TRANSLATIONS))?;
+            let translated = self.get(place)?;
             if translated.is_translated() {
                 look(place, &translated);
             }
         }
         Ok(())
+    }
+
+    fn get(&self, place: u32) -> Result<Translated, MapsError> {
+        let element = self.elements.get(&place, LOCKED);
+        let Element(translated) = element.map_err(fails::<MapError>(names::TRANSLATIONS))?;
+        Ok(translated)
     }
 }

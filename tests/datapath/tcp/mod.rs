@@ -3,7 +3,6 @@
 pub mod connection;
 mod doubt;
 mod fills;
-mod ignored;
 mod order;
 mod outstanding;
 pub mod requests;

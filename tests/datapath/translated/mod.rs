@@ -1,7 +1,7 @@
 //! TCP connections on which GETs are answered: their segments, in and out.
 
 mod carried;
-mod connection;
+pub mod connection;
 mod earning;
 mod ends;
 mod forms;

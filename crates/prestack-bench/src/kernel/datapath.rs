@@ -9,7 +9,7 @@ use aya::programs::{SchedClassifier, Xdp};
 use aya::{Ebpf, EbpfLoader};
 use nix::time::{ClockId, clock_gettime};
 use prestack_abi::cache::{BUCKET_BYTES, Index};
-use prestack_abi::config::{Config, Door, Link, MAPPED_V4, Net4, Net6, Tcp};
+use prestack_abi::config::{Attention, Config, Door, Link, MAPPED_V4, Net4, Net6};
 use prestack_abi::control::CONTROLS;
 use prestack_abi::extent::Extent;
 use prestack_abi::names;
@@ -106,7 +106,7 @@ impl Datapath {
     pub(super) fn skip_tcp_fills(&mut self) -> Result<()> {
         let config = self.config()?;
         self.configure(&Config {
-            tcp: Tcp::Followed as u32,
+            attention: Attention::Following as u32,
             ..config
         })
     }

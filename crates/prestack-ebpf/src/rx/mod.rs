@@ -23,12 +23,13 @@ use prestack_abi::config::{Config, MAPPED_V4};
 use prestack_proto::net::{ETHERNET_LEN, VLAN_LEN};
 use prestack_proto::window::Source;
 
+use crate::aside;
 use crate::hits::element;
 use crate::inbound::Inbound;
 use crate::ledger::backend::{self, Arrival};
 use crate::ledger::requests;
 use crate::packet::{Headers, Packet, Sort};
-use crate::tcp::{ignored, requests as segments};
+use crate::tcp::requests as segments;
 
 /// Greatest position of an IP header: behind two VLAN tags.
 const MAX_L3: u64 = (ETHERNET_LEN + 2 * VLAN_LEN) as u64;
@@ -45,15 +46,16 @@ pub fn packet(ctx: &XdpContext) -> u32 {
             requests::settle_doubted();
             return XDP_PASS;
         }
+        express::ASIDE => {
+            aside::arrives(ctx);
+            return XDP_PASS;
+        }
         action => return action,
     }
     let Some(config) = backend::config() else {
         return XDP_PASS;
     };
     let packet = ctx.packet(config);
-    if ignored::is_set(config) && ignored::is_dull(config, packet) {
-        return XDP_PASS;
-    }
     match ctx.locate(packet) {
         Sort::Foreign => XDP_PASS,
         Sort::Short => {

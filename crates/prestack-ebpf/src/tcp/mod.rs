@@ -8,7 +8,6 @@ mod copies;
 pub mod doubt;
 pub mod flow;
 pub mod hole;
-pub mod ignored;
 pub mod plain;
 pub mod replies;
 pub mod requests;

@@ -1,6 +1,6 @@
 //! Tickets of GETs on a flow: their replies may fill the cache.
 
-use prestack_abi::config::Tcp;
+use prestack_abi::config::Attention;
 use prestack_abi::flow::{FLOW_TICKETS, Flow, FlowTicket};
 use prestack_abi::requests::REQUEST_KEY_WORDS;
 use prestack_proto::window::Window;
@@ -31,7 +31,10 @@ extern "C" fn prestack_flow_ticket(flow: u64, number: u64, hash: u64, key: u64, 
     // SAFETY: a map element, and this CPU's scratch.
     unsafe {
         // The first copy of what is seen again may have been executed long ago.
-        if (*flow).doubt != 0 || (*flow).is_repeat != 0 || config.tcp != Tcp::Learnt as u32 {
+        if (*flow).doubt != 0
+            || (*flow).is_repeat != 0
+            || config.attention != Attention::Learning as u32
+        {
             return 0;
         }
         let number_of_backend = (*flow).backend as u8;

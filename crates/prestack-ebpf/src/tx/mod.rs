@@ -10,12 +10,13 @@ use prestack_proto::net::UDP_LEN;
 use prestack_proto::udp::Frame;
 use prestack_proto::window::Source;
 
+use crate::aside;
 use crate::hits;
 use crate::inbound::Inbound as _;
 use crate::ledger::backend::{self, Arrival};
 use crate::ledger::requests;
 use crate::packet::{Headers, Packet, Sort};
-use crate::tcp::{ignored, replies};
+use crate::tcp::replies;
 
 /// "No opinion": the next program or the stack goes on with the packet (`TCX_NEXT` has the same
 /// value).
@@ -43,7 +44,7 @@ pub fn reply(ctx: &TcContext) -> Option<(Packet, Headers, Arrival)> {
 /// Looks at a packet; it always goes on unchanged.
 #[inline(always)]
 pub fn packet(ctx: &TcContext) -> i32 {
-    if ignored::is_on_for(ctx) {
+    if aside::is_on() {
         return NEXT;
     }
     match replies::express::follow(ctx) {

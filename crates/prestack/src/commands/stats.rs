@@ -39,7 +39,8 @@ pub fn stats(args: &StatsArgs) -> anyhow::Result<String> {
         .collect();
     let memory = memory_in_use(&running.controls.config());
     if args.json {
-        let json = serde_json::to_string_pretty(&to_json(&counters, memory, &shares))?;
+        let is_aside = running.controls.is_aside();
+        let json = serde_json::to_string_pretty(&to_json(&counters, is_aside, memory, &shares))?;
         return Ok(json + "\n");
     }
     Ok(to_text(&counters, memory, &shares))
@@ -50,18 +51,22 @@ fn memory_in_use(config: &Config) -> u64 {
     u64::from(config.base) * u64::from(config.parts) * BUCKET_BYTES as u64
 }
 
-/// Everything, with the counters of a transport in an object of their own.
-fn to_json(counters: &Stats, memory_in_use: u64, shares: &[Share]) -> Value {
-    let (mut udp, mut tcp, mut all) = (Map::new(), Map::new(), Map::new());
+/// Everything, with the counters of a transport in an object of their own, and those of what passed while the
+/// datapath stood aside, and whether it does.
+fn to_json(counters: &Stats, is_aside: bool, memory_in_use: u64, shares: &[Share]) -> Value {
+    let [mut udp, mut tcp, mut aside, mut all] = [(); 4].map(|()| Map::new());
+    aside.insert("now".into(), is_aside.into());
     for (name, count) in counters.iter() {
         match name.split_once('_') {
             Some(("udp", name)) => udp.insert(name.into(), count.into()),
             Some(("tcp", name)) => tcp.insert(name.into(), count.into()),
+            Some(("aside", name)) => aside.insert(name.into(), count.into()),
             _ => all.insert(name.into(), count.into()),
         };
     }
     all.insert("udp".into(), udp.into());
     all.insert("tcp".into(), tcp.into());
+    all.insert("aside".into(), aside.into());
     let total = total(shares);
     all.insert("epoch".into(), total.epoch.into());
     all.insert("entries".into(), total.usage.entries.into());
@@ -133,16 +138,21 @@ mod tests {
             udp_hits: 7,
             tcp_passed: 8,
             fills_refused: 9,
+            aside_tcp_gets: 10,
             ..Stats::default()
         };
         let share = |epoch, entries| Share {
             epoch,
             usage: Usage { entries, bytes: 64 },
         };
-        let json = to_json(&counters, 4096, &[share(3, 1), share(2, 4)]);
+        let json = to_json(&counters, true, 4096, &[share(3, 1), share(2, 4)]);
         assert_eq!(json["udp"]["hits"], 7);
         assert_eq!(json["tcp"]["passed"], 8);
         assert_eq!(json["fills_refused"], 9);
+        assert_eq!(
+            (&json["aside"]["tcp_gets"], &json["aside"]["now"]),
+            (&10.into(), &true.into())
+        );
         for name in ["hits", "misses", "passed"] {
             assert!(
                 json["udp"][name].is_u64() && json["tcp"][name].is_u64(),

@@ -8,7 +8,7 @@ use prestack_abi::cache::BUCKET_BYTES;
 use super::{Running, table};
 use crate::{
     cli::InstanceArgs,
-    state::BackendState,
+    state::{AsideState, BackendState, unix_time},
     translations::Translations,
     units::{Span, counted},
 };
@@ -39,9 +39,10 @@ pub fn status(args: &InstanceArgs) -> anyhow::Result<String> {
         ("allowed", join(&state.allow)),
         ("started", format!("{} ago", Span(uptime))),
     ];
-    if running.has_daemon && running.controls.ignores_tcp() {
-        let waits = "not followed while nobody reads over UDP: who does is served after a moment";
-        rows.push(("tcp", waits.into()));
+    if running.has_daemon
+        && let Some(aside) = &state.aside
+    {
+        rows.push(("requests", why_aside(aside)));
     }
     if state.tcp_hits {
         rows.push(("tcp hits", tcp_hits(&running)?));
@@ -64,6 +65,19 @@ pub fn status(args: &InstanceArgs) -> anyhow::Result<String> {
         ));
     }
     Ok(table(&rows))
+}
+
+/// Why nothing is served.
+fn why_aside(aside: &AsideState) -> String {
+    let Some((share, next_trial)) = aside.hit_share.zip(aside.next_trial) else {
+        return "standing aside: nobody reads, and who does is served after a moment".into();
+    };
+    let left = next_trial.saturating_sub(unix_time().as_secs());
+    format!(
+        "standing aside: {:.1} % of requests could be answered; next trial in {}",
+        100.0 * share,
+        Span(Duration::from_secs(left))
+    )
 }
 
 fn tcp_hits(running: &Running) -> anyhow::Result<String> {
@@ -110,7 +124,7 @@ fn backend_line(running: &Running, backend: &BackendState) -> String {
     let serving = if !alive {
         format!("memcached {pid} is gone; waiting for it to come back")
     } else if !(running.has_daemon
-        && (running.controls.is_serving() || running.controls.ignores_tcp()))
+        && (running.controls.is_serving() || running.controls.is_aside()))
     {
         format!("memcached {pid} is not served: no daemon watches it")
     } else {

@@ -24,6 +24,7 @@ use prestack_proto::udp::FRAME_LEN;
 use self::head::Head;
 use super::allow::is_spoof_prone;
 use super::reply::PAYLOAD_AT;
+use crate::aside;
 use crate::inbound::Inbound;
 use crate::ledger::backend;
 use crate::maps::count;
@@ -44,6 +45,8 @@ const CRLF: u16 = u16::from_le_bytes(*b"\r\n");
 
 /// The request is left to the other steps.
 pub const OTHER: u32 = 0x200;
+/// The datapath stands aside.
+pub const ASIDE: u32 = 0x203;
 /// The headers are all right, and what follows is no plain GET: it may be a binary GET or an `mg`, or else
 /// a `gets` or a `get` of several keys.
 const ITEM: u32 = 0x201;
@@ -139,6 +142,9 @@ unsafe extern "C" fn prestack_express_keys(ctx: *mut xdp_md) -> u64 {
 #[inline(always)]
 fn express(ctx: &XdpContext) -> Option<u32> {
     let config = backend::config()?;
+    if aside::is_set(config) {
+        return Some(ASIDE);
+    }
     let packet = ctx.packet(config);
     if !packet.reaches(SHORTEST) {
         return None;

@@ -5,7 +5,7 @@ use aya_ebpf::programs::{TcContext, XdpContext};
 
 use super::{adopt, arrive, chunks};
 use crate::inbound::Inbound;
-use crate::tcp::{copies, hole, ignored};
+use crate::tcp::{copies, hole};
 
 /// Steps on a segment that is on its way to memcached. Global functions (by their unmangled names), which
 /// the verifier checks once.
@@ -20,8 +20,6 @@ pub trait Steps: Inbound {
     fn keep(&self);
     /// Compares it: see [`copies::compare`].
     fn compare(&self);
-    /// Loads its start, while TCP is ignored: see [`ignored::load`].
-    fn load_ignored(&self) -> u64;
 }
 
 impl Steps for XdpContext {
@@ -54,12 +52,6 @@ impl Steps for XdpContext {
         // SAFETY: the program's context.
         unsafe { prestack_tcp_compare(self.ctx) };
     }
-
-    #[inline(always)]
-    fn load_ignored(&self) -> u64 {
-        // SAFETY: the program's context.
-        unsafe { prestack_tcp_load_ignored(self.ctx) }
-    }
 }
 
 impl Steps for TcContext {
@@ -91,12 +83,6 @@ impl Steps for TcContext {
     fn compare(&self) {
         // SAFETY: the program's context.
         unsafe { prestack_lo_compare(self.skb.skb) };
-    }
-
-    #[inline(always)]
-    fn load_ignored(&self) -> u64 {
-        // SAFETY: the program's context.
-        unsafe { prestack_lo_load_ignored(self.skb.skb) }
     }
 }
 
@@ -161,16 +147,4 @@ unsafe extern "C" fn prestack_tcp_compare(ctx: *mut xdp_md) -> u64 {
 #[inline(never)]
 unsafe extern "C" fn prestack_lo_compare(ctx: *mut __sk_buff) -> u64 {
     copies::compare(&TcContext::new(ctx))
-}
-
-#[unsafe(no_mangle)]
-#[inline(never)]
-unsafe extern "C" fn prestack_tcp_load_ignored(ctx: *mut xdp_md) -> u64 {
-    ignored::load(&XdpContext::new(ctx))
-}
-
-#[unsafe(no_mangle)]
-#[inline(never)]
-unsafe extern "C" fn prestack_lo_load_ignored(ctx: *mut __sk_buff) -> u64 {
-    ignored::load(&TcContext::new(ctx))
 }
