@@ -137,9 +137,11 @@ impl Ground {
         }
         let options = MemcachedOptions {
             threads: course.threads,
-            // No item has to go.
+            // No item has to go, nor is one deleted that a slow client holds while its page is to be moved.
             memory_mib: 2_048,
-            args: ["-I", "8m", "-c", "4096"].map(Into::into).into(),
+            args: ["-I", "8m", "-c", "4096", "-o", "slab_automove=0"]
+                .map(Into::into)
+                .into(),
             ..MemcachedOptions::default()
         };
         let memcached = Memcached::start(&bed.server, options)?;
@@ -185,7 +187,7 @@ impl Ground {
                 if line == "END\r\n" {
                     return anyhow::Ok(stats);
                 }
-                if ["evictions", "store_", "outofmemory"]
+                if ["evictions", "store_", "busy", "outofmemory"]
                     .iter()
                     .any(|word| line.contains(word))
                 {
