@@ -51,16 +51,16 @@ pub fn get(
         hash,
     };
     let found = find(query, &packet, key, key_len);
-    let mut may_fill = datagram.may_fill();
+    let mut is_wanted = 1;
     if let Some(found) = &found {
-        if found.is_ageing && !is_second && may_fill {
-            note(datagram, hash, now, epoch, may_fill);
+        if found.is_ageing && !is_second && datagram.may_fill() {
+            note(datagram, hash, now, epoch, 1);
             return AGEING;
         }
-        let is_known = found.knows(EntryHeader::FLAGS);
         // What is there and new need not be fetched, even if it cannot be sent.
-        may_fill &= found.is_ageing || !is_known;
-        if is_known
+        is_wanted = found.is_ageing as u64 | !found.knows(EntryHeader::FLAGS) as u64;
+        is_wanted = packet.forgotten(is_wanted);
+        if found.knows(EntryHeader::FLAGS)
             && is_servable(ctx, datagram, state, now, found.reply_len, Some(sum))
             && let Some(action) = serve(ctx, packet, datagram, found, now)
         {
@@ -68,7 +68,7 @@ pub fn get(
         }
     }
     count!(udp_misses);
-    note(datagram, hash, now, epoch, may_fill);
+    note(datagram, hash, now, epoch, is_wanted);
     match datagram.asker() {
         Asker::Client => MISS,
         Asker::Stranger => STRANGE,
@@ -83,9 +83,10 @@ pub const AGEING: u32 = 0x101;
 pub const STRANGE: u32 = 0x102;
 
 /// Leaves the request, and its name, in the scratch for the step that follows. The steps are functions
-/// side by side, not one in the other: together their stacks would be too large.
+/// side by side, not one in the other: together their stacks would be too large. Its entry is to be fetched if that
+/// `is_wanted` (1, else 0).
 #[inline(always)]
-fn note(datagram: &Datagram<'_>, hash: u64, now: u64, epoch: u32, may_fill: bool) {
+fn note(datagram: &Datagram<'_>, hash: u64, now: u64, epoch: u32, is_wanted: u64) {
     let Some(scratch) = scratch() else { return };
     let request = Request {
         key: hash,
@@ -95,7 +96,7 @@ fn note(datagram: &Datagram<'_>, hash: u64, now: u64, epoch: u32, may_fill: bool
         seen: 0,
         kind: Kind::Get as u8,
         unanswered: 1,
-        tickets: u8::from(may_fill),
+        tickets: u8::from(datagram.may_fill()) & is_wanted as u8,
         backend: datagram.door.backend,
     };
     note_request(scratch, &request, datagram.name());

@@ -97,30 +97,34 @@ pub fn answer(
                 .word(KEY_AT + key_len - 8)
                 .is_some_and(|word| word >> (64 - 8 * rest) == key.tail)
     });
-    let Some(found) = found else {
-        return Some(pass(&query, scratch, head, true));
-    };
-    let reply_len = found.reply_len;
-    if found.is_ageing
-        || !found.knows(EntryHeader::FLAGS)
-        || now >= config.serve_until
-        || !backend::answers_udp(state)
-        || reply_len > MAX_REPLY as u64
-        || IPV4_LEN as u64 + PAYLOAD_AT + reply_len > u64::from(config.mtu)
-        || !head.checksums_hold(key.sum + u64::from(GET))
-    {
-        return None;
-    }
-    match serve(ctx, config, packet, head, &found, scratch, key_len)? {
+    let mut may_fill = 1;
+    if let Some(found) = found {
+        let reply_len = found.reply_len;
+        if found.is_ageing
+            || !found.knows(EntryHeader::FLAGS)
+            || now >= config.serve_until
+            || !backend::answers_udp(state)
+            || reply_len > MAX_REPLY as u64
+            || IPV4_LEN as u64 + PAYLOAD_AT + reply_len > u64::from(config.mtu)
+            || !head.checksums_hold(key.sum + u64::from(GET))
+        {
+            return None;
+        }
+        let action = serve(ctx, config, packet, head, &found, scratch, key_len)?;
+        if action != NO_ROOM {
+            return Some(action);
+        }
         // What is there need not be fetched.
-        NO_ROOM => Some(pass(&query, scratch, head, false)),
-        action => Some(action),
+        may_fill = 0;
     }
+    // One path for both, for the verifier.
+    pass(&query, scratch, head, packet.forgotten(may_fill) as u8);
+    Some(MISS)
 }
 
-/// Notes the GET, which is to be let through, to fetch its entry if it `may_fill`.
+/// Notes the GET, which is to be let through, to fetch its entry if it `may_fill` (1, else 0).
 #[inline(always)]
-fn pass(query: &Query, scratch: *mut Scratch, head: &Head, may_fill: bool) -> u32 {
+fn pass(query: &Query, scratch: *mut Scratch, head: &Head, may_fill: u8) {
     let request = Request {
         key: query.hash,
         time: query.now,
@@ -129,12 +133,11 @@ fn pass(query: &Query, scratch: *mut Scratch, head: &Head, may_fill: bool) -> u3
         seen: 0,
         kind: Kind::Get as u8,
         unanswered: 1,
-        tickets: may_fill.into(),
+        tickets: may_fill,
         backend: query.backend,
     };
     note_request(scratch, &request, name(query.config, head, query.backend));
     count!(udp_misses);
-    MISS
 }
 
 /// By so much a packet may grow at its head, in bytes: `XDP_PACKET_HEADROOM` (include/uapi/linux/bpf.h) less what the
