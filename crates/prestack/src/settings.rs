@@ -594,7 +594,8 @@ mod tests {
         for (memory, most, short) in [
             ("1MiB", 8192, 8192),
             ("256MiB", 8192, 8192),
-            ("1GiB", 16_384, 32_768),
+            ("1GiB", 16_384, 16_384),
+            ("1200MiB", 16_384, 32_768),
             ("8GiB", 65_536, 65_536),
         ] {
             assert_eq!(flows(memory, "tcp-hits = true"), most, "{memory}");

@@ -98,6 +98,8 @@ struct Seen {
     /// Those that passed unseen.
     calls: u64,
     hits: u64,
+    /// Entries that were stored and have displaced no other.
+    stored: u64,
     /// Requests, as far as they come in a packet each.
     followed: u64,
     all: u64,
@@ -118,6 +120,7 @@ impl Seen {
             reads,
             calls,
             hits,
+            stored: stats.fills.saturating_sub(stats.evictions),
             followed,
             all: followed + aside,
         }
@@ -130,8 +133,10 @@ struct Poor {
     since: Instant,
     hits: u64,
     followed: u64,
-    /// The share of hits in the last span, and how long the cache had been filled in the middle of that.
+    /// The shares of hits, and of requests by which something came to the cache, in the last span, and how long the
+    /// cache had been filled in the middle of that.
     last: f64,
+    stored: f64,
     filled: Duration,
 }
 
@@ -294,11 +299,13 @@ impl Worth {
             hits: 0,
             followed: 0,
             last,
+            stored: 0.0,
             filled: Duration::ZERO,
         });
         poor.hits += hits;
         poor.followed += followed;
         poor.last = last;
+        poor.stored = share(seen.stored.saturating_sub(before.stored), followed);
         let middle = since + now.duration_since(since) / 2;
         let awake = middle.saturating_duration_since(self.awake);
         poor.filled = awake.saturating_sub(self.times.fills);
@@ -325,12 +332,14 @@ impl Worth {
         (time >= self.times.trial() && !self.may_come_to_pay(poor)).then_some(cause)
     }
 
-    /// Whether enough would hit if the share of hits went on to grow as it has so far, from nothing: it grows slower
-    /// and slower, while the cache fills.
+    /// Whether enough may hit once the cache is warm: if the share of hits went on to grow as it has so far, from
+    /// nothing (it grows slower and slower, while the cache fills); or since much is stored, as where all keys are
+    /// asked for in turn, and none hits before each was.
     fn may_come_to_pay(&self, poor: Poor) -> bool {
         let warm_up = self.times.warm_up;
         let filled = poor.filled.as_secs_f64();
-        poor.filled < warm_up && poor.last * warm_up.as_secs_f64() * SHARE >= filled
+        let grows = poor.last * warm_up.as_secs_f64() * SHARE >= filled;
+        poor.filled < warm_up && (grows || poor.stored * SHARE >= 1.0)
     }
 
     fn is_over(&self, rest: Rest, now: Instant) -> bool {

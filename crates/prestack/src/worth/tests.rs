@@ -6,6 +6,9 @@ struct Load {
     /// GETs over UDP, and how many of them hit if they are followed, and the cache is warm.
     gets: u64,
     hits: u64,
+    /// How many are followed by a fill, and how many fills displace another entry.
+    stored: u64,
+    displaced: u64,
     sets: u64,
     segments: u64,
     tcp_gets: u64,
@@ -14,6 +17,8 @@ struct Load {
 const MISSES: Load = Load {
     gets: 100_000,
     hits: 0,
+    stored: 0,
+    displaced: 0,
     sets: 0,
     segments: 0,
     tcp_gets: 0,
@@ -87,6 +92,8 @@ impl Looks {
                 let hits = (load.hits as f64 * warmth) as u64 / 10;
                 stats.udp_hits += hits;
                 stats.udp_misses += load.gets / 10 - hits;
+                stats.fills += load.stored / 10;
+                stats.evictions += load.displaced / 10;
                 stats.udp_passed += load.sets / 10;
                 stats.tcp_passed += (load.segments + load.tcp_gets) / 10;
                 stats.tcp_misses += u64::from(self.are_counted) * load.tcp_gets / 10;
@@ -279,6 +286,31 @@ fn a_cache_that_warms_up_is_waited_for() {
     };
     assert!(!looks.after(10.0, load));
     assert!(looks.after(5.0, load));
+}
+
+#[test]
+fn a_cache_in_which_much_is_stored_is_waited_for() {
+    let in_turn = Load {
+        stored: 90_000,
+        ..MISSES
+    };
+    let hits = Load {
+        hits: 90_000,
+        ..MISSES
+    };
+    let mut looks = Looks::with(60, 0, false);
+    assert!(!looks.after(20.0, in_turn));
+    assert!(!looks.after(10.0, hits));
+    // Not for ever, nor if it is all thrown away again.
+    let mut looks = Looks::with(60, 0, false);
+    assert!(!looks.after(29.0, in_turn));
+    assert!(looks.after(5.0, in_turn));
+    let mut looks = Looks::with(60, 0, false);
+    let in_vain = Load {
+        displaced: 85_000,
+        ..in_turn
+    };
+    assert!(looks.after(5.0, in_vain));
 }
 
 /// Such as after a restart of memcached.
