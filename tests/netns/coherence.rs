@@ -170,8 +170,12 @@ struct Crowd<'a> {
 /// Lets a crowd loose on memcached with one thread, and with several.
 fn contend(crowd: Crowd<'_>, args: &[&str]) -> Result<()> {
     for threads in [1, 4] {
-        contend_with_threads(threads, crowd, &[&["--memory", "8MiB"], args].concat())
-            .with_context(|| format!("{threads} threads"))?;
+        contend_with_threads(
+            threads,
+            crowd,
+            &[&["--always-on", "--memory", "8MiB"], args].concat(),
+        )
+        .with_context(|| format!("{threads} threads"))?;
     }
     Ok(())
 }

@@ -60,7 +60,7 @@ struct Setting {
 /// With the defaults. What is not understood empties the cache for a second, in which the test sends
 /// thousands of commands.
 const DEFAULT: Setting = Setting {
-    args: &["--memory", "32MiB"],
+    args: &["--always-on", "--memory", "32MiB"],
     pace: Pace {
         round: 300_000,
         calm: 30_000,
@@ -71,7 +71,15 @@ const DEFAULT: Setting = Setting {
 
 /// With entries that last until they are invalidated.
 const LASTING: Setting = Setting {
-    args: &["--memory", "32MiB", "--max-age", "60s", "--settle", "20ms"],
+    args: &[
+        "--always-on",
+        "--memory",
+        "32MiB",
+        "--max-age",
+        "60s",
+        "--settle",
+        "20ms",
+    ],
     pace: Pace {
         round: 100_000,
         calm: 2_000,
@@ -81,7 +89,7 @@ const LASTING: Setting = Setting {
 
 /// With the defaults, and GETs answered over TCP.
 const HITS: Setting = Setting {
-    args: &["--memory", "32MiB", "--tcp-hits"],
+    args: &["--always-on", "--memory", "32MiB", "--tcp-hits"],
     ..DEFAULT
 };
 

@@ -157,6 +157,7 @@ impl Ground {
                 "--mode",
                 mode,
                 "--no-watch-lo",
+                "--always-on",
                 "--memory",
                 "32MiB",
             ];

@@ -18,7 +18,15 @@ use super::wire::Wire;
 /// prestack's settle time.
 pub const SETTLE: Duration = Duration::from_millis(500);
 /// Entries outlive the test, so that nothing but an invalidation removes one.
-const ARGS: [&str; 6] = ["--memory", "8MiB", "--max-age", "60s", "--settle", "500ms"];
+const ARGS: [&str; 7] = [
+    "--always-on",
+    "--memory",
+    "8MiB",
+    "--max-age",
+    "60s",
+    "--settle",
+    "500ms",
+];
 
 /// Where it all happens.
 pub struct Field {
