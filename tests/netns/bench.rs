@@ -117,7 +117,7 @@ fn a_peer_takes_its_turn_in_the_closed_loop() -> Result<()> {
     pass.load()?;
     pass.pin(pin.path())?;
     let peer = format!("idle={}", pin.path().display());
-    let (json, failure) = bench(&["--only", "closed-loop", "--peer", &peer])?;
+    let (json, failure) = bench(&["--only", "closed-loop", "--always-on", "--peer", &peer])?;
     assert_eq!(failure, None);
     for comparison in json["comparisons"].as_array().context("comparisons")? {
         let [name, side] = &comparison["peers"][0].as_array().context("a peer")?[..] else {
