@@ -350,6 +350,7 @@ fn requests_are_followed_always_if_that_is_wanted() -> Result<()> {
     let stage = Stage::with(MemcachedOptions::default(), &settings)?;
     let stop = AtomicBool::new(false);
     under(writers(&stage)?, &stop, || {
+        // Longer than the trial, of two settle times and 2 s, after which it would stand aside.
         thread::sleep(Duration::from_secs(6));
         ensure!(!is_aside(&stage)?);
         Ok(())
