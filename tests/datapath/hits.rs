@@ -1,5 +1,6 @@
 //! GETs of one key that the cache answers.
 
+use std::collections::HashSet;
 use std::net::IpAddr;
 
 use crate::bytes::{get, hit, key_of, value_for_reply};
@@ -175,10 +176,15 @@ fn values_may_hold_anything() {
 fn random_values_are_served_byte_for_byte() {
     let mut random = random();
     let mut path = Datapath::new();
+    let mut cached = HashSet::new();
     for _ in 0..volume(400) {
         let key: Vec<u8> = (0..random.usize(1..=250))
             .map(|_| random.u8(0x21..))
             .collect();
+        // Short keys come again; what is cached is served, and not filled.
+        if !cached.insert(key.clone()) {
+            continue;
+        }
         let room = MAX_REPLY - hit(&key, "").len() - 3;
         let value: Vec<u8> = (0..random.usize(0..=room)).map(|_| random.u8(..)).collect();
         path.fill(&key, &value);

@@ -72,7 +72,9 @@ impl Tests<'_> {
                 .arg("--")
                 .args(threads)
                 .args(self.args)
-                .env("PRESTACK_BIN", self.prestack),
+                .env("PRESTACK_BIN", self.prestack)
+                // What a failed test says stands at the end of what is printed, not above a backtrace.
+                .env("RUST_BACKTRACE", "0"),
         )
     }
 }
