@@ -39,7 +39,9 @@ use anyhow::{Context, Result};
 use forms::{FORMS, Form};
 use prestack_testbed::pace;
 use prestack_tests::environment::seed;
+use prestack_tests::stage::store;
 use run::{Limit, Pace, Run};
+use server::{Connections, Server};
 
 /// How long each test takes, unless it goes by commands.
 const TIME: Duration = Duration::from_secs(25);
@@ -141,6 +143,26 @@ fn answers_are_memcacheds_with_a_long_max_age() -> Result<()> {
 #[test]
 fn two_memcacheds_agree() -> Result<()> {
     Run::new(None, seed()?)?.go(Limit::Time(BARE_TIME), LASTING.pace)
+}
+
+#[test]
+fn silence_is_a_difference_unless_both_are_silent() -> Result<()> {
+    let servers = [Server::start(None)?, Server::start(None)?];
+    let mut connections = Connections::open(&servers, false)?;
+    let swallowed = [&b"set key 0 0 100\r\n"[..], b"mn\r\n"];
+    let [with, without] = connections.exchange(&servers, &swallowed, b"MN\r\n")?;
+    assert!(with.is_empty() && without.is_empty());
+    // On new connections.
+    let [with, without] = connections.exchange(&servers, &[b"mn\r\n"], b"MN\r\n")?;
+    assert_eq!(with, b"MN\r\n");
+    assert_eq!(without, b"MN\r\n");
+    for (server, value) in servers.iter().zip(["a", "ab"]) {
+        store(&mut server.behind()?, b"short", value.as_bytes())?;
+    }
+    let error = connections.exchange(&servers, &[b"get short\r\n"], b"ab\r\nEND\r\n");
+    let error = format!("{:#}", error.expect_err("one did not say it"));
+    assert!(error.contains("one says no more"), "{error}");
+    Ok(())
 }
 
 #[test]

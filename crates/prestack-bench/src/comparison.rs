@@ -44,6 +44,8 @@ pub(crate) struct Workload {
     pub(crate) transport: Transport,
     /// Share of writes.
     pub(crate) write_ratio: f64,
+    /// Keys that are written are not read.
+    pub(crate) writes_apart: bool,
     /// Connections (TCP).
     pub(crate) connections: usize,
     /// Requests are answered over TCP (`--tcp-hits`).
@@ -74,6 +76,7 @@ impl Workload {
             max_age: "60s".to_owned(),
             transport: Transport::Udp,
             write_ratio: 0.0,
+            writes_apart: false,
             connections: 0,
             has_tcp_hits: false,
             is_absent: false,
@@ -128,6 +131,7 @@ impl Workload {
             self.write_ratio > 0.0,
             format!("{} % SETs", 100.0 * self.write_ratio),
         );
+        add(self.writes_apart, "of other keys".to_owned());
         add(
             self.transport == Transport::Udp && self.max_age != usual.max_age,
             format!("max-age {}", self.max_age),
@@ -203,7 +207,10 @@ impl Comparison {
                 write_ratio: workload.write_ratio,
                 ..Group::udp_gets(cpus.len())
             },
-            Transport::Tcp => Group::tcp(workload.connections, workload.write_ratio, cpus.len()),
+            Transport::Tcp => Group {
+                writes_apart: workload.writes_apart,
+                ..Group::tcp(workload.connections, workload.write_ratio, cpus.len())
+            },
         };
         let load = Load::new(dataset, workload.popularity, server, vec![group], cpus);
         Ok(Self {

@@ -60,8 +60,11 @@ pub struct LoadOptions {
     /// Share of the requests that are writes [default: 0]
     #[arg(long, value_name = "SHARE")]
     pub write_ratio: Option<f64>,
+    /// Write other keys than are read: a share of the keys, in place of the requests
+    #[arg(long)]
+    pub writes_apart: bool,
     /// Do what a trace of Twitter's says (CSV), in place of keys, sizes, popularity and share of writes
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["kind", "keys", "key_size", "value_size", "popularity", "write_ratio"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["kind", "keys", "key_size", "value_size", "popularity", "write_ratio", "writes_apart"])]
     pub trace: Option<PathBuf>,
     /// Lines of the trace that are read
     #[arg(
@@ -195,6 +198,7 @@ fn load(options: &LoadOptions, server: SocketAddr) -> Result<(Load, String)> {
         transport: options.transport,
         protocol: options.protocol,
         write_ratio,
+        writes_apart: options.writes_apart,
         is_quiet: options.noreply,
         sockets,
         depth: options.depth.unwrap_or(if is_udp { 32 } else { 1 }),
@@ -225,8 +229,13 @@ fn load(options: &LoadOptions, server: SocketAddr) -> Result<(Load, String)> {
     let keys = options.keys.unwrap_or(100_000);
     let dataset = Dataset::with_sizes(keys, key_size, value_size)?;
     let what = format!(
-        "keys of {key_size}, values of {value_size} bytes, {popularity}, {} % writes; {how}",
-        (1e3 * write_ratio).round() / 10.0
+        "keys of {key_size}, values of {value_size} bytes, {popularity}, {} % {}; {how}",
+        (1e3 * write_ratio).round() / 10.0,
+        if options.writes_apart {
+            "of them written and not read"
+        } else {
+            "writes"
+        }
     );
     let load = Load::new(dataset, popularity, server, vec![group], &cpus);
     Ok((load, what))

@@ -61,6 +61,8 @@ pub struct Group {
     pub protocol: Protocol,
     /// Share of the requests that are writes.
     pub write_ratio: f64,
+    /// Keys that are written are not read.
+    pub writes_apart: bool,
     /// Writes ask for no answer (TCP).
     pub is_quiet: bool,
     /// Sockets in all.
@@ -84,6 +86,7 @@ impl Group {
             transport: Transport::Udp,
             protocol: Protocol::Text,
             write_ratio: 0.0,
+            writes_apart: false,
             is_quiet: false,
             sockets,
             depth: 32,
@@ -100,6 +103,7 @@ impl Group {
             transport: Transport::Tcp,
             protocol: Protocol::Text,
             write_ratio,
+            writes_apart: false,
             is_quiet: false,
             sockets: connections,
             depth: 1,
@@ -321,6 +325,9 @@ impl Load {
         let group = &self.groups[g];
         let sequence = match &self.trace {
             Some(trace) => Sequence::Trace(Arc::clone(trace)),
+            None if group.writes_apart => {
+                Sequence::apart(Arc::clone(&self.keys), group.write_ratio)
+            }
             None => Sequence::mix(Arc::clone(&self.keys), group.write_ratio),
         };
         let seed = (g << 16 | n) as u64;

@@ -105,6 +105,7 @@ pub fn measure(binary: PathBuf, offer: &Offer, shares: &[f64]) -> Result<Vec<Los
         transport,
         protocol: Protocol::Text,
         write_ratio,
+        writes_apart: false,
         is_quiet,
         sockets,
         depth,

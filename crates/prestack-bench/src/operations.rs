@@ -16,11 +16,29 @@ pub(crate) enum Operation {
     Set,
 }
 
+impl Operation {
+    /// A write for a share of `writes` of 2^32 of all random numbers.
+    fn of(random: u64, writes: u64) -> Self {
+        if random >> 32 < writes {
+            Self::Set
+        } else {
+            Self::Get
+        }
+    }
+}
+
+/// This share of 2^32.
+fn of_all(share: f64) -> u64 {
+    (share * (1u64 << 32) as f64) as u64
+}
+
 /// What is done, again and again.
 #[derive(Clone, Debug)]
 pub(crate) enum Sequence {
     /// Keys in this order; a share of 2^32 of what is done to them is writes.
     Mix(Arc<[u32]>, u64),
+    /// Keys in this order; a share of 2^32 of the keys are written, and the others read.
+    Apart(Arc<[u32]>, u64),
     /// Just this.
     Trace(Arc<[(Operation, u32)]>),
 }
@@ -28,12 +46,17 @@ pub(crate) enum Sequence {
 impl Sequence {
     /// `keys` in their order, of which a share `write_ratio` are written.
     pub(crate) fn mix(keys: Arc<[u32]>, write_ratio: f64) -> Self {
-        Self::Mix(keys, (write_ratio * (1u64 << 32) as f64) as u64)
+        Self::Mix(keys, of_all(write_ratio))
+    }
+
+    /// `keys` in their order, a share `write_ratio` of which are written, but never read.
+    pub(crate) fn apart(keys: Arc<[u32]>, write_ratio: f64) -> Self {
+        Self::Apart(keys, of_all(write_ratio))
     }
 
     fn len(&self) -> usize {
         match self {
-            Self::Mix(keys, _) => keys.len(),
+            Self::Mix(keys, _) | Self::Apart(keys, _) => keys.len(),
             Self::Trace(operations) => operations.len(),
         }
     }
@@ -71,13 +94,11 @@ impl Operations {
             Sequence::Mix(keys, 0) => (Operation::Get, keys[at]),
             Sequence::Mix(keys, writes) => {
                 self.state = self.state.wrapping_add(STEP);
-                let is_write = mix(self.state) >> 32 < *writes;
-                let operation = if is_write {
-                    Operation::Set
-                } else {
-                    Operation::Get
-                };
-                (operation, keys[at])
+                (Operation::of(mix(self.state), *writes), keys[at])
+            }
+            Sequence::Apart(keys, writes) => {
+                let key = keys[at];
+                (Operation::of(mix(key.into()), *writes), key)
             }
         }
     }
@@ -100,5 +121,19 @@ mod tests {
             let expected = ratio * 1e5;
             assert!((f64::from(writes) - expected).abs() <= 0.02 * expected);
         }
+    }
+
+    #[test]
+    fn what_is_written_apart_is_never_read() {
+        let keys: Arc<[u32]> = (0..10_000).collect();
+        let mut operations = Operations::new(Sequence::apart(keys, 0.1), 0, 1, 1);
+        let first: Vec<_> = (0..10_000).map(|_| operations.next()).collect();
+        let again: Vec<_> = (0..10_000).map(|_| operations.next()).collect();
+        assert_eq!(first, again);
+        let writes = first
+            .iter()
+            .filter(|(operation, _)| *operation == Operation::Set)
+            .count();
+        assert!((900..1_100).contains(&writes), "{writes}");
     }
 }

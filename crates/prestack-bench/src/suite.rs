@@ -125,6 +125,11 @@ pub(crate) fn tcp_hits(options: &BenchOptions) -> Vec<(Series, Workload)> {
         max_age: "1s".to_owned(),
         ..hits.clone()
     };
+    // All GETs are hits.
+    let apart = Workload {
+        writes_apart: true,
+        ..mixed.clone()
+    };
     let missing = Workload {
         is_absent: true,
         max_age: "1s".to_owned(),
@@ -138,7 +143,7 @@ pub(crate) fn tcp_hits(options: &BenchOptions) -> Vec<(Series, Workload)> {
         connections: 1,
         ..hits.clone()
     };
-    [hits, many, mixed, missing, long, single]
+    [hits, many, mixed, apart, missing, long, single]
         .map(|workload| (Series::TcpHits, workload))
         .into()
 }

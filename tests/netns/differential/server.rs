@@ -142,8 +142,10 @@ impl Connections {
         })
     }
 
-    /// Sends `pieces`, in as many segments, to both; returns what each answers until `end` or until
-    /// it closes the connection, in which case there are new ones afterwards.
+    /// Sends `pieces`, in as many segments, to both; returns what each answers until `end`, or until
+    /// it closes the connection or both say no more, in which cases there are new ones afterwards.
+    ///
+    /// Both say no more if they take what was to be answered with `end` for the data of an odd write.
     pub fn exchange(
         &mut self,
         servers: &[Server; 2],
@@ -155,33 +157,53 @@ impl Connections {
                 stream.write_all(piece).context("sending")?;
             }
         }
-        let mut closed = false;
         let mut answers = [Vec::new(), Vec::new()];
-        for (stream, answer) in self.streams.iter_mut().zip(&mut answers) {
-            closed |= !read_until(stream, end, answer)?;
+        let [a, b] = &mut answers;
+        let ends = [
+            read_until(&mut self.streams[0], end, a)?,
+            read_until(&mut self.streams[1], end, b)?,
+        ];
+        if let [End::Silent, other] | [other, End::Silent] = ends
+            && other != End::Silent
+        {
+            let [with, without] = answers.map(|answer| answer.escape_ascii().to_string());
+            bail!(
+                "one says no more over TCP\nwith prestack:    \"{with}\"\nwithout prestack: \"{without}\""
+            );
         }
-        if closed {
+        if ends != [End::Said; 2] {
             *self = Self::open(servers, self.v6)?;
         }
         Ok(answers)
     }
 }
 
-/// Reads until what was read ends with `end`; returns whether it did before the end of the
-/// connection.
-fn read_until(stream: &mut TcpStream, end: &[u8], answer: &mut Vec<u8>) -> Result<bool> {
+/// Why no more was read.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// What was to be said last was said.
+    Said,
+    /// The connection was closed.
+    Closed,
+    /// Nothing came for [`TIMEOUT`].
+    Silent,
+}
+
+/// Reads until what was read ends with `end`, or nothing more comes.
+fn read_until(stream: &mut TcpStream, end: &[u8], answer: &mut Vec<u8>) -> Result<End> {
     let mut buffer = [0; 16_384];
     while !answer.ends_with(end) {
         match stream.read(&mut buffer) {
-            Ok(0) => return Ok(false),
+            Ok(0) => return Ok(End::Closed),
             Ok(len) => answer.extend(&buffer[..len]),
-            Err(e) if e.kind() == ErrorKind::ConnectionReset => return Ok(false),
+            Err(e) if e.kind() == ErrorKind::ConnectionReset => return Ok(End::Closed),
+            Err(e) if e.kind() == ErrorKind::WouldBlock => return Ok(End::Silent),
             Err(e) if e.kind() == ErrorKind::Interrupted => {}
             Err(e) => bail!(
-                "no answer over TCP ({e}) after \"{}\"",
+                "reading over TCP failed ({e}) after \"{}\"",
                 answer[answer.len().saturating_sub(200)..].escape_ascii()
             ),
         }
     }
-    Ok(true)
+    Ok(End::Said)
 }
