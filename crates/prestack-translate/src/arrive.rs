@@ -143,18 +143,25 @@ impl Translation {
     }
 
     /// What is to be sent again of the answer, while it [is unacknowledged](Self::is_unacknowledged): its first
-    /// [`PART`] that the client lacks.
+    /// [`PART`] that the client lacks. That is what the segment says, should it be less than what another one said:
+    /// that may have been damaged.
     #[inline(always)]
     #[must_use]
     pub fn send_again(&self, ends: &Ends, segment: &Segment) -> Again {
+        let start = self.answer_start();
+        let got = if is_before(segment.acknowledgement, self.got) {
+            later(start, segment.acknowledgement)
+        } else {
+            self.got
+        };
         // Whole words, which are quicker to copy.
-        let offset = self.got.wrapping_sub(self.answer_start()) & !7;
+        let offset = got.wrapping_sub(start) & !7;
         let all = ends.acked.wrapping_add(self.taken);
         let mut again = Again {
             offset,
             len: self.answer_len.wrapping_sub(offset),
             reply: Reply {
-                sequence: self.answer_start().wrapping_add(offset),
+                sequence: start.wrapping_add(offset),
                 acknowledgement: all,
                 window: ends.window,
                 timestamp: ends.timestamp,
@@ -284,12 +291,14 @@ mod tests {
         translation
             .serve(ends, &policy, &request, 1200, 10)
             .expect("it fits");
-        let part = |connection: &Connection, most| {
-            let mut again = connection
-                .translation
-                .send_again(&connection.ends, &request);
+        let part_for = |connection: &Connection, segment: &Segment, most| {
+            let mut again = connection.translation.send_again(&connection.ends, segment);
             again.shorten(most);
             (again.offset, again.len, again.reply.acknowledgement)
+        };
+        let part = |connection: &Connection, most| {
+            let got = from_client(CLIENT, connection.translation.got);
+            part_for(connection, &got, most)
         };
         assert_eq!(arrive(&mut connection, &request, 11), Arrival::Resend);
         assert_eq!(part(&connection, 600), (0, PART, CLIENT));
@@ -301,6 +310,12 @@ mod tests {
         assert_eq!(part(&connection, 600), (200, PART, CLIENT));
         let old = from_client(CLIENT, KERNEL.wrapping_add(100));
         assert_eq!(arrive(&mut connection, &old, 12), Arrival::Go);
+        // Who asks again gets what it says that it lacks, and no more than the answer.
+        assert_eq!(arrive(&mut connection, &request, 12), Arrival::Resend);
+        assert_eq!(part_for(&connection, &request, 600), (0, PART, CLIENT));
+        assert_eq!(part_for(&connection, &old, 600), (96, PART, CLIENT));
+        let before = from_client(CLIENT, KERNEL.wrapping_sub(100));
+        assert_eq!(part_for(&connection, &before, 600), (0, PART, CLIENT));
         // The last part acknowledges all; if it fits.
         let got = from_client(CLIENT, KERNEL.wrapping_add(712));
         assert_eq!(arrive(&mut connection, &got, 13), Arrival::Resend);
