@@ -76,7 +76,7 @@ impl Translation {
             self.is_repeated(policy, now)
         } else {
             // A part has come, and what is behind it is due.
-            self.got != before && is_before(self.answer_start(), self.got)
+            self.got != before
         };
         if !is_wanted {
             return Arrival::Go;
@@ -193,7 +193,7 @@ impl Translation {
     /// Takes note of the end of a connection.
     #[inline(always)]
     pub(crate) const fn note_end(&mut self, segment: &Segment) {
-        if segment.has(TCP_FIN | TCP_RST | TCP_SYN) {
+        if segment.has(TCP_FIN | TCP_RST) {
             self.is_closing = 1;
         }
     }
@@ -203,7 +203,7 @@ impl Translation {
 mod tests {
     use super::*;
     use crate::fixture::{
-        ANSWER, CLIENT, Connection, KERNEL, POLICY, REQUEST, from_client, from_kernel,
+        ANSWER, CLIENT, Connection, KERNEL, POLICY, REQUEST, WINDOW, from_client, from_kernel,
     };
 
     const NEXT: u32 = CLIENT.wrapping_add(REQUEST);
@@ -366,6 +366,46 @@ mod tests {
     }
 
     #[test]
+    fn acknowledgements_are_repeated_one_after_the_other() {
+        let mut connection = Connection::answered();
+        for _ in 0..2 {
+            let repeat = from_client(NEXT, KERNEL);
+            assert_eq!(arrive(&mut connection, &repeat, 11), Arrival::Go);
+        }
+        let part = from_client(NEXT, KERNEL.wrapping_add(100));
+        assert_eq!(connection.translation.was_resent, 0);
+        assert_eq!(arrive(&mut connection, &part, 11), Arrival::Resend);
+        assert_eq!(connection.translation.was_resent, 1);
+        for expected in [Arrival::Go, Arrival::Go, Arrival::Resend] {
+            assert_eq!(arrive(&mut connection, &part, 11), expected);
+        }
+    }
+
+    #[test]
+    fn a_fin_that_is_sent_again_brings_the_answer() {
+        let mut connection = Connection::answered();
+        let mut fin = from_client(NEXT, KERNEL);
+        fin.flags |= u32::from(TCP_FIN);
+        connection.ends.next = connection.ends.next.wrapping_add(1);
+        connection.ends.acked = connection.ends.next;
+        assert_eq!(arrive(&mut connection, &fin, 11), Arrival::Resend);
+    }
+
+    #[test]
+    fn the_greatest_window_counts() {
+        let mut connection = Connection::answered();
+        let edge = GOT.wrapping_add(WINDOW << 4);
+        arrive(&mut connection, &from_client(NEXT, GOT), 11);
+        assert_eq!(connection.translation.edge, edge);
+        let smaller = Segment {
+            window: 1,
+            ..from_client(NEXT, GOT)
+        };
+        arrive(&mut connection, &smaller, 11);
+        assert_eq!(connection.translation.edge, edge);
+    }
+
+    #[test]
     fn only_what_the_kernel_would_heed_acknowledges() {
         let mut connection = Connection::answered();
         for segment in [
@@ -376,9 +416,15 @@ mod tests {
             arrive(&mut connection, &segment, 11);
             assert!(connection.translation.is_unacknowledged(), "{segment:?}");
         }
+        let beyond = data(CLIENT, GOT.wrapping_add(1), REQUEST);
+        assert_eq!(arrive(&mut connection, &beyond, 11), Arrival::Go);
         // Also what is part of a request that is sent again.
         let part = data(CLIENT, KERNEL.wrapping_add(100), REQUEST);
         assert_eq!(arrive(&mut connection, &part, 11), Arrival::Resend);
         assert_eq!(connection.translation.got, KERNEL.wrapping_add(100));
+        // And what is at the end of the kernel's window.
+        let last = from_client(NEXT.wrapping_add(WINDOW << 3), GOT);
+        arrive(&mut connection, &last, 11);
+        assert!(!connection.translation.is_unacknowledged());
     }
 }

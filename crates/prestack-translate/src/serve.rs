@@ -244,6 +244,16 @@ mod tests {
     }
 
     #[test]
+    fn the_first_needs_not_have_passed_lately() {
+        let Connection { translation, ends } = Connection::fresh();
+        let first = Segment {
+            len: REQUEST,
+            ..from_client(CLIENT, KERNEL)
+        };
+        assert!(translation.may_serve(&ends, &POLICY, &first, 1_000_000));
+    }
+
+    #[test]
     fn serves_what_fits() {
         let fits = |window: u32, mss: u16, room: u64, len: u32| {
             let Connection {
