@@ -196,10 +196,10 @@ mod tests {
         let passing = pass(&mut connection, &from_client(next, KERNEL));
         assert_eq!(passing.window, ((WINDOW << 4) - ANSWER) >> 4);
         let part = KERNEL.wrapping_add(100);
-        assert_eq!(
-            pass(&mut connection, &from_client(next, part)).window,
-            passing.window
-        );
+        let of_part = pass(&mut connection, &from_client(next, part));
+        assert_eq!(of_part.window, passing.window);
+        // Nothing to the kernel.
+        assert_eq!(of_part.acknowledgement, KERNEL);
         let mut closed = from_client(next, KERNEL);
         closed.window = 3;
         assert_eq!(pass(&mut connection, &closed).window, 3);
