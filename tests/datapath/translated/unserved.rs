@@ -92,6 +92,22 @@ fn partial_checksums_are_right() {
     }
 }
 
+/// Whose ends may mark congestion (ECT(1) and ECT(0), RFC 3168), without any being there.
+#[test]
+fn segments_that_may_be_marked_are_answered() {
+    for request in REQUESTS {
+        for v6 in [false, true] {
+            for class in [1, 2] {
+                let mut path = filled();
+                let ready = answered(&mut path, connection(4603, v6), request);
+                let mut segment = ready.segment(ACK | PSH, request);
+                segment.traffic_class = class;
+                assert_eq!(ready.resent(&path, &segment).data, hit("key", "value"));
+            }
+        }
+    }
+}
+
 #[test]
 fn sources_that_are_not_served() {
     for request in REQUESTS {
