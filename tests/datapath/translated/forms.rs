@@ -127,10 +127,20 @@ fn binary_runs_are_answered() {
     ready.sends(&path, request(NOOP, b"", b"", b"abc", 9));
 }
 
+/// By the express way, and over IPv6 by the steps for all.
 #[test]
 fn what_is_half_there_or_without_a_reply_is_waited_for() {
-    let mut path = filled();
-    let mut ready = Ready::open(&mut path, 4203);
+    for v6 in [false, true] {
+        let path = filled();
+        let mut connection = Connection::new(4203);
+        connection.v6 = v6;
+        connection.shake_hands(&path);
+        are_waited_for(path, connection);
+    }
+}
+
+fn are_waited_for(mut path: Datapath, connection: Connection) {
+    let mut ready = Ready::of(&mut path, connection, None);
     ready.served(&path, "get key\r\n", hit("key", "value"));
     // Data that looks like a command.
     ready.sends(&path, "set new 0 0 9\r\n");
