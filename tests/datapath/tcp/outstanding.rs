@@ -170,19 +170,20 @@ fn a_quiet_write_settles_after_it_was_acknowledged() {
 /// memcached stops at a reply that its client does not take in, for as long as that likes.
 #[test]
 fn a_quiet_write_settles_after_what_precedes_it_was_answered() {
-    let mut path = settling_in(SETTLE);
-    let mut connection = Connection::open(&path, 1);
-    connection.send(&path, "get x\r\ndelete key noreply\r\n");
-    connection.acknowledge(&path);
-    wait(SETTLED);
-    assert!(!path.can_fill("key", "old"), "memcached has not come to it");
-    connection.reply(&path, "END\r\n");
-    assert!(
-        !path.can_fill("key", "old"),
-        "memcached comes to it only now"
-    );
-    wait(SETTLED);
-    assert!(path.can_fill("key", "new"));
+    for quiet in ["delete key noreply", "flush_all noreply"] {
+        let mut path = settling_in(SETTLE);
+        let mut connection = Connection::open(&path, 1);
+        connection.send(&path, format!("get x\r\n{quiet}\r\n"));
+        connection.acknowledge(&path);
+        wait(SETTLED);
+        let can_fill = path.can_fill("key", "old");
+        assert!(!can_fill, "memcached has not come to {quiet:?}");
+        connection.reply(&path, "END\r\n");
+        let can_fill = path.can_fill("key", "old");
+        assert!(!can_fill, "memcached comes to {quiet:?} only now");
+        wait(SETTLED);
+        assert!(path.can_fill("key", "new"), "{quiet:?}");
+    }
 }
 
 /// Which replies have left is in doubt then, but not that memcached is still at them.

@@ -203,9 +203,16 @@ pub extern "C" fn prestack_tcp_left() -> u64 {
             (*flow).flush_due = 0;
             flushes::answered((*flow).backend as u8, due, (*flow).flush_asked);
         }
-        doubt::paid(flow, |flow, owes| {
+        let is_answered = |flow: *mut Flow, owes| {
             owes == Flow::OWES_REPLY && answered > (&raw const (*flow).owed_number).read_volatile()
-        });
+        };
+        if (&raw const (*flow).quiet_at).read_volatile() != 0
+            && is_answered(flow, (&raw const (*flow).owes).read_volatile())
+        {
+            // A quiet command that was waited for settles from now on.
+            backend::be_quiet(config, (*flow).backend as u8);
+        }
+        doubt::paid(flow, is_answered);
         if (*flow).is_crowding != 0
             && answered > (&raw const (*flow).crowded_number).read_volatile()
         {
