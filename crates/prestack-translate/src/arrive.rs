@@ -76,7 +76,7 @@ impl Translation {
             self.is_repeated(policy, now)
         } else {
             // A part has come, and what is behind it is due.
-            self.got != before && is_before(self.answer_start(), self.got)
+            self.got != before
         };
         if !is_wanted {
             return Arrival::Go;
@@ -143,18 +143,25 @@ impl Translation {
     }
 
     /// What is to be sent again of the answer, while it [is unacknowledged](Self::is_unacknowledged): its first
-    /// [`PART`] that the client lacks.
+    /// [`PART`] that the client lacks. That is what the segment says, should it be less than what another one said:
+    /// that may have been damaged.
     #[inline(always)]
     #[must_use]
     pub fn send_again(&self, ends: &Ends, segment: &Segment) -> Again {
+        let start = self.answer_start();
+        let got = if is_before(segment.acknowledgement, self.got) {
+            later(start, segment.acknowledgement)
+        } else {
+            self.got
+        };
         // Whole words, which are quicker to copy.
-        let offset = self.got.wrapping_sub(self.answer_start()) & !7;
+        let offset = got.wrapping_sub(start) & !7;
         let all = ends.acked.wrapping_add(self.taken);
         let mut again = Again {
             offset,
             len: self.answer_len.wrapping_sub(offset),
             reply: Reply {
-                sequence: self.answer_start().wrapping_add(offset),
+                sequence: start.wrapping_add(offset),
                 acknowledgement: all,
                 window: ends.window,
                 timestamp: ends.timestamp,
@@ -186,7 +193,7 @@ impl Translation {
     /// Takes note of the end of a connection.
     #[inline(always)]
     pub(crate) const fn note_end(&mut self, segment: &Segment) {
-        if segment.has(TCP_FIN | TCP_RST | TCP_SYN) {
+        if segment.has(TCP_FIN | TCP_RST) {
             self.is_closing = 1;
         }
     }
@@ -196,7 +203,7 @@ impl Translation {
 mod tests {
     use super::*;
     use crate::fixture::{
-        ANSWER, CLIENT, Connection, KERNEL, POLICY, REQUEST, from_client, from_kernel,
+        ANSWER, CLIENT, Connection, KERNEL, POLICY, REQUEST, WINDOW, from_client, from_kernel,
     };
 
     const NEXT: u32 = CLIENT.wrapping_add(REQUEST);
@@ -284,12 +291,14 @@ mod tests {
         translation
             .serve(ends, &policy, &request, 1200, 10)
             .expect("it fits");
-        let part = |connection: &Connection, most| {
-            let mut again = connection
-                .translation
-                .send_again(&connection.ends, &request);
+        let part_for = |connection: &Connection, segment: &Segment, most| {
+            let mut again = connection.translation.send_again(&connection.ends, segment);
             again.shorten(most);
             (again.offset, again.len, again.reply.acknowledgement)
+        };
+        let part = |connection: &Connection, most| {
+            let got = from_client(CLIENT, connection.translation.got);
+            part_for(connection, &got, most)
         };
         assert_eq!(arrive(&mut connection, &request, 11), Arrival::Resend);
         assert_eq!(part(&connection, 600), (0, PART, CLIENT));
@@ -301,6 +310,12 @@ mod tests {
         assert_eq!(part(&connection, 600), (200, PART, CLIENT));
         let old = from_client(CLIENT, KERNEL.wrapping_add(100));
         assert_eq!(arrive(&mut connection, &old, 12), Arrival::Go);
+        // Who asks again gets what it says that it lacks, and no more than the answer.
+        assert_eq!(arrive(&mut connection, &request, 12), Arrival::Resend);
+        assert_eq!(part_for(&connection, &request, 600), (0, PART, CLIENT));
+        assert_eq!(part_for(&connection, &old, 600), (96, PART, CLIENT));
+        let before = from_client(CLIENT, KERNEL.wrapping_sub(100));
+        assert_eq!(part_for(&connection, &before, 600), (0, PART, CLIENT));
         // The last part acknowledges all; if it fits.
         let got = from_client(CLIENT, KERNEL.wrapping_add(712));
         assert_eq!(arrive(&mut connection, &got, 13), Arrival::Resend);
@@ -351,6 +366,46 @@ mod tests {
     }
 
     #[test]
+    fn acknowledgements_are_repeated_one_after_the_other() {
+        let mut connection = Connection::answered();
+        for _ in 0..2 {
+            let repeat = from_client(NEXT, KERNEL);
+            assert_eq!(arrive(&mut connection, &repeat, 11), Arrival::Go);
+        }
+        let part = from_client(NEXT, KERNEL.wrapping_add(100));
+        assert_eq!(connection.translation.was_resent, 0);
+        assert_eq!(arrive(&mut connection, &part, 11), Arrival::Resend);
+        assert_eq!(connection.translation.was_resent, 1);
+        for expected in [Arrival::Go, Arrival::Go, Arrival::Resend] {
+            assert_eq!(arrive(&mut connection, &part, 11), expected);
+        }
+    }
+
+    #[test]
+    fn a_fin_that_is_sent_again_brings_the_answer() {
+        let mut connection = Connection::answered();
+        let mut fin = from_client(NEXT, KERNEL);
+        fin.flags |= u32::from(TCP_FIN);
+        connection.ends.next = connection.ends.next.wrapping_add(1);
+        connection.ends.acked = connection.ends.next;
+        assert_eq!(arrive(&mut connection, &fin, 11), Arrival::Resend);
+    }
+
+    #[test]
+    fn the_greatest_window_counts() {
+        let mut connection = Connection::answered();
+        let edge = GOT.wrapping_add(WINDOW << 4);
+        arrive(&mut connection, &from_client(NEXT, GOT), 11);
+        assert_eq!(connection.translation.edge, edge);
+        let smaller = Segment {
+            window: 1,
+            ..from_client(NEXT, GOT)
+        };
+        arrive(&mut connection, &smaller, 11);
+        assert_eq!(connection.translation.edge, edge);
+    }
+
+    #[test]
     fn only_what_the_kernel_would_heed_acknowledges() {
         let mut connection = Connection::answered();
         for segment in [
@@ -361,9 +416,15 @@ mod tests {
             arrive(&mut connection, &segment, 11);
             assert!(connection.translation.is_unacknowledged(), "{segment:?}");
         }
+        let beyond = data(CLIENT, GOT.wrapping_add(1), REQUEST);
+        assert_eq!(arrive(&mut connection, &beyond, 11), Arrival::Go);
         // Also what is part of a request that is sent again.
         let part = data(CLIENT, KERNEL.wrapping_add(100), REQUEST);
         assert_eq!(arrive(&mut connection, &part, 11), Arrival::Resend);
         assert_eq!(connection.translation.got, KERNEL.wrapping_add(100));
+        // And what is at the end of the kernel's window.
+        let last = from_client(NEXT.wrapping_add(WINDOW << 3), GOT);
+        arrive(&mut connection, &last, 11);
+        assert!(!connection.translation.is_unacknowledged());
     }
 }

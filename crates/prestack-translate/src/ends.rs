@@ -67,3 +67,79 @@ impl Ends {
         !is_before(passed.end(), self.acked) && !is_before(edge, passed.sequence)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixture::{CLIENT, Connection, KERNEL, WINDOW, from_client, from_kernel};
+
+    #[test]
+    fn a_segment_of_the_kernel_tells_them() {
+        let told = Ends::told_by(&from_kernel(KERNEL.wrapping_sub(30), 30));
+        assert_eq!(told, Connection::fresh().ends);
+    }
+
+    #[test]
+    fn what_passes_moves_the_next_and_the_timestamp_forward() {
+        let taken = |segment: &Segment| {
+            let mut ends = Connection::fresh().ends;
+            ends.take(segment);
+            (ends.next, ends.recent)
+        };
+        let segment = Segment {
+            len: 10,
+            timestamp: 6,
+            ..from_client(CLIENT, KERNEL)
+        };
+        let next = CLIENT.wrapping_add(10);
+        assert_eq!(taken(&segment), (next, 6));
+        let old = Segment {
+            sequence: CLIENT.wrapping_sub(30),
+            ..segment
+        };
+        assert_eq!(taken(&old), (CLIENT, 6));
+        // Of what is beyond what the kernel lacks, or older, it does not take the timestamp (RFC 7323 4.3).
+        let beyond = Segment {
+            sequence: CLIENT.wrapping_add(1),
+            ..segment
+        };
+        assert_eq!(taken(&beyond), (next.wrapping_add(1), 5));
+        let older = Segment {
+            timestamp: 4,
+            ..segment
+        };
+        assert_eq!(taken(&older), (next, 5));
+        let without = Segment {
+            has_timestamps: 0,
+            ..segment
+        };
+        assert_eq!(taken(&without), (next, 5));
+    }
+
+    #[test]
+    fn what_leaves_moves_them_forward() {
+        let mut ends = Connection::fresh().ends;
+        let mut segment = from_kernel(KERNEL, 40);
+        segment.acknowledgement = CLIENT.wrapping_add(9);
+        segment.window = WINDOW - 1;
+        segment.timestamp = 8;
+        ends.give(&segment);
+        let mut after = Ends {
+            sent: KERNEL.wrapping_add(40),
+            acked: CLIENT.wrapping_add(9),
+            window: WINDOW - 1,
+            timestamp: 8,
+            ..Connection::fresh().ends
+        };
+        assert_eq!(ends, after);
+        // What is sent again; without timestamps.
+        let again = Segment {
+            has_timestamps: 0,
+            timestamp: 0,
+            ..from_kernel(KERNEL, 10)
+        };
+        ends.give(&again);
+        after.window = WINDOW;
+        assert_eq!(ends, after);
+    }
+}

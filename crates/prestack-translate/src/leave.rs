@@ -1,6 +1,6 @@
 //! A segment leaves for the client.
 
-use prestack_proto::net::{TCP_ACK, TCP_FIN, TCP_RST};
+use prestack_proto::net::{TCP_ACK, TCP_RST};
 
 use crate::difference::difference;
 use crate::ends::Ends;
@@ -79,8 +79,9 @@ impl Translation {
             && is_before(self.answer, segment.end())
             && heeds(Rule::ByPosition)
         {
+            // Then it is the FIN that is behind.
             let ends_there = segment.sequence.wrapping_add(segment.len) == self.answer;
-            departure.departing = if ends_there && segment.has(TCP_FIN) {
+            departure.departing = if ends_there {
                 Departing::WithoutFin
             } else {
                 Departing::Drop
@@ -146,6 +147,7 @@ impl Translation {
 mod tests {
     use super::*;
     use crate::fixture::{ANSWER, CLIENT, Connection, KERNEL, REQUEST, from_kernel};
+    use prestack_proto::net::TCP_FIN;
 
     fn leave(connection: &mut Connection, segment: &Segment) -> Departure {
         let Connection { translation, ends } = connection;
@@ -189,12 +191,20 @@ mod tests {
         let mut connection = Connection::answered();
         let mut reset = from_kernel(KERNEL, 0);
         reset.flags = (TCP_RST | TCP_ACK).into();
+        reset.window = 0;
+        let before = connection.ends;
         let departure = leave(&mut connection, &reset);
         assert_eq!(departure.sequence, KERNEL.wrapping_add(ANSWER));
+        // It says nothing of what the kernel has.
+        assert_eq!(connection.ends, before);
         // The answer to what the client says while it lacks the answer.
         reset.flags = TCP_RST.into();
         assert_eq!(leave(&mut connection, &reset).sequence, KERNEL);
-        connection.translation.got = KERNEL.wrapping_add(ANSWER);
+        let mut later = reset;
+        later.sequence = KERNEL.wrapping_add(5);
+        let departure = leave(&mut connection, &later);
+        assert_eq!(departure.sequence, KERNEL.wrapping_add(ANSWER + 5));
+        connection.translation.got = KERNEL.wrapping_add(ANSWER + 30);
         let departure = leave(&mut connection, &reset);
         assert_eq!(departure.sequence, KERNEL.wrapping_add(ANSWER));
         assert_eq!(connection.translation.is_closing, 1);
@@ -232,5 +242,18 @@ mod tests {
         connection.translation.told = KERNEL;
         leave(&mut connection, &from_kernel(KERNEL, 40));
         assert_eq!(connection.translation.waits_since, 20);
+        // Not while it waits for more already, nor an acknowledgement.
+        connection.translation.waits_since = 5;
+        connection.translation.told = KERNEL.wrapping_sub(60);
+        leave(&mut connection, &from_kernel(KERNEL.wrapping_add(40), 40));
+        assert_eq!(connection.translation.waits_since, 5);
+        connection.translation.told = connection.ends.sent;
+        let sent = connection.ends.sent;
+        leave(&mut connection, &from_kernel(sent, 0));
+        assert_eq!(connection.translation.waits_since, 5);
+        // What it sends again of what it was not told of says no more.
+        connection.translation.told = KERNEL.wrapping_sub(60);
+        leave(&mut connection, &from_kernel(KERNEL.wrapping_sub(30), 30));
+        assert_eq!(connection.translation.told, KERNEL.wrapping_sub(60));
     }
 }

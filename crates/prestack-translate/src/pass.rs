@@ -124,7 +124,16 @@ mod tests {
         // Part of what the kernel has sent since.
         connection.ends.sent = KERNEL.wrapping_add(100);
         pass(&mut connection, &from_client(next, got.wrapping_add(40)));
-        assert_eq!(connection.translation.told, KERNEL.wrapping_add(40));
+        let told = KERNEL.wrapping_add(40);
+        assert_eq!(connection.translation.told, told);
+        assert_eq!(connection.translation.told_window, WINDOW);
+        // Nothing older, nor what was never sent, nor what is no acknowledgement.
+        pass(&mut connection, &from_client(next, got.wrapping_add(20)));
+        pass(&mut connection, &from_client(next, got.wrapping_add(101)));
+        let mut no_acknowledgement = from_client(next, KERNEL.wrapping_add(50));
+        no_acknowledgement.flags = 0;
+        pass(&mut connection, &no_acknowledgement);
+        assert_eq!(connection.translation.told, told);
         // Sent again together with the request: right at its end.
         segment.sequence = next.wrapping_sub(5);
         segment.len = 15;
@@ -138,6 +147,34 @@ mod tests {
         segment.flags |= u32::from(TCP_FIN);
         pass(&mut connection, &segment);
         assert_eq!(connection.translation.is_closing, 1);
+    }
+
+    #[test]
+    fn a_reset_is_no_data_and_may_acknowledge_nothing() {
+        let mut connection = Connection::answered();
+        let before = connection.ends;
+        let next = CLIENT.wrapping_add(REQUEST);
+        let mut reset = from_client(next.wrapping_add(5), 0);
+        reset.flags = TCP_RST.into();
+        let passing = pass(&mut connection, &reset);
+        assert_eq!((passing.acknowledgement, passing.window), (0, WINDOW));
+        assert_eq!(passing.sequence, CLIENT.wrapping_add(5));
+        assert_eq!(connection.ends, before);
+        assert_eq!(connection.translation.is_closing, 1);
+    }
+
+    #[test]
+    fn data_at_the_end_of_the_kernels_window_passes_now() {
+        let mut connection = Connection::answered();
+        let (next, got) = (CLIENT.wrapping_add(REQUEST), KERNEL.wrapping_add(ANSWER));
+        let passed_at = connection.translation.passed_at;
+        pass(&mut connection, &from_client(next, got));
+        assert_eq!(connection.translation.passed_at, passed_at);
+        let mut segment = from_client(next.wrapping_add(WINDOW << 3), got);
+        segment.len = 1;
+        pass(&mut connection, &segment);
+        assert_eq!(connection.ends.next, CLIENT.wrapping_add((WINDOW << 3) + 1));
+        assert_eq!(connection.translation.passed_at, 30);
     }
 
     #[test]
@@ -159,10 +196,10 @@ mod tests {
         let passing = pass(&mut connection, &from_client(next, KERNEL));
         assert_eq!(passing.window, ((WINDOW << 4) - ANSWER) >> 4);
         let part = KERNEL.wrapping_add(100);
-        assert_eq!(
-            pass(&mut connection, &from_client(next, part)).window,
-            passing.window
-        );
+        let of_part = pass(&mut connection, &from_client(next, part));
+        assert_eq!(of_part.window, passing.window);
+        // Nothing to the kernel.
+        assert_eq!(of_part.acknowledgement, KERNEL);
         let mut closed = from_client(next, KERNEL);
         closed.window = 3;
         assert_eq!(pass(&mut connection, &closed).window, 3);

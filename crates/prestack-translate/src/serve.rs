@@ -244,6 +244,48 @@ mod tests {
     }
 
     #[test]
+    fn the_first_needs_not_have_passed_lately() {
+        let Connection { translation, ends } = Connection::fresh();
+        let first = Segment {
+            len: REQUEST,
+            ..from_client(CLIENT, KERNEL)
+        };
+        assert!(translation.may_serve(&ends, &POLICY, &first, 1_000_000));
+    }
+
+    #[test]
+    fn a_new_answer_begins_anew() {
+        let Connection {
+            mut translation,
+            mut ends,
+        } = Connection::answered();
+        assert_eq!((translation.waits_since, translation.passed_at), (10, 10));
+        translation.is_held = 1;
+        translation.repeats = 2;
+        translation.is_resent = 1;
+        translation.was_resent = 1;
+        let segment = Segment {
+            timestamp: 9,
+            ..request()
+        };
+        translation
+            .serve(&mut ends, &POLICY, &segment, 10, 20)
+            .expect("it fits");
+        let Translation {
+            is_held,
+            repeats,
+            is_resent,
+            was_resent,
+            ..
+        } = translation;
+        assert_eq!((is_held, repeats, is_resent, was_resent), (0, 0, 0, 0));
+        assert_eq!(translation.answered_at, 20);
+        assert_eq!(ends.recent, 9);
+        // Since when the kernel waits, and when something passed, stays.
+        assert_eq!((translation.waits_since, translation.passed_at), (10, 10));
+    }
+
+    #[test]
     fn serves_what_fits() {
         let fits = |window: u32, mss: u16, room: u64, len: u32| {
             let Connection {

@@ -157,3 +157,23 @@ impl Translation {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_is_unacknowledged_before_anything_was_answered() {
+        // As another connection has left it.
+        let left = Translation {
+            answer: 10,
+            ..Translation::default()
+        };
+        assert!(!left.is_unacknowledged());
+        let active = Translation {
+            is_active: 1,
+            ..left
+        };
+        assert!(active.is_unacknowledged());
+    }
+}

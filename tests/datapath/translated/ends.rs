@@ -55,6 +55,21 @@ fn it_is_translated_until_both_ends_have_got_everything() {
     assert_eq!(free_in(&mut path), Some(LINGER.as_secs()));
     ready.passed(&path, &ready.segment(ACK, ""));
     assert_eq!(free_in(&mut path), Some(SETTLE.as_secs()));
+    // The FIN was followed, so that its acknowledgement is of nothing unknown.
+    assert_eq!(path.stats().doubted_requests, 0);
+}
+
+#[test]
+fn one_end_may_go_on() {
+    let (mut path, mut ready) = answered(4706);
+    ready.passed(&path, &ready.segment(FIN | ACK, ""));
+    let connection = &mut ready.connection;
+    connection.client = connection.client.wrapping_add(1);
+    connection.acked = connection.client;
+    ready.leaves(&path, &ready.connection.answer(ACK, ""));
+    assert_eq!(free_in(&mut path), None);
+    ready.replies(&path, "more\r\n");
+    assert_eq!(path.stats().doubted_requests, 0);
 }
 
 #[test]
@@ -85,6 +100,27 @@ fn a_reset_is_no_data() {
     ready.passed(&path, &reset);
     let mut ready = ready;
     ready.served(&path, GET, hit("key", "value"));
+}
+
+/// In the window, but not what comes next: the kernel asks whether it was meant (RFC 5961).
+#[test]
+fn a_reset_that_is_not_heeded_is_no_data() {
+    let mut setup = setup();
+    setup.settle = SETTLE;
+    let mut path = Datapath::with(&setup);
+    path.fill("key", "value");
+    let mut ready = Ready::open(&mut path, 4707);
+    // Before anything was answered, and after.
+    for _ in 0..2 {
+        let (sequence, _) = ready.segment(ACK, "").numbers();
+        let reset = ready.segment(RST, "").sequence(sequence.wrapping_add(5));
+        path.kernel().programs.rx(&reset.build());
+        ready.leaves(&path, &ready.connection.answer(ACK, ""));
+        if ready.taken == 0 {
+            ready.served(&path, GET, hit("key", "value"));
+        }
+    }
+    ready.sends(&path, GET);
 }
 
 #[test]

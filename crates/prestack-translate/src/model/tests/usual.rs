@@ -170,3 +170,20 @@ fn what_the_kernel_drops_does_not_stop_a_lost_answer() {
     let outcome = run(&script);
     assert_eq!((outcome.served, outcome.resent), (1, 1), "{outcome:?}");
 }
+
+#[test]
+fn a_damaged_acknowledgement_of_part_of_an_answer_does_not_stop_it() {
+    let mut steps = gets(2);
+    steps.push(Step {
+        pause: 100_000,
+        ..Step::waiting(Command::Get(630))
+    });
+    let mut script = script(steps);
+    script.warm_up = 2;
+    script.tail_room = 1500;
+    // The answer is lost. The request comes again, but damaged, as if the client had some of it.
+    script.faults.up = vec![Fate::Arrives, Fate::Damaged(0, 700)];
+    script.faults.down = vec![Fate::Lost];
+    let outcome = run(&script);
+    assert_eq!(outcome.served, 2, "{outcome:?}");
+}
