@@ -27,6 +27,9 @@ use prestack_abi::translated::Translated;
 /// Buckets of the cache that is loaded; a test may use fewer.
 pub const BUCKETS: u32 = 1024;
 
+/// Bytes of metadata before a packet, as many as any kernel takes.
+const METADATA: usize = 32;
+
 /// What a packet grows by at most, and more.
 const GROWTH: usize = 4096;
 
@@ -110,7 +113,17 @@ impl Programs {
     /// 6.18 on.
     pub fn rx_in_pieces(&self, packet: &[u8], linear: usize) -> Ran {
         let rx: &Xdp = self.program(names::RX);
-        run(rx, packet, Some(&context(linear)))
+        run(rx, packet, Some(&context(0, linear)))
+    }
+
+    /// The same without room for 200 bytes at the head, which metadata takes.
+    pub fn rx_in_pieces_without_head(&self, packet: &[u8], linear: usize) -> Ran {
+        let rx: &Xdp = self.program(names::RX);
+        let with_metadata = [&[0; METADATA][..], packet].concat();
+        let context = context(METADATA, METADATA + linear);
+        let mut ran = run(rx, &with_metadata, Some(&context));
+        ran.packet.drain(..METADATA);
+        ran
     }
 
     /// Runs `lo` on a packet.
@@ -375,9 +388,9 @@ fn map_id(ebpf: &Ebpf, name: &str) -> u32 {
 
 /// The context of a test run (`xdp_md` in include/uapi/linux/bpf.h): the packet's start and end, and
 /// zeros for what the kernel chooses.
-fn context(linear: usize) -> Vec<u8> {
-    let end = u32::try_from(linear).expect("a packet's length");
-    [0, end, 0, 0, 0, 0].map(u32::to_ne_bytes).concat()
+fn context(start: usize, end: usize) -> Vec<u8> {
+    let [start, end] = [start, end].map(|at| u32::try_from(at).expect("a packet's length"));
+    [start, end, 0, 0, 0, 0].map(u32::to_ne_bytes).concat()
 }
 
 /// The context of a test run (`__sk_buff` in include/uapi/linux/bpf.h) up to the size of its segments.

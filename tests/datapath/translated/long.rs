@@ -1,5 +1,7 @@
 //! Answers that are longer than what is kept with a connection, and how they are sent again.
 
+use prestack_tests::kernel;
+
 use super::connection::{Ready, Taken};
 use super::{filled, setup};
 use crate::bytes::hit;
@@ -10,6 +12,8 @@ use crate::tcp::connection::Connection;
 /// Most bytes that are sent again at once.
 const PART: usize = 512;
 const GET: &str = "get long\r\n";
+/// Position behind a TCP header with timestamps.
+const BEHIND_HEADER: usize = 14 + 20 + 32;
 
 /// A value whose answer has so many bytes, no two words of which are the same.
 fn value(answer: usize) -> String {
@@ -179,6 +183,42 @@ fn an_answer_takes_the_place_of_a_segment_in_pieces() {
     let part = super::connection::take(&ran.packet);
     assert_eq!(part.data, lost.answer[..PART]);
     assert_eq!(ran.packet.len(), 54 + PART);
+}
+
+/// Its header ends behind the first piece, so that without room at the head nothing fits for sure.
+#[test]
+fn a_segment_that_may_not_hold_any_of_the_answer_passes_whole() {
+    if kernel::version() < (6, 18) {
+        return;
+    }
+    let (mut path, answer) = with_answer(1000);
+    let connection = Connection::open(&path, 4444);
+    let mut ready = Ready::of(&mut path, connection, Some((500, 900)));
+    let first = ready.served(&path, GET, &answer);
+    let (sequence, _) = ready.segment(ACK, "").numbers();
+    let request = ready
+        .segment(ACK | PSH, GET)
+        .sequence(sequence.wrapping_sub(GET.len() as u32))
+        .acknowledging(first.sequence);
+    let packet = request.build();
+    // No new answer is tried then.
+    let mut draining = setup();
+    draining.policy.is_serving = 0;
+    path.configure(&draining);
+    let programs = &path.kernel().programs;
+    let ran = programs.rx_in_pieces_without_head(&packet, BEHIND_HEADER - 4);
+    assert_eq!(ran.action, 2);
+    let passed = super::connection::take(&ran.packet);
+    assert_eq!(passed.data, GET.as_bytes());
+    assert_eq!(ran.packet.len(), packet.len());
+    // With a little more in the first piece it is cut.
+    let ran = programs.rx_in_pieces_without_head(&packet, BEHIND_HEADER + 1);
+    assert_eq!(ran.action, 3);
+    assert_eq!(
+        super::connection::take(&ran.packet).data,
+        answer[..PART],
+        "the first part"
+    );
 }
 
 #[test]

@@ -5,6 +5,7 @@ pub mod connection;
 mod earning;
 mod ends;
 mod forms;
+mod growth;
 mod long;
 mod odd;
 mod serving;

@@ -74,25 +74,28 @@ fn again(ctx: &XdpContext) -> Option<()> {
     Some(())
 }
 
-/// How many of `len` bytes the packet can hold from `at` on. What it held is not needed any more: whoever has sent it
-/// sends it again until the answer has come.
+/// How many of `len` bytes the packet can hold from `at` on; `None` if none of them, or that is not sure before what
+/// it holds is cut off, and it is as it was. What it held is not needed any more: whoever has sent it sends it again
+/// until the answer has come.
 #[inline(always)]
 fn fit(ctx: &XdpContext, at: u64, len: u64) -> Option<u64> {
     let packet = ctx.packet(backend::config()?);
     let (old, whole, new) = (packet.len(), ctx.whole_len(), at + len);
     // SAFETY: the program's context.
     unsafe {
-        // What is in other pieces of memory can only go.
-        if whole > old && bpf_xdp_adjust_tail(ctx.ctx, -((whole - old) as i32)) != 0 {
-            return None;
-        }
-        if old >= new || bpf_xdp_adjust_tail(ctx.ctx, (new - old) as i32) == 0 {
-            return Some(len);
-        }
         // Whether it can grow at its head; that is done with the headers.
         let has_room = bpf_xdp_adjust_head(ctx.ctx, -(GROWTH as i32)) == 0
             && bpf_xdp_adjust_head(ctx.ctx, GROWTH as i32) == 0;
         let most = if has_room { old + GROWTH } else { old };
+        if whole > old {
+            // What is in other pieces of memory can only go, and does not come back.
+            if most <= at || bpf_xdp_adjust_tail(ctx.ctx, -((whole - old) as i32)) != 0 {
+                return None;
+            }
+        }
+        if old >= new || bpf_xdp_adjust_tail(ctx.ctx, (new - old) as i32) == 0 {
+            return Some(len);
+        }
         (most > at).then_some(most.wrapping_sub(at))
     }
 }
