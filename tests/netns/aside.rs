@@ -1,12 +1,15 @@
 //! The datapath stands aside while following requests does not pay, comes back when it may, and nothing stale is
 //! read whatever it does.
 
+mod load;
+
 use std::cell::Cell;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use load::{Load, Missing, Reader, Writers, under};
 use prestack::maps::Controls;
 use prestack::state::Instance;
 use prestack_testbed::{MemcachedOptions, TcpClient, UdpClient, pace};
@@ -21,96 +24,6 @@ const ASIDE: &str = "standing aside";
 const LIMIT: Duration = Duration::from_secs(20);
 /// Much, where the clients here are to bring it.
 const MUCH: [&str; 2] = ["--much", "2000"];
-
-/// What clients ask for, waiting for each answer.
-trait Load: Send {
-    fn ask(&mut self) -> Result<()>;
-}
-
-/// Connections that write what nobody else does.
-struct Writers(Vec<TcpClient>);
-
-impl Load for Writers {
-    fn ask(&mut self) -> Result<()> {
-        let write = set(b"load", b"value");
-        for client in &mut self.0 {
-            client.send(&write)?;
-        }
-        for client in &mut self.0 {
-            ensure!(client.line()? == b"STORED\r\n");
-        }
-        Ok(())
-    }
-}
-
-/// Connections that ask for what is not there.
-struct Missing(Vec<TcpClient>);
-
-impl Load for Missing {
-    fn ask(&mut self) -> Result<()> {
-        for client in &mut self.0 {
-            client.send(b"get absent\r\n")?;
-        }
-        for client in &mut self.0 {
-            ensure!(client.line()? == b"END\r\n");
-        }
-        Ok(())
-    }
-}
-
-/// A reader over UDP of what is there, or of what is not.
-struct Reader<'a> {
-    client: UdpClient,
-    hits: &'a AtomicBool,
-}
-
-impl Load for Reader<'_> {
-    fn ask(&mut self) -> Result<()> {
-        if self.hits.load(Ordering::Relaxed) {
-            ensure!(self.client.get(b"there")?.is_some());
-        } else {
-            ensure!(self.client.get(b"absent")?.is_none());
-        }
-        Ok(())
-    }
-}
-
-/// Tells loads to stop, after a panic too.
-struct Stopping<'a>(&'a AtomicBool);
-
-impl Drop for Stopping<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-}
-
-/// Runs `check` while this load asks for as much as it can until told to stop.
-fn under<'a>(
-    loads: Vec<Box<dyn Load + 'a>>,
-    stop: &AtomicBool,
-    check: impl FnOnce() -> Result<()>,
-) -> Result<()> {
-    thread::scope(|scope| {
-        let stopping = Stopping(stop);
-        let threads: Vec<_> = loads
-            .into_iter()
-            .map(|mut load| {
-                scope.spawn(move || {
-                    while !stop.load(Ordering::Relaxed) {
-                        load.ask()?;
-                    }
-                    anyhow::Ok(())
-                })
-            })
-            .collect();
-        let checked = check();
-        drop(stopping);
-        for thread in threads {
-            thread.join().expect("the load does not panic")?;
-        }
-        checked
-    })
-}
 
 fn connections(stage: &Stage) -> Result<Vec<Vec<TcpClient>>> {
     let some = |_| (0..CLIENTS / THREADS).map(|_| stage.tcp()).collect();
@@ -289,6 +202,76 @@ fn what_was_cached_before_is_not_served_after() -> Result<()> {
         }
         Ok(())
     })
+}
+
+/// What is known of connections is out of date: of one that wrote unseen, the next write would seem to come early.
+#[test]
+fn what_a_connection_of_before_writes_is_seen_before_memcached_has_it() -> Result<()> {
+    let settings = ["--max-age", "1m", "--settle", "100ms", "--rest", "1m"];
+    let settings = [&MUCH[..], &settings].concat();
+    let stage = Stage::with(MemcachedOptions::default(), &settings)?;
+    let mut tcp = stage.tcp()?;
+    store(&mut tcp, b"key", b"old")?;
+    let (stop, hits) = (AtomicBool::new(false), AtomicBool::new(false));
+    under(readers(&stage, &hits)?, &stop, || {
+        wait_until_aside(&stage)?;
+        // Without a reply: the next segment would acknowledge that.
+        tcp.send(b"set other 0 0 1 noreply\r\nx\r\n")?;
+        // Longer than the kernel delays an acknowledgement.
+        thread::sleep(Duration::from_millis(300));
+        ensure!(is_aside(&stage)?, "the rest is not over");
+        Ok(())
+    })?;
+    wait_until_awake(&stage)?;
+    let mut reader = UdpClient::connect(&stage.bed.client, stage.server6())?;
+    until_hit(&stage.prestack, &mut reader, b"key", b"old")?;
+    // No reply or acknowledgement leaves from now on that could show that something came.
+    let client = stage.bed.links[0].client4.to_string();
+    stage
+        .bed
+        .server
+        .ip(["route", "add", "blackhole", &client])?;
+    tcp.send(&set(b"key", b"new"))?;
+    let mut behind = stage.behind()?;
+    pace::wait_for("the write", LIMIT, || {
+        let is_written = behind.get(b"key")?.as_deref() == Some(b"new");
+        Ok(is_written.then_some(()))
+    })?;
+    assert_eq!(reader.get(b"key")?.as_deref(), Some(&b"new"[..]));
+    Ok(())
+}
+
+/// The settle time of closed flows, whose data is not heeded, and then that of what was not seen.
+#[test]
+fn two_settle_times_go_by_until_somebody_is_served_again() -> Result<()> {
+    const SETTLE: Duration = Duration::from_secs(3);
+    let settings = ["--max-age", "1m", "--settle", "3s", "--rest", "1m"];
+    let settings = [&MUCH[..], &settings].concat();
+    let stage = Stage::with(MemcachedOptions::default(), &settings)?;
+    let mut tcp = stage.tcp()?;
+    store(&mut tcp, b"key", b"value")?;
+    let (stop, hits) = (AtomicBool::new(false), AtomicBool::new(false));
+    // Flows are closed after the last moment at which it was awake.
+    let awake = Cell::new(Instant::now());
+    let aside = Cell::new(awake.get());
+    let has_become = |wanted: bool, before: &Cell<Instant>| {
+        let now = Instant::now();
+        if is_aside(&stage)? == wanted {
+            return Ok(Some(()));
+        }
+        before.set(now);
+        Ok(None)
+    };
+    under(readers(&stage, &hits)?, &stop, || {
+        pace::wait_for("it to stand aside", LIMIT, || has_become(true, &awake))
+    })?;
+    pace::wait_for("it to attend", LIMIT, || has_become(false, &aside))?;
+    let took = awake.get().elapsed();
+    ensure!(took >= SETTLE, "requests are followed after {took:?}");
+    until_hit(&stage.prestack, &mut stage.udp()?, b"key", b"value")?;
+    let took = aside.get().elapsed();
+    ensure!(took >= SETTLE, "one is served {took:?} later");
+    Ok(())
 }
 
 #[test]

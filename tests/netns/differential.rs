@@ -51,8 +51,9 @@ const BARE_TIME: Duration = Duration::from_secs(5);
 /// prestack as it is tested.
 #[derive(Clone, Copy)]
 struct Setting {
-    /// Its arguments.
+    /// Its arguments, and what comes on top of them.
     args: &'static [&'static str],
+    more: &'static [&'static str],
     /// How the stream changes.
     pace: Pace,
     /// Least share of the items asked for in each of these forms that must come from the cache.
@@ -63,6 +64,7 @@ struct Setting {
 /// thousands of commands.
 const DEFAULT: Setting = Setting {
     args: &["--always-on", "--memory", "32MiB"],
+    more: &[],
     pace: Pace {
         round: 300_000,
         calm: 30_000,
@@ -82,6 +84,7 @@ const LASTING: Setting = Setting {
         "--settle",
         "20ms",
     ],
+    more: &[],
     pace: Pace {
         round: 100_000,
         calm: 2_000,
@@ -92,16 +95,7 @@ const LASTING: Setting = Setting {
 /// The same, and GETs answered over TCP: with the default settle time, connections that are in doubt would be out of
 /// it about when prestack is restarted.
 const HITS: Setting = Setting {
-    args: &[
-        "--always-on",
-        "--memory",
-        "32MiB",
-        "--max-age",
-        "60s",
-        "--settle",
-        "20ms",
-        "--tcp-hits",
-    ],
+    more: &["--tcp-hits"],
     ..LASTING
 };
 
@@ -116,7 +110,8 @@ fn compare(setting: &Setting) -> Result<()> {
         ),
         Err(_) => Limit::Time(TIME),
     };
-    let mut run = Run::new(Some(setting.args), seed)?;
+    let args = [setting.args, setting.more].concat();
+    let mut run = Run::new(Some(&args), seed)?;
     let result = run.go(limit, setting.pace);
     let tally = run.tally()?;
     result.with_context(|| format!("PRESTACK_SEED={seed}"))?;

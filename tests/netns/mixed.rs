@@ -115,7 +115,7 @@ const CLEAN: [Course; 7] = [
 ];
 
 /// Where much is.
-const LOSSY: [Course; 5] = [
+const LOSSY: [Course; 6] = [
     Course {
         name: "bad network, reading",
         relay: Some(BAD),
@@ -146,6 +146,14 @@ const LOSSY: [Course; 5] = [
         relay: Some(BAD),
         has_sack: false,
         connections: 32,
+        commands: 1_000,
+        ..PLAIN
+    },
+    Course {
+        name: "bad network, small windows",
+        relay: Some(BAD),
+        has_small_windows: true,
+        largest: 20_000,
         commands: 1_000,
         ..PLAIN
     },

@@ -16,6 +16,7 @@ pub mod discovery;
 pub mod doors;
 pub mod drain;
 pub mod host;
+pub mod layout;
 pub mod leftovers;
 pub mod links;
 pub mod lock;

@@ -9,29 +9,21 @@ use std::{
 
 use ipnet::IpNet;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use prestack_abi::config::{Config, Link};
+use prestack_abi::config::Config;
 use tracing::{info, warn};
 
 use crate::{
     allow::{AllowList, TooManyNetworks},
     attach::sockets,
     discovery::{Found, Problem, Scanner, Selection},
-    doors::{DoorSpec, Tenant, TooManyDoors, doors},
+    doors::{Tenant, TooManyDoors, doors},
     host::{self, Host, LOOPBACK, LocalAddress},
+    layout::Layout,
     maps::Controls,
     settings::Options,
     slots::{Changes, Slots},
     state::BackendState,
 };
-
-/// What the datapath serves, and whom.
-#[derive(Clone, PartialEq, Debug, Default)]
-struct Layout {
-    doors: Vec<DoorSpec>,
-    allow: AllowList,
-    /// As the datapath reads them.
-    links: Vec<Link>,
-}
 
 /// There is nothing to serve, or more than can be handled.
 #[derive(Debug, thiserror::Error)]
@@ -335,13 +327,7 @@ impl Watch {
         if old == *new && changes.is_empty() {
             return false;
         }
-        let same_places = old.doors.len() == new.doors.len()
-            && old
-                .doors
-                .iter()
-                .zip(&new.doors)
-                .all(|(a, b)| a.is_same_place(b));
-        if !same_places || old.allow != new.allow || old.links != new.links {
+        if !new.has_places_of(&old) {
             controls.replace(|config| new.write(config));
             self.forget_all(controls, self.settle);
             return true;
@@ -482,64 +468,4 @@ impl Watch {
 fn has_ended(process: BorrowedFd<'_>) -> bool {
     let mut fds = [PollFd::new(process, PollFlags::POLLIN)];
     matches!(poll(&mut fds, PollTimeout::ZERO), Ok(ready) if ready > 0)
-}
-
-impl Layout {
-    fn write(&self, config: &mut Config) {
-        config.ports = [0; 1024];
-        for (to, door) in config.doors.iter_mut().zip(&self.doors) {
-            *to = door.to_abi();
-        }
-        for door in &self.doors {
-            config.add_port(door.port);
-        }
-        for (to, link) in config.links.iter_mut().zip(&self.links) {
-            *to = *link;
-        }
-        config.links_len = self.links.len() as u64;
-        for (to, net) in config.allow4.iter_mut().zip(self.allow.to_abi4()) {
-            *to = net;
-        }
-        for (to, net) in config.allow6.iter_mut().zip(self.allow.to_abi6()) {
-            *to = net;
-        }
-        // The limits of the lists are far below those of the counts.
-        config.doors_len = self.doors.len() as u32;
-        config.allow4_len = self.allow.to_abi4().count() as u32;
-        config.allow6_len = self.allow.to_abi6().count() as u32;
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_layout_is_written_whole() {
-        let layout = Layout {
-            doors: vec![DoorSpec {
-                address: None,
-                port: 11211,
-                backend: 2,
-                serve_udp: false,
-            }],
-            allow: AllowList::new(&["10.0.0.0/8".parse().expect("a net")], &[]).expect("few"),
-            links: vec![Link {
-                place: 2,
-                mac: 3,
-                allow: 1,
-            }],
-        };
-        let mut config = Config::empty();
-        config.add_port(80);
-        layout.write(&mut config);
-        assert_eq!(
-            (config.doors_len, config.allow4_len, config.allow6_len),
-            (1, 1, 0)
-        );
-        assert_eq!((config.links_len, config.links[0]), (1, layout.links[0]));
-        assert_eq!(config.doors[0], layout.doors[0].to_abi());
-        assert_eq!(config.ports[11211 / 64], 1 << (11211 % 64));
-        assert_eq!(config.ports[80 / 64], 0);
-    }
 }

@@ -167,6 +167,48 @@ fn a_quiet_write_settles_after_it_was_acknowledged() {
     assert!(path.can_fill("key", "new"));
 }
 
+/// memcached stops at a reply that its client does not take in, for as long as that likes.
+#[test]
+fn a_quiet_write_settles_after_what_precedes_it_was_answered() {
+    for quiet in ["delete key noreply", "flush_all noreply"] {
+        let mut path = settling_in(SETTLE);
+        let mut connection = Connection::open(&path, 1);
+        connection.send(&path, format!("get x\r\n{quiet}\r\n"));
+        connection.acknowledge(&path);
+        wait(SETTLED);
+        let can_fill = path.can_fill("key", "old");
+        assert!(!can_fill, "memcached has not come to {quiet:?}");
+        connection.reply(&path, "END\r\n");
+        let can_fill = path.can_fill("key", "old");
+        assert!(!can_fill, "memcached comes to {quiet:?} only now");
+        wait(SETTLED);
+        assert!(path.can_fill("key", "new"), "{quiet:?}");
+    }
+}
+
+/// Which replies have left is in doubt then, but not that memcached is still at them.
+#[test]
+fn a_quiet_write_settles_after_the_last_reply_in_doubt() {
+    let mut path = settling_in(SETTLE);
+    let mut connection = Connection::open(&path, 1);
+    connection.send(
+        &path,
+        "set other 0 0 1 noreply\r\nx\r\nget x\r\ndelete key noreply\r\n",
+    );
+    connection.acknowledge(&path);
+    // To which of the two?
+    connection.reply(&path, "SERVER_ERROR out of memory\r\n");
+    assert_eq!(path.stats().doubted_replies, 1);
+    wait(SETTLED);
+    connection.reply(&path, "END\r\n");
+    assert!(
+        !path.can_fill("key", "old"),
+        "memcached comes to it only now"
+    );
+    wait(SETTLED);
+    assert!(path.can_fill("key", "new"));
+}
+
 /// A client that writes quietly and reads in turns.
 #[test]
 fn quiet_writes_that_fail_end_nothing() {

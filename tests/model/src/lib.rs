@@ -26,6 +26,8 @@
 //! | [`history`] | whether what was seen is linearizable |
 //! | [`action`] | what may happen |
 //! | [`orders`] | a model of its own: what `rx` stores and loads without a lock |
+//! | [`growth`] | another: the cache grows |
+//! | [`aside`] | another: the datapath stands aside, and comes back |
 //! | [`model`] | all together: the state, when what may happen, and what it does |
 //!
 //! # What is assumed
@@ -55,7 +57,9 @@
 //!   again after it was not followed.
 
 pub mod action;
+pub mod aside;
 pub mod cache;
+pub mod growth;
 pub mod history;
 pub mod kernel;
 pub mod model;

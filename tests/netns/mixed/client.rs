@@ -1,5 +1,6 @@
 //! A client with one connection, that says much or little at a time and checks all that it reads.
 
+use std::collections::VecDeque;
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::os::fd::AsFd;
@@ -18,6 +19,10 @@ use super::source::{Batch, Source};
 const STALL: Duration = Duration::from_secs(10);
 /// Requests up to this length are at times cut into single bytes.
 const SHORT: usize = 150;
+
+/// How much of what was sent is told after an error: batches, and bytes of each.
+const HISTORY: usize = 12;
+const SHOWN: usize = 400;
 
 /// What a client mostly does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,6 +59,8 @@ pub struct Client {
     source: Source,
     checker: Checker,
     tally: Tally,
+    /// The beginnings of what was sent last, and where it was cut.
+    history: VecDeque<String>,
 }
 
 impl Client {
@@ -65,6 +72,7 @@ impl Client {
             source,
             checker: Checker::new(shared),
             tally: Tally::default(),
+            history: VecDeque::new(),
         })
     }
 
@@ -175,16 +183,20 @@ impl Client {
             commands,
         } = batch;
         answers.reverse();
+        if self.history.len() == HISTORY {
+            self.history.pop_front();
+        }
+        let shown = &requests[..requests.len().min(SHOWN)];
+        self.history
+            .push_back(format!("\"{}\" cut at {cuts:?}", shown.escape_ascii()));
         let result = self.converse(&requests, cuts, &mut answers);
         self.tally.commands += commands;
         result.with_context(|| {
             format!(
-                "after {} commands, with {:?} cut at {cuts:?} on {:?}",
+                "after {} commands on {:?}, the last being\n{}",
                 self.tally.commands,
-                requests[..requests.len().min(400)]
-                    .escape_ascii()
-                    .to_string(),
-                self.stream.local_addr()
+                self.stream.local_addr(),
+                Vec::from(self.history.clone()).join("\n")
             )
         })
     }

@@ -227,6 +227,9 @@ impl Ground {
         ));
         if tally.is_err() {
             self.say_what_memcached_lacked();
+            if let Some(prestack) = &self.prestack {
+                println!("{}", prestack.instance().command(&["stats"])?);
+            }
         }
         let tally = tally.with_context(|| format!("{course:?}, PRESTACK_SEED={seed}"))?;
         if let Some(prestack) = &self.prestack {

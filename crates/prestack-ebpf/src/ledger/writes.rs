@@ -171,7 +171,9 @@ fn is_over(mark: &Outstanding, now: u64) -> bool {
 
 /// Whether the command with this number on a flow has ended. One that is quiet has also if it was
 /// acknowledged by the time from which it was to settle at `until` (see `Outstanding::until`; 0 if that
-/// has not come). A global function (by its unmangled name): the verifier checks it once, for all
+/// has not come), and the settle time is over since memcached has answered what precedes it: before that it
+/// may wait for its client to take in a reply. If it is in doubt what has been answered, since memcached
+/// has sent anything. A global function (by its unmangled name): the verifier checks it once, for all
 /// arguments.
 #[unsafe(no_mangle)]
 #[inline(never)]
@@ -180,16 +182,23 @@ extern "C" fn prestack_flow_has_ended(flow: u64, number: u64, now: u64, until: u
         return 0;
     };
     // SAFETY: a map element.
-    let (answered, over_at, acked_before) = unsafe {
+    let (answered, doubt, over_at, acked_before) = unsafe {
         (
             (&raw const (*flow).answered).read_volatile(),
+            (&raw const (*flow).doubt).read_volatile(),
             (&raw const (*flow).over_at).read_volatile(),
             (&raw const (*flow).acked_before).read_volatile(),
         )
     };
+    fence();
+    // SAFETY: as above.
+    let replied_at = unsafe { (&raw const (*flow).replied_at).read_volatile() };
     // It arrived before this.
     let arrival = (until << SETTLE_SHIFT).wrapping_sub(config.settle_ns);
-    let is_settled = until != 0 && arrival < acked_before;
+    let is_settled = until != 0
+        && arrival < acked_before
+        && (answered >= number || doubt != 0)
+        && now >= replied_at + config.settle_ns;
     u64::from(answered > number || (over_at != 0 && now >= over_at) || is_settled)
 }
 

@@ -1,5 +1,7 @@
 //! Every history of every scenario is linearizable, and would not be without any of the rules.
 
+mod aside;
+mod growth;
 mod holds;
 mod needed;
 mod orders;

@@ -12,7 +12,7 @@ use prestack_proto::window::{Source, Window};
 
 use super::super::plain::Plain;
 use super::super::{is_before, tickets};
-use super::leave::acknowledged;
+use super::leave::{acknowledged, note_reply};
 use crate::hits::{self, element};
 use crate::ledger::backend;
 use crate::packet::Packet;
@@ -93,6 +93,7 @@ fn express(ctx: &TcContext) -> Option<u64> {
                 element::earn(config, plain.place);
             }
             (*flow).sent = plain.end();
+            note_reply(flow);
             note_ack(&plain, acked, next);
             (&raw mut (*flow).counted).write_volatile(number + 1);
             // Doubt may have arisen meanwhile.

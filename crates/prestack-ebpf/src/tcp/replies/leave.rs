@@ -73,6 +73,7 @@ pub extern "C" fn prestack_tcp_leave() -> u64 {
         if !is_new {
             return 0;
         }
+        note_reply(flow);
         let has_taken_all = |flow: *mut Flow, owes| {
             let doubted_until = (&raw const (*flow).doubted_until).read_volatile();
             owes == Flow::OWES_ANY && !is_before(ack, doubted_until)
@@ -118,6 +119,19 @@ pub(super) unsafe fn acknowledged(config: &Config, flow: *mut Flow, ack: u32, ne
         if is_all && (&raw const (*flow).next).read_volatile() != next {
             // More has come at this moment.
             (&raw mut (*flow).acked_before).write_volatile(marked_at);
+        }
+    }
+}
+
+/// memcached has sent something: quiet writes behind that settle from now on. To be called before a reply counts
+/// as answered.
+#[inline(always)]
+pub(super) unsafe fn note_reply(flow: *mut Flow) {
+    // SAFETY: the caller's: a map element.
+    unsafe {
+        if (&raw const (*flow).quiet_at).read_volatile() != 0 {
+            (&raw mut (*flow).replied_at).write_volatile(clock::now());
+            fence();
         }
     }
 }
@@ -189,9 +203,16 @@ pub extern "C" fn prestack_tcp_left() -> u64 {
             (*flow).flush_due = 0;
             flushes::answered((*flow).backend as u8, due, (*flow).flush_asked);
         }
-        doubt::paid(flow, |flow, owes| {
+        let is_answered = |flow: *mut Flow, owes| {
             owes == Flow::OWES_REPLY && answered > (&raw const (*flow).owed_number).read_volatile()
-        });
+        };
+        if (&raw const (*flow).quiet_at).read_volatile() != 0
+            && is_answered(flow, (&raw const (*flow).owes).read_volatile())
+        {
+            // A quiet command that was waited for settles from now on.
+            backend::be_quiet(config, (*flow).backend as u8);
+        }
+        doubt::paid(flow, is_answered);
         if (*flow).is_crowding != 0
             && answered > (&raw const (*flow).crowded_number).read_volatile()
         {

@@ -1,9 +1,11 @@
 //! The process behind `prestack run`: starts the datapath, keeps it serving, takes it down.
 
+mod adoption;
+mod initial;
+mod signals;
+
 use std::{
-    fs::File,
-    io::{self, Read as _},
-    num::NonZeroU32,
+    io,
     os::fd::AsFd as _,
     path::Path,
     time::{Duration, Instant},
@@ -12,43 +14,32 @@ use std::{
 use nix::{
     errno::Errno,
     poll::{PollFd, PollFlags, PollTimeout, poll},
-    sys::{
-        signal::{SigSet, Signal},
-        signalfd::{SfdFlags, SignalFd},
-    },
 };
-use prestack_abi::{
-    LAYOUT,
-    backend::MAX_BACKENDS,
-    config::{Attention, Config},
-    control::CONTROLS,
-    extent::Extent,
-};
-use prestack_translate::Policy;
+use prestack_abi::extent::Extent;
 use tracing::{debug, error, info, warn};
 
 use crate::{
     adopt,
     attach::{
-        AttachError, Attachment, Datapath, Left, Loopback, Unwatched, adopt_sockets, pins, sockets,
-        watch_sockets,
+        AttachError, Attachment, Datapath, Loopback, Unwatched, pins, sockets, watch_sockets,
     },
     attention::Adaptation,
-    bpffs, clock, destroy,
+    bpffs, destroy,
     discovery::procnet::connections,
     drain::{self, Carried, Drained, drain},
-    host::LOOPBACK,
     leftovers,
-    maps::{self, Controls, covering_ns},
+    maps::{self, Controls},
     netlink::{self, Interface, Notices},
     preflight,
     receipts::Receipts,
     settings::Options,
-    state::{AttachedState, Instance, State, current_netns, unix_time},
+    state::{Instance, State},
     sweep::Sweep,
     units::counted,
     watch::Watch,
 };
+
+pub use signals::Signals;
 
 /// How often the datapath is told that someone watches, in ms.
 const HEARTBEAT_MS: u8 = 100;
@@ -61,37 +52,6 @@ const RESCAN: Duration = Duration::from_secs(1);
 /// How often TCP flows are compared with the host's connections: one whose end was not seen is closed
 /// after two looks.
 const SWEEP: Duration = Duration::from_secs(4);
-/// How long the datapath remembers a request that memcached does not answer.
-const REMEMBER: Duration = Duration::from_secs(30);
-
-/// How long programs may still be at work in whose place others have come: those that they hand packets to stay
-/// as long.
-const OLD_PROGRAMS_END: Duration = Duration::from_millis(100);
-/// For how long the kernel may wait for an acknowledgement that it does not see.
-const FORWARD_AFTER: Duration = Duration::from_millis(100);
-/// How often an answer is sent again at most because of the client's acknowledgements.
-const RESEND_AFTER: Duration = Duration::from_millis(20);
-
-/// SIGINT, SIGTERM and SIGHUP, as a descriptor.
-#[derive(Debug)]
-pub struct Signals(SignalFd);
-
-impl Signals {
-    /// Catches them from now on, for this thread.
-    ///
-    /// # Errors
-    /// The kernel refused.
-    pub fn catch() -> nix::Result<Self> {
-        let signals = SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP]);
-        signals.thread_block()?;
-        let flags = SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC;
-        SignalFd::with_flags(&signals, flags).map(Self)
-    }
-
-    fn received(&self) -> bool {
-        matches!(self.0.read_signal(), Ok(Some(_)))
-    }
-}
 
 /// A running instance.
 #[derive(Debug)]
@@ -149,7 +109,7 @@ impl Daemon {
         let mtu = interfaces.iter().map(|i| i.mtu).min().unwrap_or(0);
         let mut daemon = Self {
             sockets: Err(sockets::Unwatched::default()),
-            state: first_state(options, &datapath, &interfaces)?,
+            state: initial::state(options, &datapath, &interfaces)?,
             instance,
             attachments: Vec::new(),
             lo: None,
@@ -181,7 +141,7 @@ impl Daemon {
     }
 
     fn attach(&mut self, options: &Options, interfaces: Vec<Interface>) -> anyhow::Result<()> {
-        let mut config = config(options, self.mtu)?;
+        let mut config = initial::config(options, self.mtu)?;
         self.watch.configure(&mut config);
         self.controls.init(&config);
         self.sockets = watch_sockets(&mut self.datapath).inspect_err(|error| warn!("{error}"));
@@ -219,78 +179,6 @@ impl Daemon {
         }
         // Before this point writes went by unseen.
         self.watch.forget_all(&self.controls, options.settle);
-        self.begin(options)
-    }
-
-    /// Puts the programs in the place of those that another run has left, whose maps they go on with. No packet
-    /// is missed.
-    fn adopt(
-        &mut self,
-        options: &Options,
-        interfaces: Vec<Interface>,
-        state: &State,
-    ) -> anyhow::Result<()> {
-        let folder = self.instance.pin_folder();
-        let left = Left {
-            folder: &folder,
-            state,
-        };
-        info!(
-            "goes on with what an earlier run has left (pid {})",
-            state.pid
-        );
-        pins::pin_maps(&self.datapath, &folder)?;
-        // Whichever programs a crash leaves can be found.
-        let programs = self.state.programs.clone();
-        self.state.programs.extend(&state.programs);
-        self.instance.write(&self.state)?;
-
-        let before = self.controls.config();
-        let mut config = config(options, self.mtu)?;
-        self.watch.configure(&mut config);
-        // What is named by hashes keeps its names, and what is in use stays so.
-        config.seed = before.seed;
-        config.parts = before.parts;
-        // What went by unseen while the datapath stood aside, flows above all, is to be forgotten first.
-        let is_aside = before.attention == Attention::Aside as u32;
-        if is_aside {
-            config.attention = before.attention;
-        }
-        self.adaptation = Adaptation::new(options, is_aside);
-        self.controls.replace(|current| *current = config);
-        let stats = maps::counters(&self.datapath.maps)?;
-        let extent = options.extent;
-        self.extent = extent.resumed(before.parts, &stats);
-
-        self.sockets = adopt_sockets(&mut self.datapath, left).inspect_err(|e| warn!("{e}"));
-        for interface in interfaces {
-            let attachment =
-                Attachment::adopt_replies(&mut self.datapath, interface, options.egress, left)?;
-            self.attachments.push(attachment);
-        }
-        if options.watch_lo {
-            let lo = Loopback::adopt(&mut self.datapath, options.egress, left);
-            self.have_lo(lo);
-        }
-        self.write_state()?;
-        for attachment in &mut self.attachments {
-            attachment.adopt_requests(&mut self.datapath, options.mode, left)?;
-        }
-        self.watch_sockets();
-        self.pin_links(&folder)?;
-        // Nobody is at work in the programs that were there before.
-        std::thread::sleep(OLD_PROGRAMS_END);
-        let mut kept = vec![pins::of_sockets(&folder), Loopback::pinned_at(&folder)];
-        if self.lo.is_none() {
-            kept.pop();
-        }
-        kept.extend(self.attachments.iter().flat_map(|at| at.pinned_at(&folder)));
-        pins::remove_others(&self.datapath, &folder, &kept)?;
-        self.state.programs = programs;
-        // All writes were seen, but numbers may have changed hands.
-        for number in 0..MAX_BACKENDS as u8 {
-            self.controls.empty_and_settle(number, options.settle);
-        }
         self.begin(options)
     }
 
@@ -486,7 +374,7 @@ impl Daemon {
 
     /// Waits for the next heartbeat, a signal, a notice of the kernel, or the end of a backend.
     fn wait(&self, signals: &Signals) -> io::Result<()> {
-        let mut fds: Vec<_> = [signals.0.as_fd(), self.notices.as_fd()]
+        let mut fds: Vec<_> = [signals.as_fd(), self.notices.as_fd()]
             .into_iter()
             .chain(self.watch.ends())
             .map(|fd| PollFd::new(fd, PollFlags::POLLIN))
@@ -581,7 +469,7 @@ impl Daemon {
     pub fn drain(&self, signals: &Signals, timeout: Duration) -> anyhow::Result<Drained> {
         let carried = Carried::by(&self.state)?;
         drain(&carried, timeout, |pause| {
-            let mut fds = [PollFd::new(signals.0.as_fd(), PollFlags::POLLIN)];
+            let mut fds = [PollFd::new(signals.as_fd(), PollFlags::POLLIN)];
             let pause = PollTimeout::try_from(pause).map_err(io::Error::other)?;
             match poll(&mut fds, pause) {
                 Ok(_) | Err(Errno::EINTR) => Ok(signals.received()),
@@ -605,103 +493,4 @@ impl Daemon {
         leftovers::remove(&self.instance)?;
         Ok(())
     }
-}
-
-/// The configuration but for what `Watch` finds.
-fn config(options: &Options, mtu: u32) -> io::Result<Config> {
-    let mut seed = [0; 8];
-    File::open("/dev/urandom")?.read_exact(&mut seed)?;
-    // An entry's age is measured with a clock that may lag behind.
-    let max_age_ns = clock::nanoseconds(options.max_age) - clock::resolution_ns();
-    let (rate_interval_ns, rate_burst_ns) = rate(options.rate_limit);
-    Ok(Config {
-        seed: u64::from_ne_bytes(seed),
-        max_age_ns,
-        refresh_age_ns: max_age_ns / 4 * 3,
-        settle_ns: covering_ns(options.settle),
-        remember_ns: covering_ns(REMEMBER),
-        base: options.extent.base,
-        parts: options.extent.parts,
-        controls: CONTROLS as u32,
-        mtu,
-        wall_offset_ns: clock::wall_offset_ns(),
-        policy: policy(options),
-        flow_sets: options.flow_sets.into(),
-        serve_reserved_ports: options.serve_reserved_ports.into(),
-        has_fast_open: crate::host::has_fast_open().into(),
-        rate_interval_ns,
-        rate_burst_ns,
-        ..Config::empty()
-    })
-}
-
-/// When requests are answered over TCP.
-fn policy(options: &Options) -> Policy {
-    if !options.tcp_hits {
-        return Config::empty().policy;
-    }
-    Policy {
-        is_serving: 1,
-        forward_after: clock::nanoseconds(FORWARD_AFTER),
-        trickle: clock::nanoseconds(options.tcp_trickle),
-        resend_after: clock::nanoseconds(RESEND_AFTER),
-        room: options.tcp_answer,
-    }
-}
-
-/// A rate limit as the datapath has it: the time between two hits, and how far one may be ahead. A
-/// burst is a tenth of a second's worth: much more than a step of the datapath's clock.
-fn rate(limit: Option<NonZeroU32>) -> (u64, u64) {
-    const BURST: Duration = Duration::from_millis(100);
-    match limit {
-        None => (0, 0),
-        Some(limit) => (
-            Duration::from_secs(1).as_nanos() as u64 / u64::from(limit.get()),
-            BURST.as_nanos() as u64,
-        ),
-    }
-}
-
-/// What is known before anything is attached.
-fn first_state(
-    options: &Options,
-    datapath: &Datapath,
-    interfaces: &[Interface],
-) -> anyhow::Result<State> {
-    let unattached = |interface: &Interface| AttachedState {
-        name: interface.name.clone(),
-        index: interface.index,
-        mode: String::new(),
-        egress: String::new(),
-        added_clsact: false,
-    };
-    let lo = if options.watch_lo {
-        netlink::interface(LOOPBACK)?
-    } else {
-        None
-    };
-    Ok(State {
-        layout: LAYOUT,
-        version: env!("CARGO_PKG_VERSION").into(),
-        pid: std::process::id(),
-        started: unix_time().as_secs(),
-        netns: current_netns()?,
-        interfaces: interfaces.iter().map(unattached).collect(),
-        lo: lo.as_ref().map(unattached),
-        programs: datapath.programs.clone(),
-        maps: datapath.maps,
-        memory: options.memory.as_u64(),
-        buckets: options.extent.buckets(),
-        max_flows: options.max_flows(),
-        tcp_hits: options.tcp_hits,
-        drain_timeout_ms: u64::try_from(options.drain_timeout.as_millis())?,
-        max_age_ms: u64::try_from(options.max_age.as_millis())?,
-        ports: options.ports.clone(),
-        pinned: options.outlives(),
-        allow: Vec::new(),
-        backends: Vec::new(),
-        problems: Vec::new(),
-        unseen: Vec::new(),
-        aside: None,
-    })
 }

@@ -1,5 +1,8 @@
 //! What the operator asks for: flags and the configuration file, merged and checked.
 
+mod options;
+mod sizes;
+
 use std::{
     fs, io,
     net::IpAddr,
@@ -10,14 +13,13 @@ use std::{
 
 use bytesize::ByteSize;
 use clap::{Args, ValueEnum};
-use ipnet::IpNet;
 use prestack_abi::{
-    cache::BUCKET_BYTES,
     extent::Extent,
-    flow::{FLOW_WAYS, Flow, MAX_FLOWS, MOST_FLOWS},
-    translated::{AnswerRest, MAX_ANSWER, SHORT_ANSWER, Translated},
+    flow::{FLOW_WAYS, MAX_FLOWS, MOST_FLOWS},
+    translated::MAX_ANSWER,
 };
 use serde::{Deserialize, Deserializer};
+use sizes::{buckets, default_sets, has_long_answers, sets_for};
 
 use crate::{
     host::LOOPBACK,
@@ -25,14 +27,14 @@ use crate::{
     units::{InstanceName, Network, Size, Span},
 };
 
+pub use options::Options;
+
 /// memcached's port, served when none is given.
 pub const DEFAULT_PORT: u16 = 11211;
 /// Memory of the cache when none is given.
 pub const DEFAULT_MEMORY: ByteSize = ByteSize::mib(256);
 /// Greatest age of an entry when none is given.
 pub const DEFAULT_MAX_AGE: Duration = Duration::from_secs(1);
-/// Fewest buckets that make a cache.
-pub const MIN_BUCKETS: u64 = 16;
 /// Shortest `max-age`: the clock advances in steps of up to 10 ms.
 pub const MIN_AGE: Duration = Duration::from_millis(50);
 /// Longest `max-age` and `settle`: the datapath's ticks wrap around after 26 days.
@@ -44,10 +46,6 @@ pub const DEFAULT_TCP_TRICKLE: Duration = Duration::from_secs(5);
 pub const MIN_TCP_TRICKLE: Duration = Duration::from_millis(100);
 /// How long translated connections are waited for when nothing else is said.
 pub const DEFAULT_DRAIN_TIMEOUT: Duration = Duration::from_secs(60);
-/// The table of TCP connections takes no more than this part of the cache's memory, if nothing else is asked
-/// for and requests are answered over TCP.
-const FLOWS_PART: u64 = 8;
-
 /// Greatest `rate-limit`: the datapath counts the nanoseconds between two hits.
 pub const MAX_RATE: u32 = 1_000_000_000;
 
@@ -353,26 +351,6 @@ impl Settings {
     }
 }
 
-impl Options {
-    /// Whether the programs are pinned, so that they stay if this process is killed.
-    #[must_use]
-    pub const fn outlives(&self) -> bool {
-        self.pin || self.tcp_hits
-    }
-
-    /// Whether answers over TCP may be longer than what is kept with the connection.
-    #[must_use]
-    pub const fn has_long_answers(&self) -> bool {
-        self.tcp_hits && has_long_answers(self.tcp_answer)
-    }
-
-    /// How many TCP connections are followed at most.
-    #[must_use]
-    pub const fn max_flows(&self) -> u32 {
-        self.flow_sets * FLOW_WAYS as u32
-    }
-}
-
 /// Reads a flag that says the opposite of the setting in the file.
 fn negated<'de, D: Deserializer<'de>>(setting: D) -> Result<bool, D::Error> {
     bool::deserialize(setting).map(|is| !is)
@@ -390,330 +368,5 @@ fn in_range(name: &'static str, given: Duration, least: Duration) -> Result<(), 
     })
 }
 
-/// How many buckets fit in `memory`.
-fn buckets(memory: ByteSize) -> Result<u32, SettingsError> {
-    let size = BUCKET_BYTES as u64;
-    let buckets = memory.as_u64() / size;
-    if buckets < MIN_BUCKETS {
-        return Err(SettingsError::TooLittleMemory {
-            given: memory,
-            least: ByteSize::b((MIN_BUCKETS * size).next_multiple_of(1024)),
-        });
-    }
-    // Array maps are indexed by 32 bits, and mapped into this process as a whole.
-    u32::try_from(buckets).map_err(|_| SettingsError::TooMuchMemory {
-        given: memory,
-        most: ByteSize::b(u64::from(u32::MAX) * size),
-    })
-}
-
-/// How many sets hold so many TCP connections.
-fn sets_for(given: u32) -> Result<u32, SettingsError> {
-    if !(FLOW_WAYS..=MOST_FLOWS).contains(&(given as usize)) {
-        return Err(SettingsError::FlowsOutOfRange { given });
-    }
-    Ok(given.next_power_of_two() / FLOW_WAYS as u32)
-}
-
-const fn has_long_answers(most: u64) -> bool {
-    most > SHORT_ANSWER as u64
-}
-
-/// The greatest power of two of sets that takes no more than its part of the memory, but no less than there
-/// are without answers over TCP.
-fn default_sets(memory: ByteSize, has_long_answers: bool) -> u32 {
-    let (least, most) = (MAX_FLOWS / FLOW_WAYS, MOST_FLOWS / FLOW_WAYS);
-    let rest = if has_long_answers {
-        size_of::<AnswerRest>()
-    } else {
-        0
-    };
-    let size = (size_of::<Flow>() + size_of::<Translated>() + rest) * FLOW_WAYS;
-    let fit = memory.as_u64() / FLOWS_PART / size as u64;
-    let fit = fit.clamp(least as u64, most as u64) as u32;
-    1 << fit.ilog2()
-}
-
-/// Settings with every default filled in.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Options {
-    /// Name of the instance.
-    pub instance: InstanceName,
-    /// Interfaces to attach to, at least one.
-    pub interfaces: Vec<String>,
-    /// Ports to serve, sorted, at least one.
-    pub ports: Vec<u16>,
-    /// Addresses to serve at; every one if empty.
-    pub addresses: Vec<IpAddr>,
-    /// How to attach at XDP.
-    pub mode: ModeSetting,
-    /// Memory of the cache.
-    pub memory: ByteSize,
-    /// Buckets that fit in `memory`.
-    pub extent: Extent,
-    /// Greatest age of an entry.
-    pub max_age: Duration,
-    /// How long a write without a visible end stays outstanding.
-    pub settle: Duration,
-    /// Who may be served; the interfaces' own subnets if empty.
-    pub allow: Vec<IpNet>,
-    /// Hits per second that one source may have.
-    pub rate_limit: Option<NonZeroU32>,
-    /// Whether ports below 1024 are served.
-    pub serve_reserved_ports: bool,
-    /// Whether requests are followed also while that does not pay.
-    pub always_on: bool,
-    /// How long the datapath stands aside, where it is not derived.
-    pub rest: Option<Duration>,
-    /// Packets per second that are much, where it is not the usual number.
-    pub much: Option<u64>,
-    /// Sets of TCP connections that are followed, a power of two.
-    pub flow_sets: u32,
-    /// Whether requests are answered over TCP.
-    pub tcp_hits: bool,
-    /// Time after which a request of a connection is let through.
-    pub tcp_trickle: Duration,
-    /// Bytes of the longest answer over TCP.
-    pub tcp_answer: u64,
-    /// How long stopping waits for translated connections.
-    pub drain_timeout: Duration,
-    /// Whether the loopback interface is watched; not if it is served.
-    pub watch_lo: bool,
-    /// Whether the programs stay when the process is told to end.
-    pub pin: bool,
-    /// How to attach at egress.
-    pub egress: EgressSetting,
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn file(text: &str) -> Result<Settings, toml::de::Error> {
-        toml::from_str(text)
-    }
-
-    fn resolve(text: &str) -> Result<Options, SettingsError> {
-        file(text).expect("well-formed").resolve("lo")
-    }
-
-    #[test]
-    fn the_file_knows_every_flag_by_its_name() {
-        let settings = file(
-            r#"
-            interface = ["vs", "vt"]
-            port = 11212
-            address = "10.0.0.1"
-            mode = "generic"
-            memory = "64MiB"
-            max-age = "500ms"
-            allow = ["10.0.0.0/8", "fd00::1"]
-            instance = "two"
-            pin = true
-            tcp-hits = true
-            max-flows = 3000
-            tcp-trickle = "1s"
-            tcp-answer = 300
-            drain-timeout = "0s"
-            watch-lo = false
-            settle = "2s"
-            egress = "clsact"
-            "#,
-        )
-        .expect("well-formed");
-        let options = settings.resolve("").expect("in range");
-        assert_eq!(options.interfaces, ["vs", "vt"]);
-        assert_eq!(options.ports, [11212]);
-        assert_eq!(options.addresses, ["10.0.0.1".parse::<IpAddr>().unwrap()]);
-        assert_eq!(options.mode, ModeSetting::Generic);
-        assert_eq!(options.memory, ByteSize::mib(64));
-        assert_eq!(options.max_age, Duration::from_millis(500));
-        assert_eq!(options.settle, Duration::from_secs(2));
-        assert_eq!(options.allow[1], "fd00::1/128".parse().unwrap());
-        assert_eq!(options.instance.as_str(), "two");
-        assert!(options.pin && !options.watch_lo);
-        assert_eq!(options.egress, EgressSetting::Clsact);
-        assert_eq!((options.tcp_hits, options.max_flows()), (true, 4096));
-        assert_eq!(options.tcp_trickle, Duration::from_secs(1));
-        assert_eq!(
-            (options.tcp_answer, options.has_long_answers()),
-            (300, true)
-        );
-        assert_eq!(options.drain_timeout, Duration::ZERO);
-    }
-
-    #[test]
-    fn defaults_are_those_of_the_manual() {
-        let options = resolve("interface = 'vs'").expect("in range");
-        assert_eq!(options.ports, [11211]);
-        assert_eq!(options.max_age, Duration::from_secs(1));
-        assert_eq!(options.settle, options.max_age);
-        assert_eq!(options.memory, ByteSize::mib(256));
-        assert_eq!(options.instance.as_str(), "default");
-        assert!(options.watch_lo && !options.tcp_hits);
-        assert_eq!(options.max_flows(), 8192);
-        assert_eq!(options.tcp_trickle, Duration::from_secs(5));
-        assert_eq!(options.tcp_answer, 1472);
-        assert!(!options.has_long_answers());
-        assert_eq!(options.drain_timeout, Duration::from_secs(60));
-        let bytes = u64::from(options.extent.buckets()) * BUCKET_BYTES as u64;
-        assert!(bytes <= 256 << 20 && bytes > 252 << 20, "{bytes}");
-    }
-
-    #[test]
-    fn tables_of_connections_are_powers_of_two() {
-        let flows =
-            |text: &str| resolve(&format!("interface = 'vs'\n{text}")).map(|o| o.max_flows());
-        for (given, flows_) in [
-            (16, 16),
-            (17, 32),
-            (8192, 8192),
-            (40_000, 65_536),
-            (65_536, 65_536),
-        ] {
-            assert_eq!(
-                flows(&format!("max-flows = {given}")).expect("in range"),
-                flows_
-            );
-        }
-        for given in [0, 15, 65_537, u32::MAX] {
-            let error = flows(&format!("max-flows = {given}")).unwrap_err();
-            assert!(
-                error.to_string().contains("between 16 and 65536"),
-                "{error}"
-            );
-        }
-    }
-
-    #[test]
-    fn the_table_of_connections_grows_with_the_memory() {
-        let flows = |memory: &str, more: &str| {
-            let text = format!("interface = 'vs'\nmemory = '{memory}'\n{more}");
-            resolve(&text).expect("in range").max_flows()
-        };
-        for (memory, most, short) in [
-            ("1MiB", 8192, 8192),
-            ("256MiB", 8192, 8192),
-            ("1GiB", 16_384, 16_384),
-            ("1200MiB", 16_384, 32_768),
-            ("8GiB", 65_536, 65_536),
-        ] {
-            assert_eq!(flows(memory, "tcp-hits = true"), most, "{memory}");
-            assert_eq!(flows(memory, "tcp-hits = true\ntcp-answer = 256"), short);
-            assert_eq!(flows(memory, ""), 8192);
-            assert_eq!(flows(memory, "tcp-hits = true\nmax-flows = 64"), 64);
-        }
-    }
-
-    #[test]
-    fn loopback_is_watched_unless_it_is_served_or_that_is_switched_off() {
-        let watches = |text| resolve(text).expect("in range").watch_lo;
-        assert!(watches("interface = 'vs'\nwatch-lo = true"));
-        assert!(!watches("interface = 'vs'\nwatch-lo = false"));
-        assert!(!watches("interface = ['vs', 'lo']"));
-        let flag = Settings {
-            no_watch_lo: true,
-            ..Settings::default()
-        };
-        assert!(flag.over(file("watch-lo = true").unwrap()).no_watch_lo);
-    }
-
-    #[test]
-    fn unknown_keys_are_named() {
-        let error = file("interfaces = ['vs']").unwrap_err().to_string();
-        assert!(error.contains("interfaces"), "{error}");
-        let folder = tempfile::tempdir().expect("a folder");
-        let path = folder.path().join("prestack.toml");
-        fs::write(&path, "maxage = '1s'").expect("written");
-        let error = Settings::read(&path).unwrap_err().to_string();
-        assert!(
-            error.contains("maxage") && error.contains("prestack.toml"),
-            "{error}"
-        );
-    }
-
-    #[test]
-    fn flags_win_over_the_file() {
-        let flags = Settings {
-            port: vec![1],
-            max_age: Some(Span(Duration::from_secs(2))),
-            ..Settings::default()
-        };
-        let merged = flags.over(file("port = [2, 3]\nmax-age = '9s'\ninterface = 'vs'").unwrap());
-        assert_eq!(merged.port, [1]);
-        assert_eq!(merged.max_age, Some(Span(Duration::from_secs(2))));
-        assert_eq!(merged.interface, ["vs"]);
-    }
-
-    #[test]
-    fn values_out_of_range_are_refused() {
-        use SettingsError::*;
-        let error = |text: &str| resolve(text).unwrap_err();
-        assert!(matches!(error(""), NoInterface { .. }));
-        assert!(matches!(
-            error("interface=['a','a']"),
-            RepeatedInterface { .. }
-        ));
-        assert!(matches!(error("interface='a'\nport=0"), PortZero));
-        assert!(matches!(
-            error("interface='a'\nmemory='64KiB'"),
-            TooLittleMemory { .. }
-        ));
-        assert!(matches!(
-            error("interface='a'\nmemory='1EiB'"),
-            TooMuchMemory { .. }
-        ));
-        assert!(matches!(
-            error("interface='a'\nmax-age='1ms'"),
-            DurationOutOfRange {
-                name: "max-age",
-                ..
-            }
-        ));
-        assert!(matches!(
-            error("interface='a'\nsettle='2days'"),
-            DurationOutOfRange { name: "settle", .. }
-        ));
-        for (name, text) in [
-            ("tcp-trickle", "tcp-trickle='10ms'"),
-            ("drain-timeout", "drain-timeout='2days'"),
-        ] {
-            let error = error(&format!("interface='a'\n{text}"));
-            assert!(matches!(error, DurationOutOfRange { name: n, .. } if n == name));
-        }
-        for text in ["tcp-answer=0", "tcp-answer=1473"] {
-            let error = error(&format!("interface='a'\n{text}"));
-            assert!(matches!(error, AnswerOutOfRange { .. }));
-        }
-        assert!(matches!(
-            error("interface='a'\nrate-limit=1000000001"),
-            RateTooHigh { .. }
-        ));
-        assert!(resolve("interface='a'\nrate-limit=1000000000").is_ok());
-    }
-
-    #[test]
-    fn malformed_values_are_refused() {
-        for text in [
-            "max-age = '1'",
-            "max-age = 'soon'",
-            "memory = 'much'",
-            "allow = '10.0.0.0/33'",
-            "port = 70000",
-            "instance = 'a.b'",
-            "instance = ''",
-            "mode = 'fast'",
-        ] {
-            assert!(file(text).is_err(), "{text}");
-        }
-    }
-
-    #[test]
-    fn the_least_memory_is_enough() {
-        let least = (MIN_BUCKETS * BUCKET_BYTES as u64).next_multiple_of(1024);
-        assert_eq!(
-            u64::from(buckets(ByteSize::b(least)).expect("enough")),
-            MIN_BUCKETS
-        );
-    }
-}
+mod tests;

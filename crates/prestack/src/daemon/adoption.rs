@@ -1,0 +1,94 @@
+//! Going on with the programs and maps that another run has left.
+
+use std::time::Duration;
+
+use prestack_abi::{backend::MAX_BACKENDS, config::Attention};
+use tracing::{info, warn};
+
+use super::{Daemon, initial};
+use crate::{
+    attach::{Attachment, Left, Loopback, adopt_sockets, pins},
+    attention::Adaptation,
+    maps,
+    netlink::Interface,
+    settings::Options,
+    state::State,
+};
+
+/// How long programs may still be at work in whose place others have come: those that they hand packets to stay
+/// as long.
+const OLD_PROGRAMS_END: Duration = Duration::from_millis(100);
+
+impl Daemon {
+    /// Puts the programs in the place of those that another run has left, whose maps they go on with. No packet
+    /// is missed.
+    pub(super) fn adopt(
+        &mut self,
+        options: &Options,
+        interfaces: Vec<Interface>,
+        state: &State,
+    ) -> anyhow::Result<()> {
+        let folder = self.instance.pin_folder();
+        let left = Left {
+            folder: &folder,
+            state,
+        };
+        info!(
+            "goes on with what an earlier run has left (pid {})",
+            state.pid
+        );
+        pins::pin_maps(&self.datapath, &folder)?;
+        // Whichever programs a crash leaves can be found.
+        let programs = self.state.programs.clone();
+        self.state.programs.extend(&state.programs);
+        self.instance.write(&self.state)?;
+
+        let before = self.controls.config();
+        let mut config = initial::config(options, self.mtu)?;
+        self.watch.configure(&mut config);
+        // What is named by hashes keeps its names, and what is in use stays so.
+        config.seed = before.seed;
+        config.parts = before.parts;
+        // What went by unseen while the datapath stood aside, flows above all, is to be forgotten first.
+        let is_aside = before.attention == Attention::Aside as u32;
+        if is_aside {
+            config.attention = before.attention;
+        }
+        self.adaptation = Adaptation::new(options, is_aside);
+        self.controls.replace(|current| *current = config);
+        let stats = maps::counters(&self.datapath.maps)?;
+        let extent = options.extent;
+        self.extent = extent.resumed(before.parts, &stats);
+
+        self.sockets = adopt_sockets(&mut self.datapath, left).inspect_err(|e| warn!("{e}"));
+        for interface in interfaces {
+            let attachment =
+                Attachment::adopt_replies(&mut self.datapath, interface, options.egress, left)?;
+            self.attachments.push(attachment);
+        }
+        if options.watch_lo {
+            let lo = Loopback::adopt(&mut self.datapath, options.egress, left);
+            self.have_lo(lo);
+        }
+        self.write_state()?;
+        for attachment in &mut self.attachments {
+            attachment.adopt_requests(&mut self.datapath, options.mode, left)?;
+        }
+        self.watch_sockets();
+        self.pin_links(&folder)?;
+        // Nobody is at work in the programs that were there before.
+        std::thread::sleep(OLD_PROGRAMS_END);
+        let mut kept = vec![pins::of_sockets(&folder), Loopback::pinned_at(&folder)];
+        if self.lo.is_none() {
+            kept.pop();
+        }
+        kept.extend(self.attachments.iter().flat_map(|at| at.pinned_at(&folder)));
+        pins::remove_others(&self.datapath, &folder, &kept)?;
+        self.state.programs = programs;
+        // All writes were seen, but numbers may have changed hands.
+        for number in 0..MAX_BACKENDS as u8 {
+            self.controls.empty_and_settle(number, options.settle);
+        }
+        self.begin(options)
+    }
+}

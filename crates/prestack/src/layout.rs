@@ -1,0 +1,87 @@
+//! What the datapath is told of whom it serves, and where.
+
+use prestack_abi::config::{Config, Link};
+
+use crate::{allow::AllowList, doors::DoorSpec};
+
+/// What the datapath serves, and whom.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct Layout {
+    /// Where the backends are reached.
+    pub doors: Vec<DoorSpec>,
+    /// Who may be served.
+    pub allow: AllowList,
+    /// Where packets arrive that are for this host, as the datapath reads them.
+    pub links: Vec<Link>,
+}
+
+impl Layout {
+    /// Whether it can be made of `other` by changing which of the doors are served.
+    #[must_use]
+    pub fn has_places_of(&self, other: &Self) -> bool {
+        let mut doors = self.doors.iter().zip(&other.doors);
+        self.doors.len() == other.doors.len()
+            && doors.all(|(one, other)| one.is_same_place(other))
+            && self.allow == other.allow
+            && self.links == other.links
+    }
+
+    /// Writes it into a configuration.
+    pub fn write(&self, config: &mut Config) {
+        config.ports = [0; 1024];
+        for (to, door) in config.doors.iter_mut().zip(&self.doors) {
+            *to = door.to_abi();
+        }
+        for door in &self.doors {
+            config.add_port(door.port);
+        }
+        for (to, link) in config.links.iter_mut().zip(&self.links) {
+            *to = *link;
+        }
+        config.links_len = self.links.len() as u64;
+        for (to, net) in config.allow4.iter_mut().zip(self.allow.to_abi4()) {
+            *to = net;
+        }
+        for (to, net) in config.allow6.iter_mut().zip(self.allow.to_abi6()) {
+            *to = net;
+        }
+        // The limits of the lists are far below those of the counts.
+        config.doors_len = self.doors.len() as u32;
+        config.allow4_len = self.allow.to_abi4().count() as u32;
+        config.allow6_len = self.allow.to_abi6().count() as u32;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_layout_is_written_whole() {
+        let layout = Layout {
+            doors: vec![DoorSpec {
+                address: None,
+                port: 11211,
+                backend: 2,
+                serve_udp: false,
+            }],
+            allow: AllowList::new(&["10.0.0.0/8".parse().expect("a net")], &[]).expect("few"),
+            links: vec![Link {
+                place: 2,
+                mac: 3,
+                allow: 1,
+            }],
+        };
+        let mut config = Config::empty();
+        config.add_port(80);
+        layout.write(&mut config);
+        assert_eq!(
+            (config.doors_len, config.allow4_len, config.allow6_len),
+            (1, 1, 0)
+        );
+        assert_eq!((config.links_len, config.links[0]), (1, layout.links[0]));
+        assert_eq!(config.doors[0], layout.doors[0].to_abi());
+        assert_eq!(config.ports[11211 / 64], 1 << (11211 % 64));
+        assert_eq!(config.ports[80 / 64], 0);
+    }
+}
