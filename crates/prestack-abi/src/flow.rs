@@ -168,6 +168,8 @@ pub struct Flow {
     pub acked_before: u64,
     /// Coarse monotonic time in ns at which a quiet command arrived last.
     pub quiet_at: u64,
+    /// Coarse monotonic time in ns at which a quiet `flush_all` arrived last.
+    pub quiet_flush_at: u64,
     /// Coarse monotonic time in ns at which memcached sent data last, once a quiet command has arrived.
     pub replied_at: u64,
     /// Coarse monotonic time in ns at which `marked` was the next byte.

@@ -186,6 +186,76 @@ fn a_quiet_write_settles_after_what_precedes_it_was_answered() {
     }
 }
 
+/// Some replies are counted at their beginning, but memcached is at them to their end.
+#[test]
+fn a_quiet_write_settles_after_the_end_of_what_precedes_it() {
+    for quiet in ["ms key 3 q\r\nnew", "flush_all noreply"] {
+        let mut path = settling_in(SETTLE);
+        let mut connection = Connection::open(&path, 1);
+        connection.send(&path, format!("mg x v\r\n{quiet}\r\n"));
+        connection.acknowledge(&path);
+        connection.reply(&path, format!("VA 2000\r\n{}", "x".repeat(1_000)));
+        wait(SETTLED);
+        let can_fill = path.can_fill("key", "old");
+        assert!(!can_fill, "memcached has not come to {quiet:?}");
+        connection.reply(&path, format!("{}\r\n", "x".repeat(1_000)));
+        let can_fill = path.can_fill("key", "old");
+        assert!(!can_fill, "memcached comes to {quiet:?} only now");
+        wait(SETTLED);
+        assert!(path.can_fill("key", "new"), "{quiet:?}");
+    }
+}
+
+/// What is parsed again is older than what has been seen since.
+#[test]
+fn a_write_that_comes_again_leaves_later_ones_outstanding() {
+    for (write, reply) in [
+        ("set key 0 0 3\r\nold\r\n", "STORED\r\n"),
+        ("delete key noreply\r\nget x\r\n", "END\r\n"),
+    ] {
+        let mut path = filled();
+        let mut connection = Connection::open(&path, 1);
+        let first = connection.send(&path, write);
+        connection.send(&path, write);
+        // The kernel has dropped it.
+        connection.arrives(&path, &first);
+        connection.acknowledge(&path);
+        connection.reply(&path, reply);
+        assert!(!path.can_fill("key", "old"), "{write:?}");
+        connection.reply(&path, reply);
+        assert!(path.can_fill("key", "new"), "{write:?}");
+    }
+}
+
+#[test]
+fn doubt_does_not_keep_a_quiet_flush_waiting() {
+    let mut path = settling_in(SETTLE);
+    let mut connection = Connection::open(&path, 1);
+    let quiet = "flush_all noreply\r\nset other 0 0 1 noreply\r\nx\r\n";
+    connection.send(&path, format!("get x\r\n{quiet}get y\r\n"));
+    connection.acknowledge(&path);
+    connection.reply(&path, "END\r\nSERVER_ERROR out of memory\r\n");
+    assert_eq!(path.stats().doubted_replies, 1);
+    connection.reply(&path, "END\r\n");
+    assert!(!path.can_fill("key", "old"));
+    wait(SETTLED);
+    assert!(path.can_fill("key", "new"));
+}
+
+/// A quiet flush behind a segment that the kernel has not got is executed when that has come.
+#[test]
+fn a_quiet_flush_that_was_held_up_empties_the_cache_again() {
+    let mut path = settling_in(SETTLE);
+    let mut connection = Connection::open(&path, 1);
+    let first = connection.send(&path, "set other 0 0 1 noreply\r\nx\r\n");
+    connection.send(&path, "flush_all noreply\r\n");
+    wait(SETTLED);
+    assert!(path.can_fill("key", "old"));
+    connection.arrives(&path, &first);
+    connection.acknowledge(&path);
+    path.assert_miss("key");
+}
+
 /// Which replies have left is in doubt then, but not that memcached is still at them.
 #[test]
 fn a_quiet_write_settles_after_the_last_reply_in_doubt() {

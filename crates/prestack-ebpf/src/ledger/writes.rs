@@ -171,9 +171,9 @@ fn is_over(mark: &Outstanding, now: u64) -> bool {
 
 /// Whether the command with this number on a flow has ended. One that is quiet has also if it was
 /// acknowledged by the time from which it was to settle at `until` (see `Outstanding::until`; 0 if that
-/// has not come), and the settle time is over since memcached has answered what precedes it: before that it
-/// may wait for its client to take in a reply. If it is in doubt what has been answered, since memcached
-/// has sent anything. A global function (by its unmangled name): the verifier checks it once, for all
+/// has not come), and the settle time is over since memcached has answered what precedes it, to the end:
+/// before that it may wait for its client to take in a reply. If it is in doubt what has been answered, since
+/// memcached has sent anything. A global function (by its unmangled name): the verifier checks it once, for all
 /// arguments.
 #[unsafe(no_mangle)]
 #[inline(never)]
@@ -192,12 +192,17 @@ extern "C" fn prestack_flow_has_ended(flow: u64, number: u64, now: u64, until: u
     };
     fence();
     // SAFETY: as above.
-    let replied_at = unsafe { (&raw const (*flow).replied_at).read_volatile() };
+    let (is_within_reply, replied_at) = unsafe {
+        (
+            (&raw const (*flow).is_reply_data).read_volatile() != 0,
+            (&raw const (*flow).replied_at).read_volatile(),
+        )
+    };
     // It arrived before this.
     let arrival = (until << SETTLE_SHIFT).wrapping_sub(config.settle_ns);
     let is_settled = until != 0
         && arrival < acked_before
-        && (answered >= number || doubt != 0)
+        && (answered >= number && !is_within_reply || doubt != 0)
         && now >= replied_at + config.settle_ns;
     u64::from(answered > number || (over_at != 0 && now >= over_at) || is_settled)
 }
@@ -252,8 +257,10 @@ unsafe fn mark(
             let mut joined = *new;
             joined.until = later(old.until, new.until);
             if is_flow {
-                // An owed reply ends later than what is quiet before it.
-                let joins = old.writes == new.writes || old.writes == Outstanding::QUIET;
+                // An owed reply ends later than what is quiet before it. What is parsed again is older than what
+                // has been seen since.
+                let joins = (old.writes == new.writes || old.writes == Outstanding::QUIET)
+                    && old.command() <= new.command();
                 if !is_old_flow || !joins || old.flow != new.flow {
                     continue;
                 }

@@ -54,6 +54,11 @@ pub unsafe fn replies(flow: *mut Flow) {
             count!(doubted_replies);
         }
         raise(flow, Flow::REPLIES);
+        if (&raw const (*flow).owes).read_volatile() == Flow::OWES_REPLY {
+            // Whether that one has been answered would not be told.
+            (&raw mut (*flow).doubted_until).write_volatile((*flow).next);
+            wait_for_any(flow);
+        }
     }
 }
 
@@ -95,6 +100,54 @@ pub unsafe fn wait_for(flow: *mut Flow, number: u64) {
         if owe(flow, Flow::OWES_REPLY) == Flow::OWES_ANY {
             owe(flow, Flow::OWES_ANY);
         }
+    }
+}
+
+/// No tickets until all commands before the one with this number have been answered, and the settle time is
+/// over since then.
+///
+/// # Safety
+///
+/// `flow` is an element of `FLOWS`.
+#[inline(always)]
+pub unsafe fn wait_until_answered(config: &Config, flow: *mut Flow, number: u64) {
+    // SAFETY: the caller's.
+    unsafe {
+        let is_open = (&raw const (*flow).answered).read_volatile() < number
+            || (&raw const (*flow).is_reply_data).read_volatile() != 0;
+        if is_open && (*flow).doubt == 0 {
+            wait_for(flow, number.wrapping_sub(1));
+            // It may have been answered at this moment, by whom nobody was seen to wait.
+            pay(config, flow);
+        }
+    }
+}
+
+/// If the command is answered for which the backend waits, it does not wait any more.
+///
+/// # Safety
+///
+/// `flow` is an element of `FLOWS`.
+#[inline(always)]
+pub unsafe fn pay(config: &Config, flow: *mut Flow) {
+    let is_answered = |flow: *mut Flow, owes| {
+        // SAFETY: the caller's.
+        unsafe {
+            owes == Flow::OWES_REPLY
+                && (&raw const (*flow).answered).read_volatile()
+                    > (&raw const (*flow).owed_number).read_volatile()
+                && (&raw const (*flow).is_reply_data).read_volatile() == 0
+        }
+    };
+    // SAFETY: the caller's.
+    unsafe {
+        if (&raw const (*flow).quiet_at).read_volatile() != 0
+            && is_answered(flow, (&raw const (*flow).owes).read_volatile())
+        {
+            // A quiet command that was waited for settles from now on.
+            backend::be_quiet(config, (*flow).backend as u8);
+        }
+        paid(flow, is_answered);
     }
 }
 

@@ -126,6 +126,7 @@ unsafe fn set_up(config: &Config, flow: *mut Flow, segment: &Segment) {
         (*flow).over_at = 0;
         (*flow).acked_before = now;
         (*flow).quiet_at = 0;
+        (*flow).quiet_flush_at = 0;
         (*flow).replied_at = 0;
         (*flow).marked_at = now;
         (*flow).unacked_since = 0;

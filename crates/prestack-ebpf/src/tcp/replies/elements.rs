@@ -9,6 +9,7 @@ use prestack_proto::stream::{self, Ask, Class, Owner};
 use prestack_proto::text::reply::END_LEN;
 use prestack_proto::window::WINDOW;
 
+use super::leave::mark_answered;
 use crate::hits::element;
 use crate::ledger::backend;
 use crate::scratch::scratch;
@@ -95,7 +96,7 @@ extern "C" fn step(_: u32, _: *mut c_void) -> i64 {
                 earn(segment.flow);
             }
             if (*flow).doubt == 0 {
-                (&raw mut (*flow).answered).write_volatile(number + 1);
+                mark_answered(flow, number + 1);
             }
             if !learns {
                 tickets::give_back(segment.flow, number);

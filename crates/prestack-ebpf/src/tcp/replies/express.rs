@@ -12,7 +12,7 @@ use prestack_proto::window::{Source, Window};
 
 use super::super::plain::Plain;
 use super::super::{is_before, tickets};
-use super::leave::{acknowledged, note_reply};
+use super::leave::{acknowledged, count_answered, note_reply};
 use crate::hits::{self, element};
 use crate::ledger::backend;
 use crate::packet::Packet;
@@ -98,7 +98,7 @@ fn express(ctx: &TcContext) -> Option<u64> {
             (&raw mut (*flow).counted).write_volatile(number + 1);
             // Doubt may have arisen meanwhile.
             if (&raw const (*flow).doubt).read_volatile() == 0 {
-                (&raw mut (*flow).answered).write_volatile(number + 1);
+                count_answered(config, flow, number + 1);
             }
         } else {
             note_ack(&plain, acked, next);

@@ -108,6 +108,9 @@ pub(super) unsafe fn acknowledged(config: &Config, flow: *mut Flow, ack: u32, ne
         let quiet_at = (&raw const (*flow).quiet_at).read_volatile();
         if since != 0 && quiet_at >= since && now > since + LATE_NS {
             // It was held up, and quiet writes among it are executed only now.
+            if (&raw const (*flow).quiet_flush_at).read_volatile() >= since {
+                backend::forget(config, (*flow).backend as u8);
+            }
             backend::be_quiet(config, (*flow).backend as u8);
         }
         let marked_at = (*flow).marked_at;
@@ -132,6 +135,32 @@ pub(super) unsafe fn note_reply(flow: *mut Flow) {
         if (&raw const (*flow).quiet_at).read_volatile() != 0 {
             (&raw mut (*flow).replied_at).write_volatile(clock::now());
             fence();
+        }
+    }
+}
+
+/// Commands before this number have been answered. What is read after this is read when others see it, if
+/// quiet commands have arrived: somebody may begin to wait at this moment.
+#[inline(always)]
+pub(super) unsafe fn mark_answered(flow: *mut Flow, number: u64) {
+    // SAFETY: the caller's: a map element.
+    unsafe {
+        if (&raw const (*flow).quiet_at).read_volatile() != 0 {
+            atomic::swap(&raw mut (*flow).answered, number);
+        } else {
+            (&raw mut (*flow).answered).write_volatile(number);
+        }
+    }
+}
+
+/// [`mark_answered`] where nobody was seen to wait for it before.
+#[inline(always)]
+pub(super) unsafe fn count_answered(config: &Config, flow: *mut Flow, number: u64) {
+    // SAFETY: the caller's: a map element.
+    unsafe {
+        mark_answered(flow, number);
+        if (&raw const (*flow).owes).read_volatile() != 0 {
+            doubt::pay(config, flow);
         }
     }
 }
@@ -203,16 +232,7 @@ pub extern "C" fn prestack_tcp_left() -> u64 {
             (*flow).flush_due = 0;
             flushes::answered((*flow).backend as u8, due, (*flow).flush_asked);
         }
-        let is_answered = |flow: *mut Flow, owes| {
-            owes == Flow::OWES_REPLY && answered > (&raw const (*flow).owed_number).read_volatile()
-        };
-        if (&raw const (*flow).quiet_at).read_volatile() != 0
-            && is_answered(flow, (&raw const (*flow).owes).read_volatile())
-        {
-            // A quiet command that was waited for settles from now on.
-            backend::be_quiet(config, (*flow).backend as u8);
-        }
-        doubt::paid(flow, is_answered);
+        doubt::pay(config, flow);
         if (*flow).is_crowding != 0
             && answered > (&raw const (*flow).crowded_number).read_volatile()
         {

@@ -184,11 +184,12 @@ unsafe fn heed(
                     backend::forget(config, segment.backend as u8);
                 }
                 if is_quiet {
-                    let answered = (&raw const (*flow).answered).read_volatile();
-                    if answered < number && (*flow).doubt == 0 {
-                        // memcached comes to it when it has answered that.
-                        doubt::wait_for(flow, number - 1);
-                    }
+                    let now = clock::now();
+                    (*flow).quiet_flush_at = now;
+                    // Known before anybody waits for a reply because of it.
+                    (&raw mut (*flow).quiet_at).write_volatile(now);
+                    // memcached comes to it when it has answered what precedes it.
+                    doubt::wait_until_answered(config, flow, number);
                 } else {
                     doubt::wait_for(flow, number);
                     (*flow).flush_asked = clock::now();
