@@ -73,7 +73,7 @@ impl Translation {
         let is_wanted = if segment.length() != 0 {
             self.is_sent_again(ends, segment)
         } else if acknowledgement == before {
-            self.is_repeated(policy, now)
+            self.is_repeated(policy, segment, now)
         } else {
             // A part has come, and what is behind it is due.
             self.got != before
@@ -87,9 +87,17 @@ impl Translation {
 
     /// The client has acknowledged once more what it had acknowledged before: whether the answer seems to be lost.
     #[inline(always)]
-    fn is_repeated(&mut self, policy: &Policy, now: u64) -> bool {
+    fn is_repeated(&mut self, policy: &Policy, segment: &Segment, now: u64) -> bool {
         self.repeats += 1;
-        let is_lost = self.repeats >= REPEATS && self.is_resent == 0;
+        let window = segment.window << self.agreement.client_scale();
+        let has_room = !is_before(
+            segment.acknowledgement.wrapping_add(window),
+            self.answer_end(),
+        );
+        // It may say only once that there is room again.
+        let is_lost =
+            self.repeats >= REPEATS && self.is_resent == 0 || has_room && self.is_thrown_away != 0;
+        self.is_thrown_away = u32::from(!has_room);
         if !is_lost && now.wrapping_sub(self.answered_at) < policy.resend_after {
             return false;
         }
@@ -124,7 +132,11 @@ impl Translation {
     #[inline(always)]
     fn release(&mut self, ends: &Ends, segment: &Segment) -> Arrival {
         if self.is_held != 0 && segment.length() == 0 {
-            let is_news = self.told != ends.sent || self.told_window < segment.window;
+            // A window that is wider than a segment the kernel does not wait for.
+            let told_window = self.told_window << self.agreement.client_scale();
+            let is_wider =
+                told_window < u32::from(self.agreement.mss) && self.told_window < segment.window;
+            let is_news = self.told != ends.sent || is_wider;
             if !is_news {
                 self.is_held = 0;
                 return Arrival::Acknowledge;
@@ -203,7 +215,8 @@ impl Translation {
 mod tests {
     use super::*;
     use crate::fixture::{
-        ANSWER, CLIENT, Connection, KERNEL, POLICY, REQUEST, WINDOW, from_client, from_kernel,
+        ANSWER, CLIENT, Connection, KERNEL, POLICY, REQUEST, SHIFT, WINDOW, from_client,
+        from_kernel,
     };
 
     const NEXT: u32 = CLIENT.wrapping_add(REQUEST);
@@ -280,6 +293,27 @@ mod tests {
     }
 
     #[test]
+    fn what_was_thrown_away_comes_again_when_there_is_room() {
+        let mut connection = Connection::answered();
+        let with_window = |window| Segment {
+            window,
+            ..from_client(NEXT, KERNEL)
+        };
+        // 300 bytes take three units.
+        for window in [0, 2] {
+            assert_eq!(
+                arrive(&mut connection, &with_window(window), 11),
+                Arrival::Go
+            );
+        }
+        assert_eq!(
+            arrive(&mut connection, &with_window(3), 11),
+            Arrival::Resend
+        );
+        assert_eq!(arrive(&mut connection, &with_window(3), 11), Arrival::Go);
+    }
+
+    #[test]
     fn an_answer_comes_again_part_by_part() {
         let mut connection = Connection::fresh();
         let Connection { translation, ends } = &mut connection;
@@ -353,11 +387,14 @@ mod tests {
             arrive(&mut connection, &data(NEXT, GOT, 5), 30),
             Arrival::Go
         );
-        let wider = Segment {
-            window: 101,
-            ..from_client(NEXT, GOT)
-        };
-        assert_eq!(arrive(&mut connection, &wider, 30), Arrival::Go);
+        // 1,460 bytes are a segment: with less the kernel may be waiting for more.
+        for (told_window, expected) in [(11, Arrival::Go), (12, Arrival::Acknowledge)] {
+            let mut connection = held;
+            connection.translation.told_window = told_window;
+            let wider = from_client(NEXT, GOT);
+            assert_eq!(arrive(&mut connection, &wider, 30), expected);
+        }
+        let mut connection = held;
         connection.translation.told = KERNEL.wrapping_sub(9);
         assert_eq!(
             arrive(&mut connection, &from_client(NEXT, GOT), 30),
@@ -394,7 +431,7 @@ mod tests {
     #[test]
     fn the_greatest_window_counts() {
         let mut connection = Connection::answered();
-        let edge = GOT.wrapping_add(WINDOW << 4);
+        let edge = GOT.wrapping_add(WINDOW << SHIFT);
         arrive(&mut connection, &from_client(NEXT, GOT), 11);
         assert_eq!(connection.translation.edge, edge);
         let smaller = Segment {

@@ -16,6 +16,8 @@ pub const REQUEST: u32 = 50;
 pub const ANSWER: u32 = 300;
 /// The window field of both ends.
 pub const WINDOW: u32 = 100;
+/// The shift of the client's window.
+pub const SHIFT: u8 = 7;
 /// The client's numbers start here, and the kernel's.
 pub const CLIENT: u32 = u32::MAX - 20;
 pub const KERNEL: u32 = u32::MAX - 200;
@@ -33,7 +35,7 @@ impl Connection {
             translation: Translation {
                 agreement: Agreement {
                     mss: 1460,
-                    client_shift: 4,
+                    client_shift: SHIFT,
                     server_shift: 3,
                     flags: Agreement::SERVABLE | Agreement::TIMESTAMPS,
                 },

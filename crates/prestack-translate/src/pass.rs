@@ -65,18 +65,23 @@ impl Translation {
         if !ends.would_heed(&passed, self.agreement.server_scale()) {
             return passing;
         }
-        if !segment.has(TCP_RST) {
-            ends.take(&passed);
-            if segment.len != 0 {
-                self.passed_at = now;
+        if segment.has(TCP_RST) {
+            // The kernel takes one only at what it expects next (RFC 5961 3.2).
+            if !is_before(ends.next, passing.sequence) {
+                self.note_end(segment);
             }
-            if segment.has(TCP_ACK)
-                && !is_before(passing.acknowledgement, self.told)
-                && !is_before(ends.sent, passing.acknowledgement)
-            {
-                self.told = passing.acknowledgement;
-                self.told_window = passing.window;
-            }
+            return passing;
+        }
+        ends.take(&passed);
+        if segment.len != 0 {
+            self.passed_at = now;
+        }
+        if segment.has(TCP_ACK)
+            && !is_before(passing.acknowledgement, self.told)
+            && !is_before(ends.sent, passing.acknowledgement)
+        {
+            self.told = passing.acknowledgement;
+            self.told_window = passing.window;
         }
         self.note_end(segment);
         passing
@@ -98,7 +103,7 @@ impl Translation {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fixture::{ANSWER, CLIENT, Connection, KERNEL, REQUEST, WINDOW, from_client};
+    use crate::fixture::{ANSWER, CLIENT, Connection, KERNEL, REQUEST, SHIFT, WINDOW, from_client};
     use prestack_proto::net::TCP_FIN;
 
     fn pass(connection: &mut Connection, segment: &Segment) -> Passing {
@@ -154,11 +159,16 @@ mod tests {
         let mut connection = Connection::answered();
         let before = connection.ends;
         let next = CLIENT.wrapping_add(REQUEST);
-        let mut reset = from_client(next.wrapping_add(5), 0);
+        let mut reset = from_client(next.wrapping_add(1), 0);
         reset.flags = TCP_RST.into();
         let passing = pass(&mut connection, &reset);
         assert_eq!((passing.acknowledgement, passing.window), (0, WINDOW));
-        assert_eq!(passing.sequence, CLIENT.wrapping_add(5));
+        assert_eq!(passing.sequence, CLIENT.wrapping_add(1));
+        assert_eq!(connection.ends, before);
+        // It is not where the kernel is, which heeds it not.
+        assert_eq!(connection.translation.is_closing, 0);
+        reset.sequence = next;
+        pass(&mut connection, &reset);
         assert_eq!(connection.ends, before);
         assert_eq!(connection.translation.is_closing, 1);
     }
@@ -194,7 +204,7 @@ mod tests {
         let mut connection = Connection::answered();
         let next = CLIENT.wrapping_add(REQUEST);
         let passing = pass(&mut connection, &from_client(next, KERNEL));
-        assert_eq!(passing.window, ((WINDOW << 4) - ANSWER) >> 4);
+        assert_eq!(passing.window, ((WINDOW << SHIFT) - ANSWER) >> SHIFT);
         let part = KERNEL.wrapping_add(100);
         let of_part = pass(&mut connection, &from_client(next, part));
         assert_eq!(of_part.window, passing.window);

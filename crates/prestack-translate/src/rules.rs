@@ -23,6 +23,9 @@ pub enum Rule {
     /// client has got that. Until the last one the client keeps something to send again: otherwise nobody's timer
     /// would bring back a part that is lost.
     HoldBehindParts,
+    /// An answer is given only to a client with room to spare. One with little may throw away what it has no
+    /// memory for, although it takes the acknowledgement that comes with it, and then has nothing to send again.
+    RoomToSpare,
     /// SACK blocks are in the numbers of the end that gets them.
     TranslateBlocks,
     /// Translation goes on when nothing is answered any more.

@@ -28,6 +28,10 @@ pub struct Reply {
 const TIMESTAMPS_LEN: u32 = 12;
 /// So many long answers in a row that were lost say that the path does not take segments of their length.
 const MOST_LOST: u32 = 3;
+/// Bytes of window that must be left behind an answer. A client with so much room can take what it has announced, as
+/// Linux does with a receive buffer of twice its window: what is there in many small pieces is put together first
+/// (`tcp_prune_queue` in net/ipv4/tcp_input.c), which takes a few pages.
+const SPARE: u32 = 8192;
 
 impl Translation {
     /// Whether the requests that a segment consists of may be answered, if the caller knows that memcached
@@ -107,10 +111,11 @@ impl Translation {
         };
         let window = segment.window << agreement.client_scale();
         let lost = self.lost_so_far();
+        let spare = if heeds(Rule::RoomToSpare) { SPARE } else { 0 };
         if answer_len == 0
             || u64::from(answer_len) > policy.room
             || answer_len + options > u32::from(agreement.mss)
-            || answer_len > window
+            || answer_len + spare > window
             || answer_len > PART && lost >= MOST_LOST
         {
             return None;
@@ -141,6 +146,7 @@ impl Translation {
         self.repeats = 0;
         self.is_resent = 0;
         self.was_resent = 0;
+        self.is_thrown_away = 0;
         self.lost = lost;
         self.answered_at = now;
         if segment.has_timestamps != 0 {
@@ -264,6 +270,7 @@ mod tests {
         translation.repeats = 2;
         translation.is_resent = 1;
         translation.was_resent = 1;
+        translation.is_thrown_away = 1;
         let segment = Segment {
             timestamp: 9,
             ..request()
@@ -276,9 +283,11 @@ mod tests {
             repeats,
             is_resent,
             was_resent,
+            is_thrown_away,
             ..
         } = translation;
-        assert_eq!((is_held, repeats, is_resent, was_resent), (0, 0, 0, 0));
+        assert_eq!((is_held, repeats, is_resent), (0, 0, 0));
+        assert_eq!((was_resent, is_thrown_away), (0, 0));
         assert_eq!(translation.answered_at, 20);
         assert_eq!(ends.recent, 9);
         // Since when the kernel waits, and when something passed, stays.
@@ -303,13 +312,14 @@ mod tests {
             assert!(reply.is_some() || before == (translation, ends));
             reply.is_some()
         };
-        assert!(fits(20, 1460, 1000, 320));
-        assert!(!fits(20, 1460, 1000, 321));
-        assert!(fits(100, 332, 1000, 320));
-        assert!(!fits(100, 332, 1000, 321));
-        assert!(fits(100, 1460, 320, 320));
-        assert!(!fits(100, 1460, 320, 321));
-        assert!(!fits(100, 1460, 320, 0));
+        // With SPARE bytes behind it.
+        assert!(fits(67, 1460, 1000, 384));
+        assert!(!fits(67, 1460, 1000, 385));
+        assert!(fits(100, 396, 1000, 384));
+        assert!(!fits(100, 396, 1000, 385));
+        assert!(fits(100, 1460, 384, 384));
+        assert!(!fits(100, 1460, 384, 385));
+        assert!(!fits(100, 1460, 384, 0));
     }
 
     #[test]

@@ -50,6 +50,9 @@ pub struct Translation {
     pub was_resent: u32,
     /// What the two ends have agreed to.
     pub agreement: Agreement,
+    /// Non-zero once the client has said that it has no room for the answer, which was sent into its window: it has
+    /// thrown it away.
+    pub is_thrown_away: u32,
     /// Time in ns at which the answer was sent last.
     pub answered_at: u64,
     /// Time in ns since which the kernel waits for an acknowledgement, or earlier.
@@ -65,6 +68,21 @@ const _: () = assert!(size_of::<Translation>() == 128);
 const FAR: u32 = 1 << 30;
 
 impl Translation {
+    /// The translation is that of a new connection, on which nothing was answered. What the first answer sets stays as it
+    /// is. Field by field, or the compiler makes it a call to memset.
+    #[inline(always)]
+    pub const fn begin(&mut self, agreement: Agreement) {
+        self.taken = 0;
+        self.given = 0;
+        self.request_len = 0;
+        self.answer_len = 0;
+        self.is_active = 0;
+        self.is_closing = 0;
+        self.is_held = 0;
+        self.lost = 0;
+        self.agreement = agreement;
+    }
+
     /// Wire number of the answer's first byte.
     #[inline(always)]
     #[must_use]
@@ -161,6 +179,39 @@ impl Translation {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fixture::{CLIENT, Connection, KERNEL, POLICY, REQUEST, from_client};
+    use crate::{PART, Policy, Segment};
+
+    #[test]
+    fn a_new_connection_knows_nothing_of_the_one_before_at_its_place() {
+        let (fresh, left) = (Connection::fresh(), Connection::answered());
+        let mut translations = [fresh.translation, left.translation];
+        // What the other left may be anything.
+        let translation = &mut translations[1];
+        (translation.is_closing, translation.is_held) = (1, 1);
+        translation.repeats = 2;
+        (translation.is_resent, translation.was_resent) = (1, 1);
+        (translation.lost, translation.is_thrown_away) = (3, 1);
+        let policy = Policy {
+            room: 1000,
+            ..POLICY
+        };
+        let request = Segment {
+            len: REQUEST,
+            ..from_client(CLIENT, KERNEL)
+        };
+        for translation in &mut translations {
+            translation.begin(fresh.translation.agreement);
+            assert!(!translation.is_unacknowledged());
+            let mut ends = fresh.ends;
+            assert!(translation.may_serve(&ends, &policy, &request, 50));
+            let long = PART + 1;
+            translation
+                .serve(&mut ends, &policy, &request, long, 50)
+                .expect("it fits");
+        }
+        assert_eq!(translations[0], translations[1]);
+    }
 
     #[test]
     fn nothing_is_unacknowledged_before_anything_was_answered() {

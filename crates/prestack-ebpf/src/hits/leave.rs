@@ -219,7 +219,7 @@ unsafe extern "C" fn prestack_hits_agree(ctx: *mut __sk_buff) -> u64 {
         if element::state(element) != Translated::EARNED {
             return;
         }
-        begin(translation, agreement);
+        translation.begin(agreement);
         *ends = Ends::told_by(&segment);
         let state = if is_servable {
             Translated::READY
@@ -230,19 +230,6 @@ unsafe extern "C" fn prestack_hits_agree(ctx: *mut __sk_buff) -> u64 {
         unsafe { (&raw mut (*element).state).write_volatile(state) };
     });
     0
-}
-
-/// Nothing has been answered on the connection. Field by field, or the compiler makes it a call to memset.
-#[inline(always)]
-fn begin(translation: &mut Translation, agreement: Agreement) {
-    translation.taken = 0;
-    translation.given = 0;
-    translation.request_len = 0;
-    translation.answer_len = 0;
-    translation.is_active = 0;
-    translation.is_closing = 0;
-    translation.is_held = 0;
-    translation.agreement = agreement;
 }
 
 /// What [`prestack_hits_leave`] says: the segment goes as it is, is to be rewritten, must not go.

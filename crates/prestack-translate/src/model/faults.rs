@@ -14,6 +14,8 @@ pub enum Fate {
     /// It arrives with other numbers: sequence and acknowledgement are so much higher. The kernel drops it, for its
     /// checksum is wrong. To others than the host it is lost.
     Damaged(u32, u32),
+    /// It arrives at an end that has no memory for its data, if what came before has not been read.
+    TooMuch,
 }
 
 /// What becomes of the first packets on each stretch of the way; those that follow arrive.

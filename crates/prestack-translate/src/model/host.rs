@@ -198,6 +198,7 @@ fn turn(packet: &Packet, reply: Reply, data: Vec<u8>) -> Way {
         blocks: Vec::new(),
         agreement: None,
         is_damaged: false,
+        is_too_much: false,
     })
 }
 

@@ -191,6 +191,7 @@ impl World {
             blocks: Vec::new(),
             agreement: Some(Tcp::agreement(&client, &server)),
             is_damaged: false,
+            is_too_much: false,
         };
         host.leaves(packet, 0);
         let mut world = Self {
@@ -338,6 +339,10 @@ impl World {
                 self.schedule(delay, event(packet));
             }
             Fate::Lost | Fate::Damaged(..) => {}
+            Fate::TooMuch => {
+                packet.is_too_much = true;
+                self.schedule(delay, event(packet));
+            }
             Fate::Twice(more) => {
                 self.schedule(delay, event(packet.clone()));
                 self.schedule(delay + more, event(packet));
@@ -439,6 +444,7 @@ impl World {
                 blocks: Vec::new(),
                 agreement: None,
                 is_damaged: false,
+                is_too_much: false,
             };
             self.schedule(0, Event::ToHost(packet));
         }

@@ -27,6 +27,8 @@ pub struct Packet {
     pub agreement: Option<Agreement>,
     /// Its checksum is wrong.
     pub is_damaged: bool,
+    /// The end that gets it has no memory for its data.
+    pub is_too_much: bool,
 }
 
 /// How an end behaves.
@@ -79,6 +81,8 @@ pub struct Tcp {
     twice: Option<Block>,
     peer_fin: Option<u32>,
     pub received: VecDeque<u8>,
+    /// Data was thrown away for want of memory, until what there is has been read.
+    is_full: bool,
     delayed: Option<u64>,
     unacknowledged: u32,
     recent: u32,
@@ -123,6 +127,7 @@ impl Tcp {
             twice: None,
             peer_fin: None,
             received: VecDeque::new(),
+            is_full: false,
             delayed: None,
             unacknowledged: 0,
             recent: 0,
@@ -171,6 +176,7 @@ impl Tcp {
     pub fn read(&mut self, max: usize, now: u64) -> Vec<u8> {
         let len = max.min(self.received.len());
         let bytes = self.received.drain(..len).collect();
+        self.is_full &= !self.received.is_empty();
         // A window that has opened is announced.
         let wider = self.wanted_edge().wrapping_sub(self.edge);
         if self.wanted_edge() != self.edge
@@ -275,7 +281,11 @@ impl Tcp {
             return;
         }
         self.take_acknowledgement(packet, now);
-        self.take_data(packet, now);
+        if packet.is_too_much && !packet.data.is_empty() && !self.received.is_empty() {
+            self.throw_away(now);
+        } else {
+            self.take_data(packet, now);
+        }
         self.push(now);
     }
 
@@ -311,6 +321,7 @@ impl Tcp {
             blocks,
             agreement: None,
             is_damaged: false,
+            is_too_much: false,
         });
     }
 
@@ -333,6 +344,7 @@ impl Tcp {
             blocks: Vec::new(),
             agreement: None,
             is_damaged: false,
+            is_too_much: false,
         }
     }
 
@@ -348,6 +360,7 @@ impl Tcp {
             blocks: Vec::new(),
             agreement: None,
             is_damaged: false,
+            is_too_much: false,
         });
     }
 

@@ -11,7 +11,16 @@ impl Tcp {
             .settings
             .buffer
             .saturating_sub(self.received.len() as u32);
+        let room = if self.is_full { 0 } else { room };
         self.expected.wrapping_add(room)
+    }
+
+    /// There is no memory for what comes next, though it lies in the window: Linux takes the acknowledgement that
+    /// comes with it (`tcp_data_queue` in net/ipv4/tcp_input.c), and says that there is no room.
+    pub(super) fn throw_away(&mut self, now: u64) {
+        self.is_full = true;
+        self.edge = self.expected;
+        self.acknowledge(now);
     }
 
     /// Announces a wider window, if it is much wider (RFC 9293 3.8.6.2.2), in whole units.

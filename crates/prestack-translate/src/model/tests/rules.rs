@@ -3,7 +3,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use super::{LONG, SHORT, gets, script};
-use crate::model::faults::Fate::{Arrives, Lost, Twice};
+use crate::model::faults::Fate::{Arrives, Lost, TooMuch, Twice};
 use crate::model::memcached::Command;
 use crate::model::world::{Outcome, Script, Step, World};
 use crate::rules::{Rule, leave_out};
@@ -91,6 +91,24 @@ fn hold_behind_parts() {
     script.tail_room = 1500;
     script.faults.down = vec![Lost, Arrives, Lost];
     needs(Rule::HoldBehindParts, &script, |_| true);
+}
+
+#[test]
+fn room_to_spare() {
+    // The client has no memory for the answer, as it has not read the one before, and what says that there is again is
+    // lost.
+    let mut steps = gets(3);
+    steps.push(Step {
+        pause: 300,
+        ..at_once(Command::Get(SHORT))
+    });
+    let mut script = script(steps);
+    script.client.buffer = 4000;
+    script.warm_up = 2;
+    script.reads = 10;
+    script.faults.down = vec![Arrives, TooMuch];
+    script.faults.up = vec![Arrives, Arrives, Arrives, Lost];
+    needs(Rule::RoomToSpare, &script, |_| true);
 }
 
 #[test]

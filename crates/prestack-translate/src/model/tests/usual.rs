@@ -187,3 +187,23 @@ fn a_damaged_acknowledgement_of_part_of_an_answer_does_not_stop_it() {
     let outcome = run(&script);
     assert_eq!(outcome.served, 2, "{outcome:?}");
 }
+
+#[test]
+fn an_answer_that_was_thrown_away_comes_again_when_there_is_room() {
+    let mut steps = gets(2);
+    steps.push(Step::waiting(Command::Get(SHORT)));
+    // The client has not read all of the answer before.
+    steps.push(Step {
+        waits: false,
+        pause: 300,
+        ..Step::waiting(Command::Get(SHORT))
+    });
+    let mut script = script(steps);
+    script.warm_up = 2;
+    script.reads = 10;
+    script.faults.down = vec![Fate::Arrives, Fate::TooMuch];
+    let outcome = run(&script);
+    assert_eq!((outcome.served, outcome.resent), (3, 1), "{outcome:?}");
+    assert_eq!(outcome.timeouts, 0);
+    assert!(outcome.longest_gap < 5000, "{outcome:?}");
+}
