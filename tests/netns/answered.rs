@@ -6,7 +6,7 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use prestack_testbed::{Memcached, MemcachedOptions, Offload, TcpClient, pace};
+use prestack_testbed::{Memcached, MemcachedOptions, Offload, Testbed, pace};
 use prestack_tests::pinned::carry;
 use prestack_tests::stage::{LASTING, Stage, start_prestack, store};
 
