@@ -11,7 +11,7 @@ use nix::{ifaddrs::getifaddrs, net::if_::if_nameindex};
 
 use crate::{
     links::{self, LinkSpec},
-    netlink,
+    netlink::{self, Interface},
 };
 
 /// Name of the loopback interface.
@@ -50,12 +50,27 @@ impl Host {
     ///
     /// # Errors
     /// The kernel does not say.
-    pub fn look(attached: &[String]) -> io::Result<Self> {
-        let links = links::links(&netlink::devices()?, attached);
+    pub fn look(attached: &[Interface]) -> io::Result<Self> {
+        let devices = netlink::devices()?;
+        // Another one may have come in the place of an interface, under its name.
+        let is_there = |interface: &&Interface| {
+            let mut devices = devices.iter();
+            devices.any(|d| d.name == interface.name && d.index == interface.index)
+        };
+        let names = attached.iter().filter(is_there).map(|at| at.name.clone());
+        let names: Vec<_> = names.collect();
+        let links = links::links(&devices, &names);
         Ok(Self {
-            local: addresses(&links::seen(&links, attached))?,
+            local: addresses(&links::seen(&links, &names))?,
             links,
         })
+    }
+
+    /// Whether this is an address at which packets are seen.
+    #[must_use]
+    pub fn sees(&self, address: IpAddr) -> bool {
+        let mut local = self.local.iter();
+        local.any(|here| here.attached && here.address() == address)
     }
 
     /// Numbers of the attached interfaces and of those on top of them.
@@ -156,6 +171,17 @@ pub fn has_fast_open() -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_interface_is_known_by_its_number_as_well() {
+        let mut lo = netlink::interface(LOOPBACK)
+            .expect("an answer")
+            .expect("there is one");
+        let local = IpAddr::from([127, 0, 0, 1]);
+        assert!(Host::look(&[lo.clone()]).expect("readable").sees(local));
+        lo.index += 1_000_000;
+        assert!(!Host::look(&[lo]).expect("readable").sees(local));
+    }
 
     #[test]
     fn the_loopback_interface_is_found() {
