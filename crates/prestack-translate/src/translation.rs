@@ -46,8 +46,8 @@ pub struct Translation {
     pub is_resent: u32,
     /// How many answers of more than a part that had to be sent again were given one after the other.
     pub lost: u32,
-    /// Non-zero once anything of the answer was sent again.
-    pub was_resent: u32,
+    /// How often anything of the answer was sent again.
+    pub resends: u32,
     /// What the two ends have agreed to.
     pub agreement: Agreement,
     /// Time in ns at which the answer was sent last.

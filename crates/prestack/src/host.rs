@@ -136,6 +136,16 @@ pub fn mapped(address: IpAddr) -> Ipv6Addr {
     }
 }
 
+/// The address that is these words in network byte order, IPv4 mapped into IPv6.
+#[must_use]
+pub fn from_words(words: [u32; 4]) -> IpAddr {
+    let mut bytes = [0; 16];
+    for (bytes, word) in bytes.chunks_exact_mut(4).zip(words) {
+        bytes.copy_from_slice(&word.to_ne_bytes());
+    }
+    Ipv6Addr::from(bytes).to_canonical()
+}
+
 /// Addresses in words, each once.
 #[must_use]
 pub fn list(addresses: impl Iterator<Item = IpAddr>) -> String {
@@ -181,6 +191,14 @@ mod tests {
         assert!(Host::look(&[lo.clone()]).expect("readable").sees(local));
         lo.index += 1_000_000;
         assert!(!Host::look(&[lo]).expect("readable").sees(local));
+    }
+
+    #[test]
+    fn words_are_addresses() {
+        let mapped = [0, 0, 0xffff_u32.to_be(), 0x0a00_0001_u32.to_be()];
+        assert_eq!(from_words(mapped), IpAddr::from([10, 0, 0, 1]));
+        let v6 = [0xfd00_0000_u32.to_be(), 0, 0, 1_u32.to_be()];
+        assert_eq!(from_words(v6).to_string(), "fd00::1");
     }
 
     #[test]

@@ -3,38 +3,69 @@
 use std::time::Instant;
 
 use prestack_abi::flow::FlowKey;
-use tracing::{debug, error, info};
+use tracing::{debug, error, info, warn};
 
 use super::Daemon;
 use crate::{
     destroy::Destroyer,
     discovery::procnet::connections,
-    drain::{self, Carried},
-    maps,
+    drain::Carried,
+    host::{from_words, list},
+    maps::{self, MapsError},
+    receipts::Lost,
+    translations::Translations,
     units::counted,
 };
 
+/// Why no more answers are given.
+const LOST_ANSWERS: &str = "answers over TCP do not arrive at clients, so none are given any more, and the connections \
+    that wait for one are reset. Over a veth pair they arrive only while its other end has an XDP program, too: give \
+    it one, or run without --tcp-hits";
+
 impl Daemon {
-    /// Answers no more over TCP if answers do not arrive.
-    pub(super) fn look_at_receipts(&mut self) {
-        if !self.controls.has_tcp_hits() || self.controls.is_draining() {
-            return;
+    /// Resets connections at which answers over TCP do not arrive, and gives no more of them if that is usual.
+    /// Returns whether it has come to that.
+    pub(super) fn look_at_receipts(&mut self) -> bool {
+        if !self.controls.has_tcp_hits() {
+            return false;
         }
-        let are_missing = maps::counters(&self.datapath.maps)
-            .is_ok_and(|stats| self.receipts.are_missing(&stats, Instant::now()));
-        if !are_missing {
-            return;
+        let lost = match self.lost() {
+            Ok(lost) => lost,
+            Err(error) => {
+                debug!("cannot see whether answers over TCP arrive: {error}");
+                return false;
+            }
+        };
+        if lost.connections.is_empty() {
+            return false;
         }
-        error!(
-            "answers over TCP do not arrive at clients, so none are given any more, and the connections that wait for \
-             one are reset. Over a veth pair they arrive only while its other end has an XDP program, too: give it \
-             one, or run without --tcp-hits"
-        );
-        match Carried::by(&self.state).map(|carried| drain::reset(&carried)) {
-            Ok(Ok(count)) => info!("{} reset", counted(count, "connection")),
-            Ok(Err(error)) => error!("connections could not be reset: {error:#}"),
-            Err(error) => error!("connections could not be looked at: {error}"),
+        let stops = lost.is_usual && !self.controls.is_draining();
+        if stops {
+            self.controls.stop_tcp_hits();
+            error!("{LOST_ANSWERS}");
+            self.lost_answers = Some(LOST_ANSWERS);
+        } else {
+            let clients = lost.connections.iter().map(|key| from_words(key.client));
+            warn!(
+                "answers over TCP do not arrive at {}: connections that wait for one are reset",
+                list(clients)
+            );
         }
+        if let Err(error) = self.reset_carried(|key| lost.connections.contains(key)) {
+            error!("connections could not be reset: {error:#}");
+        }
+        stops
+    }
+
+    /// The connections that wait in vain for an answer.
+    fn lost(&mut self) -> Result<Lost, MapsError> {
+        let (maps, now) = (&self.datapath.maps, Instant::now());
+        let stats = maps::counters(maps)?;
+        if !self.receipts.is_due(&stats, now) {
+            return Ok(Lost::default());
+        }
+        let waiting = Translations::open(maps)?.waiting()?;
+        Ok(self.receipts.look(&waiting, &stats, now))
     }
 
     /// Closes the TCP flows that have lost their sockets.

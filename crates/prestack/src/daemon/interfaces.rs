@@ -1,14 +1,11 @@
 //! Interfaces that go while prestack runs, and come back as others.
 
-use std::net::{IpAddr, Ipv6Addr};
-
-use prestack_abi::flow::FlowKey;
 use tracing::{error, info, warn};
 
 use super::Daemon;
 use crate::{
     attach::Attachment,
-    host::Host,
+    host::{Host, from_words},
     netlink::{self, Interface},
     preflight,
 };
@@ -129,7 +126,9 @@ impl Daemon {
         if self.options.tcp_hits {
             let reset = match Host::look(&self.attached()) {
                 // Segments may have passed before the programs were there again, whatever their way.
-                Ok(host) if !moves.regained => self.reset_carried(|key| !host.sees(server(key))),
+                Ok(host) if !moves.regained => {
+                    self.reset_carried(|key| !host.sees(from_words(key.server)))
+                }
                 _ => self.reset_carried(|_| true),
             };
             if let Err(error) = reset {
@@ -138,13 +137,4 @@ impl Daemon {
         }
         true
     }
-}
-
-/// The address at which a connection has memcached.
-fn server(key: &FlowKey) -> IpAddr {
-    let mut bytes = [0; 16];
-    for (at, word) in key.server.iter().enumerate() {
-        bytes[4 * at..4 * at + 4].copy_from_slice(&word.to_ne_bytes());
-    }
-    Ipv6Addr::from(bytes).to_canonical()
 }

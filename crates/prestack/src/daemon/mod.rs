@@ -80,6 +80,8 @@ pub struct Daemon {
     missing: BTreeMap<String, String>,
     /// Why connections cannot be ended.
     indestructible: Option<String>,
+    /// Why no more answers are given over TCP.
+    lost_answers: Option<&'static str>,
     /// Said already.
     trouble: Option<String>,
 }
@@ -130,6 +132,7 @@ impl Daemon {
             options: options.clone(),
             missing: BTreeMap::new(),
             indestructible: None,
+            lost_answers: None,
             trouble: None,
         };
         if let Some(left) = left {
@@ -292,7 +295,9 @@ impl Daemon {
                 self.controls.serve_for(SERVE_AHEAD);
             }
             self.look_at_extent();
-            self.look_at_receipts();
+            if self.look_at_receipts() {
+                self.write_state()?;
+            }
             self.wait(signals)?;
             if signals.received() {
                 return Ok(());
@@ -414,6 +419,8 @@ impl Daemon {
             self.state.problems.push(error.to_string());
         }
         self.state.problems.extend(self.indestructible.clone());
+        let lost_answers = self.lost_answers.map(str::to_owned);
+        self.state.problems.extend(lost_answers);
         self.state.unseen = self.watch.unseen().to_vec();
         self.state.aside = self.adaptation.state();
         self.instance.write(&self.state)?;
