@@ -82,6 +82,8 @@ pub struct Daemon {
     indestructible: Option<String>,
     /// Why no more answers are given over TCP.
     lost_answers: Option<&'static str>,
+    /// What has changed could not be written down.
+    unwritten: bool,
     /// Said already.
     trouble: Option<String>,
 }
@@ -133,6 +135,7 @@ impl Daemon {
             missing: BTreeMap::new(),
             indestructible: None,
             lost_answers: None,
+            unwritten: false,
             trouble: None,
         };
         if let Some(left) = left {
@@ -280,7 +283,7 @@ impl Daemon {
     /// Keeps the datapath serving until a signal arrives.
     ///
     /// # Errors
-    /// Every interface is gone, or the state cannot be written.
+    /// Every interface is gone, or the kernel does not wait.
     pub fn serve(&mut self, signals: &Signals) -> anyhow::Result<()> {
         let mut looked = Instant::now();
         loop {
@@ -289,14 +292,14 @@ impl Daemon {
                 self.adaptation
                     .adapt(&self.controls, &mut self.datapath, &self.watch);
             if has_changed {
-                self.write_state()?;
+                self.update_state();
             }
             if !self.adaptation.is_aside() {
                 self.controls.serve_for(SERVE_AHEAD);
             }
             self.look_at_extent();
             if self.look_at_receipts() {
-                self.write_state()?;
+                self.update_state();
             }
             self.wait(signals)?;
             if signals.received() {
@@ -311,10 +314,11 @@ impl Daemon {
             };
             if changed || notified || looked.elapsed() >= pause {
                 changed |= self.look()?;
+                changed |= self.unwritten;
                 looked = Instant::now();
             }
             if changed {
-                self.write_state()?;
+                self.update_state();
             }
             if self.swept.elapsed() >= SWEEP && !self.adaptation.is_aside() {
                 self.swept = Instant::now();
@@ -399,6 +403,17 @@ impl Daemon {
             }
         };
         Ok(self.follow(moves) | changed)
+    }
+
+    /// Writes down what has changed. If that cannot be it is tried again at the next look.
+    fn update_state(&mut self) {
+        let written = self.write_state();
+        if let Err(error) = &written
+            && !self.unwritten
+        {
+            warn!("{error:#}: other commands are told what was so before");
+        }
+        self.unwritten = written.is_err();
     }
 
     fn write_state(&mut self) -> anyhow::Result<()> {
