@@ -6,9 +6,9 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use prestack_testbed::{Memcached, MemcachedOptions, Offload, Testbed, pace};
+use prestack_testbed::{Memcached, MemcachedOptions, Offload, Prestack, TcpClient, Testbed, pace};
 use prestack_tests::pinned::carry;
-use prestack_tests::stage::{LASTING, Stage, start_prestack, store};
+use prestack_tests::stage::{LASTING, PORT, Stage, start_prestack, store};
 
 const HITS: [&str; 1] = ["--tcp-hits"];
 
@@ -126,6 +126,65 @@ fn who_gets_no_answer_is_not_left_waiting() -> Result<()> {
     Ok(())
 }
 
+/// The same over one of two links: connections over the other have got answers.
+#[test]
+fn who_alone_gets_no_answer_is_not_left_waiting() -> Result<()> {
+    const BAD: usize = 1;
+    let mut bed = Testbed::with_links(2)?;
+    bed.links[BAD].free_client_dev();
+    let dev = &bed.links[BAD].client_dev;
+    Offload::Gro.set(&bed.client, dev, false)?;
+    let memcached = Memcached::start(&bed.server, MemcachedOptions::default())?;
+    let devs: Vec<_> = bed.links.iter().map(|l| l.server_dev.as_str()).collect();
+    let devs = devs.join(",");
+    let args = ["--interface", &devs, "--no-watch-lo", "--always-on"];
+    let prestack = Prestack::start(&bed.server, &[&args, &LASTING[..], &HITS].concat())?;
+    let stage = Stage {
+        prestack,
+        memcached,
+        bed,
+    };
+    let mut good = stage.tcp()?;
+    store(&mut good, b"key", b"value")?;
+    carry_on(&stage, &mut good, b"value")?;
+    let bad = || {
+        let server = (stage.bed.links[BAD].server4, PORT).into();
+        TcpClient::connect(&stage.bed.client, server)
+    };
+    let problem = || -> Result<bool> {
+        let status = stage.prestack.instance().command(&["status"])?;
+        Ok(status.contains("do not arrive"))
+    };
+    // The third one is one too many.
+    for round in 0..3 {
+        ensure!(!problem()?, "hits have stopped in round {round}");
+        let mut client = bad()?;
+        loop {
+            let before = tcp_hits(&stage)?;
+            client.send(b"get key\r\n")?;
+            thread::sleep(Duration::from_millis(20));
+            if tcp_hits(&stage)? > before {
+                break;
+            }
+            ensure!(client.items()?.len() == 1);
+        }
+        ensure!(client.is_reset()?, "the connection was closed");
+        // The other one is none of those.
+        ensure!(good.get(b"key")?.as_deref() == Some(&b"value"[..]));
+    }
+    pace::wait_for("the end of hits", Duration::from_secs(5), || {
+        Ok(problem()?.then_some(()))
+    })?;
+    let before = tcp_hits(&stage)?;
+    let mut next = bad()?;
+    for _ in 0..20 {
+        ensure!(next.get(b"key")?.as_deref() == Some(&b"value"[..]));
+        ensure!(good.get(b"key")?.as_deref() == Some(&b"value"[..]));
+    }
+    assert_eq!(tcp_hits(&stage)?, before);
+    Ok(())
+}
+
 /// Nothing is answered for which the client has no room to spare.
 #[test]
 fn a_client_that_does_not_read() -> Result<()> {
@@ -211,6 +270,15 @@ fn thrown_away() -> Result<u64> {
         .1
         .parse()
         .context("not a number")
+}
+
+/// GETs on the connection are answered again.
+fn carry_on(stage: &Stage, client: &mut TcpClient, value: &[u8]) -> Result<()> {
+    let before = tcp_hits(stage)?;
+    pace::wait_for("a hit over TCP", Duration::from_secs(5), || {
+        ensure!(client.get(b"key")?.as_deref() == Some(value));
+        Ok((tcp_hits(stage)? > before).then_some(()))
+    })
 }
 
 /// One end closes, or half of it, or resets the connection, with answers under way or without.

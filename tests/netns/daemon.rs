@@ -1,9 +1,10 @@
 //! The daemon's life: what is attached, and what happens to the cache when it goes.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
-use anyhow::Result;
-use prestack_testbed::{Memcached, MemcachedOptions, Testbed, UdpClient};
+use anyhow::{Context, Result, ensure};
+use prestack_testbed::{Memcached, MemcachedOptions, Signal, Testbed, UdpClient, pace::wait_for};
 use prestack_tests::attached::{nothing_attached, nothing_linked};
 use prestack_tests::stage::{LASTING, PORT, Stage, behind, set, start_prestack, store, until_hit};
 
@@ -76,6 +77,56 @@ fn a_killed_daemon_leaves_values_and_connections_intact() -> Result<()> {
     killed.command(&["detach"])?;
     assert_eq!(killed.files()?, NO_FILES);
     until_hit(&prestack, &mut udp, b"key", b"199")
+}
+
+/// A folder that goes with this.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new(path: PathBuf) -> Result<Self> {
+        std::fs::create_dir(&path)?;
+        Ok(Self(path))
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir(&self.0);
+    }
+}
+
+#[test]
+fn what_cannot_be_written_down_is_later() -> Result<()> {
+    let mut stage = Stage::new()?;
+    let files = stage.prestack.instance().files()?;
+    let state = files
+        .iter()
+        .find(|file| file.extension().is_some_and(|e| e == "json"));
+    let obstacle = state.context("no state")?.with_extension("json.new");
+    let obstacle = Folder::new(obstacle)?;
+    let address = [10, 100, 0, 1].into();
+    stage.bed.add_server_address(0, address)?;
+    stage.bed.add_client_address(0, [10, 100, 0, 2].into())?;
+    let mut udp = UdpClient::connect(&stage.bed.client, (address, PORT).into())?;
+    store(&mut stage.behind()?, b"key", b"value")?;
+    // It goes on, and serves there, which its state does not say.
+    until_hit(&stage.prestack, &mut udp, b"key", b"value")?;
+    std::thread::sleep(Duration::from_millis(300));
+    let is_told = || -> Result<bool> {
+        let status = stage.prestack.instance().command(&["status"])?;
+        Ok(status.contains("10.100.0.0/24"))
+    };
+    ensure!(!is_told()?, "it was written all the same");
+    until_hit(&stage.prestack, &mut udp, b"key", b"value")?;
+    drop(obstacle);
+    wait_for("the state to be written", Duration::from_secs(10), || {
+        Ok(is_told()?.then_some(()))
+    })?;
+    stage.prestack.signal(Signal::SIGTERM)?;
+    let said = stage.prestack.wait()?;
+    ensure!(said.matches("what was so before").count() == 1, "{said}");
+    assert_eq!(stage.prestack.instance().files()?, NO_FILES);
+    Ok(())
 }
 
 #[test]

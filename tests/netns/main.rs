@@ -17,6 +17,7 @@ mod drained;
 mod flood;
 mod flush;
 mod growth;
+mod interfaces;
 mod links;
 mod lo;
 mod loss;

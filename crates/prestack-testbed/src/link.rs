@@ -50,7 +50,23 @@ impl Link {
     /// received through NAPI at both ends, as they would be from a real network.
     pub(crate) fn new(server: &Namespace, client: &Namespace, n: u8) -> Result<Self> {
         let [server_dev, client_dev] = names(["vs", "vc"]);
-        add_pair([(server, &server_dev), (client, &client_dev)])?;
+        add_pair([(server, &server_dev), (client, &client_dev)], &[])?;
+        Self::set_up([(server, server_dev), (client, client_dev)], n, Vec::new())
+    }
+
+    /// The link again, after its devices were removed: with the same names and addresses, and the server's
+    /// device with this index if one is given.
+    pub(crate) fn again(
+        &self,
+        server: &Namespace,
+        client: &Namespace,
+        n: u8,
+        index: Option<u32>,
+    ) -> Result<Self> {
+        let [server_dev, client_dev] = [&self.server_dev, &self.client_dev].map(String::clone);
+        let index = index.map(|index| index.to_string());
+        let index: Vec<_> = index.iter().flat_map(|i| ["index", i.as_str()]).collect();
+        add_pair([(server, &server_dev), (client, &client_dev)], &index)?;
         Self::set_up([(server, server_dev), (client, client_dev)], n, Vec::new())
     }
 
@@ -62,8 +78,8 @@ impl Link {
     ) -> Result<(Self, Middle)> {
         let namespace = Namespace::new()?;
         let [server_dev, to_server, to_client, client_dev] = names(["vs", "ms", "mc", "vc"]);
-        add_pair([(server, &server_dev), (&namespace, &to_server)])?;
-        add_pair([(client, &client_dev), (&namespace, &to_client)])?;
+        add_pair([(server, &server_dev), (&namespace, &to_server)], &[])?;
+        add_pair([(client, &client_dev), (&namespace, &to_client)], &[])?;
         let mut xdp = Vec::new();
         for port in [&to_server, &to_client] {
             xdp.push(bpf::attach_pass(&namespace, port)?);
@@ -108,10 +124,10 @@ fn names<const N: usize>(prefixes: [&str; N]) -> [String; N] {
     prefixes.map(|prefix| format!("{prefix}{}-{number}", std::process::id()))
 }
 
-/// Makes a veth pair.
-fn add_pair(ends: [(&Namespace, &str); 2]) -> Result<()> {
+/// Makes a veth pair; `settings` are those of the first device.
+fn add_pair(ends: [(&Namespace, &str); 2], settings: &[&str]) -> Result<()> {
     let [(namespace, dev), (other, peer_dev)] = ends;
-    let add = ["link", "add", dev, "type", "veth"];
+    let add = [&["link", "add", dev], settings, &["type", "veth"]].concat();
     let peer = ["peer", "name", peer_dev, "netns", &other.path()];
     namespace.ip(add.into_iter().chain(peer))?;
     // Before there is an XDP program: then they cannot be set.

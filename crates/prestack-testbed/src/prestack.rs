@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -206,11 +207,19 @@ impl Prestack {
     /// # Errors
     /// When it does not.
     pub fn wait(&mut self) -> Result<String> {
-        let (status, stderr) = self.process.wait(LIMIT)?;
+        let (status, stderr) = self.ended()?;
         if !status.success() {
             bail!("prestack ended with {status}: {stderr}");
         }
         Ok(stderr)
+    }
+
+    /// Waits until the daemon has ended by itself; returns its status and what it said on standard error.
+    ///
+    /// # Errors
+    /// When it does not end.
+    pub fn ended(&mut self) -> Result<(ExitStatus, String)> {
+        self.process.wait(LIMIT)
     }
 
     /// The line with which it said that it serves.

@@ -62,6 +62,26 @@ impl Testbed {
         Ok((bed, middle))
     }
 
+    /// Removes both devices of the `link`-th pair.
+    ///
+    /// # Errors
+    /// When `ip` fails.
+    pub fn unplug(&self, link: usize) -> Result<()> {
+        let dev = &self.links[link].server_dev;
+        self.server.ip(["link", "delete", dev]).map(drop)
+    }
+
+    /// Makes the devices of the `link`-th pair again, which were [removed](Self::unplug): with the same names and
+    /// addresses, and the server's device with this index if one is given.
+    ///
+    /// # Errors
+    /// When `ip` fails.
+    pub fn plug(&mut self, link: usize, index: Option<u32>) -> Result<()> {
+        let again = self.links[link].again(&self.server, &self.client, link as u8, index)?;
+        self.links[link] = again;
+        Ok(())
+    }
+
     /// Gives the server one more address on the `link`-th pair.
     ///
     /// # Errors

@@ -81,7 +81,7 @@ impl Translation {
         if !is_wanted {
             return Arrival::Go;
         }
-        self.was_resent = 1;
+        self.resends = self.resends.wrapping_add(1);
         Arrival::Resend
     }
 
@@ -410,9 +410,9 @@ mod tests {
             assert_eq!(arrive(&mut connection, &repeat, 11), Arrival::Go);
         }
         let part = from_client(NEXT, KERNEL.wrapping_add(100));
-        assert_eq!(connection.translation.was_resent, 0);
+        assert_eq!(connection.translation.resends, 0);
         assert_eq!(arrive(&mut connection, &part, 11), Arrival::Resend);
-        assert_eq!(connection.translation.was_resent, 1);
+        assert_eq!(connection.translation.resends, 1);
         for expected in [Arrival::Go, Arrival::Go, Arrival::Resend] {
             assert_eq!(arrive(&mut connection, &part, 11), expected);
         }

@@ -83,7 +83,7 @@ impl Translation {
     const fn lost_so_far(&self) -> u32 {
         if self.answer_len <= PART {
             self.lost
-        } else if self.was_resent != 0 {
+        } else if self.resends != 0 {
             self.lost.saturating_add(1)
         } else {
             0
@@ -145,7 +145,7 @@ impl Translation {
         self.is_held = 0;
         self.repeats = 0;
         self.is_resent = 0;
-        self.was_resent = 0;
+        self.resends = 0;
         self.is_thrown_away = 0;
         self.lost = lost;
         self.answered_at = now;
@@ -269,7 +269,7 @@ mod tests {
         translation.is_held = 1;
         translation.repeats = 2;
         translation.is_resent = 1;
-        translation.was_resent = 1;
+        translation.resends = 1;
         translation.is_thrown_away = 1;
         let segment = Segment {
             timestamp: 9,
@@ -282,12 +282,12 @@ mod tests {
             is_held,
             repeats,
             is_resent,
-            was_resent,
+            resends,
             is_thrown_away,
             ..
         } = translation;
         assert_eq!((is_held, repeats, is_resent), (0, 0, 0));
-        assert_eq!((was_resent, is_thrown_away), (0, 0));
+        assert_eq!((resends, is_thrown_away), (0, 0));
         assert_eq!(translation.answered_at, 20);
         assert_eq!(ends.recent, 9);
         // Since when the kernel waits, and when something passed, stays.
@@ -337,7 +337,7 @@ mod tests {
             };
             let reply = translation.serve(ends, &policy, &request, len, 20);
             if reply.is_some() {
-                translation.was_resent = is_lost;
+                translation.resends = is_lost;
             }
             reply.is_some()
         };

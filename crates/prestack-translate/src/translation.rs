@@ -46,8 +46,8 @@ pub struct Translation {
     pub is_resent: u32,
     /// How many answers of more than a part that had to be sent again were given one after the other.
     pub lost: u32,
-    /// Non-zero once anything of the answer was sent again.
-    pub was_resent: u32,
+    /// How often anything of the answer was sent again.
+    pub resends: u32,
     /// What the two ends have agreed to.
     pub agreement: Agreement,
     /// Non-zero once the client has said that it has no room for the answer, which was sent into its window: it has
@@ -190,7 +190,7 @@ mod tests {
         let translation = &mut translations[1];
         (translation.is_closing, translation.is_held) = (1, 1);
         translation.repeats = 2;
-        (translation.is_resent, translation.was_resent) = (1, 1);
+        (translation.is_resent, translation.resends) = (1, 1);
         (translation.lost, translation.is_thrown_away) = (3, 1);
         let policy = Policy {
             room: 1000,

@@ -11,7 +11,7 @@ use nix::{ifaddrs::getifaddrs, net::if_::if_nameindex};
 
 use crate::{
     links::{self, LinkSpec},
-    netlink,
+    netlink::{self, Interface},
 };
 
 /// Name of the loopback interface.
@@ -50,12 +50,27 @@ impl Host {
     ///
     /// # Errors
     /// The kernel does not say.
-    pub fn look(attached: &[String]) -> io::Result<Self> {
-        let links = links::links(&netlink::devices()?, attached);
+    pub fn look(attached: &[Interface]) -> io::Result<Self> {
+        let devices = netlink::devices()?;
+        // Another one may have come in the place of an interface, under its name.
+        let is_there = |interface: &&Interface| {
+            let mut devices = devices.iter();
+            devices.any(|d| d.name == interface.name && d.index == interface.index)
+        };
+        let names = attached.iter().filter(is_there).map(|at| at.name.clone());
+        let names: Vec<_> = names.collect();
+        let links = links::links(&devices, &names);
         Ok(Self {
-            local: addresses(&links::seen(&links, attached))?,
+            local: addresses(&links::seen(&links, &names))?,
             links,
         })
+    }
+
+    /// Whether this is an address at which packets are seen.
+    #[must_use]
+    pub fn sees(&self, address: IpAddr) -> bool {
+        let mut local = self.local.iter();
+        local.any(|here| here.attached && here.address() == address)
     }
 
     /// Numbers of the attached interfaces and of those on top of them.
@@ -121,6 +136,16 @@ pub fn mapped(address: IpAddr) -> Ipv6Addr {
     }
 }
 
+/// The address that is these words in network byte order, IPv4 mapped into IPv6.
+#[must_use]
+pub fn from_words(words: [u32; 4]) -> IpAddr {
+    let mut bytes = [0; 16];
+    for (bytes, word) in bytes.chunks_exact_mut(4).zip(words) {
+        bytes.copy_from_slice(&word.to_ne_bytes());
+    }
+    Ipv6Addr::from(bytes).to_canonical()
+}
+
 /// Addresses in words, each once.
 #[must_use]
 pub fn list(addresses: impl Iterator<Item = IpAddr>) -> String {
@@ -156,6 +181,25 @@ pub fn has_fast_open() -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_interface_is_known_by_its_number_as_well() {
+        let mut lo = netlink::interface(LOOPBACK)
+            .expect("an answer")
+            .expect("there is one");
+        let local = IpAddr::from([127, 0, 0, 1]);
+        assert!(Host::look(&[lo.clone()]).expect("readable").sees(local));
+        lo.index += 1_000_000;
+        assert!(!Host::look(&[lo]).expect("readable").sees(local));
+    }
+
+    #[test]
+    fn words_are_addresses() {
+        let mapped = [0, 0, 0xffff_u32.to_be(), 0x0a00_0001_u32.to_be()];
+        assert_eq!(from_words(mapped), IpAddr::from([10, 0, 0, 1]));
+        let v6 = [0xfd00_0000_u32.to_be(), 0, 0, 1_u32.to_be()];
+        assert_eq!(from_words(v6).to_string(), "fd00::1");
+    }
 
     #[test]
     fn the_loopback_interface_is_found() {

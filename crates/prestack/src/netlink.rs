@@ -310,8 +310,15 @@ pub fn remove_unused_clsact(index: u32) -> io::Result<()> {
     };
     message.header.parent = TcHandle::CLSACT;
     match request(RouteNetlinkMessage::DelQueueDiscipline(message), 0) {
-        // It is gone already.
-        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::EINVAL)) => Ok(()),
+        // It is gone already, or the interface is.
+        Err(error)
+            if matches!(
+                error.raw_os_error(),
+                Some(libc::ENOENT | libc::EINVAL | libc::ENODEV)
+            ) =>
+        {
+            Ok(())
+        }
         removed => removed.map(drop),
     }
 }

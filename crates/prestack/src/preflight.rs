@@ -193,7 +193,11 @@ pub fn interfaces(options: &Options) -> Result<Vec<Interface>, PreflightError> {
         .collect()
 }
 
-fn interface(name: &str) -> Result<Interface, PreflightError> {
+/// Looks up an interface.
+///
+/// # Errors
+/// There is none of this name, or prestack cannot read its frames.
+pub fn interface(name: &str) -> Result<Interface, PreflightError> {
     let found = if (1..=LONGEST_NAME).contains(&name.len()) {
         netlink::interface(name).map_err(|source| PreflightError::Unanswered {
             what: format!("interface {name}"),
@@ -254,8 +258,8 @@ fn program_name(id: u32) -> String {
 ///
 /// # Errors
 /// One is not.
-pub fn addresses(options: &Options) -> Result<Host, PreflightError> {
-    let host = Host::look(&options.interfaces).map_err(|source| PreflightError::Unanswered {
+pub fn addresses(options: &Options, interfaces: &[Interface]) -> Result<Host, PreflightError> {
+    let host = Host::look(interfaces).map_err(|source| PreflightError::Unanswered {
         what: "the addresses and interfaces of this host".into(),
         source,
     })?;

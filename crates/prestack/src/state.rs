@@ -227,7 +227,11 @@ impl Instance {
         let text = serde_json::to_vec_pretty(state).map_err(io::Error::other);
         text.and_then(|text| fs::write(&new, text))
             .and_then(|()| fs::rename(&new, &path))
-            .map_err(|source| StateError::Io { path, source })
+            .map_err(|source| {
+                // A part of it may be there. Nobody reads that.
+                let _ = fs::remove_file(&new);
+                StateError::Io { path, source }
+            })
     }
 
     /// Forgets the state.
@@ -408,6 +412,16 @@ mod tests {
         instance.clear().expect("removed");
         instance.clear().expect("already removed");
         assert_eq!(instance.state().expect("readable"), None);
+    }
+
+    #[test]
+    fn nothing_is_left_of_what_cannot_be_written() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let instance = instance("one", folder.path());
+        // It cannot be put in the place of a folder.
+        fs::create_dir(folder.path().join("one.json")).expect("made");
+        assert!(instance.write(&state()).is_err());
+        assert_eq!(fs::read_dir(folder.path()).expect("readable").count(), 1);
     }
 
     #[test]

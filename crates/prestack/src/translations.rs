@@ -8,7 +8,12 @@ use aya::{
 };
 use prestack_abi::{flow::FlowKey, names, translated::Translated};
 
-use crate::maps::{self, LOCKED, MapIds, MapsError, fails};
+use prestack_translate::Translation;
+
+use crate::{
+    maps::{self, LOCKED, MapIds, MapsError, fails},
+    receipts::Waiting,
+};
 
 #[derive(Clone, Copy)]
 #[repr(transparent)]
@@ -92,6 +97,31 @@ impl Translations {
         })?;
         let key = |place| Ok(maps::flow(&self.ids, place)?.key);
         places.into_iter().map(key).collect()
+    }
+
+    /// The open ones whose last answer was sent again, and is not acknowledged.
+    ///
+    /// # Errors
+    /// As for [`count`](Self::count).
+    pub fn waiting(&self) -> Result<Vec<Waiting>, MapsError> {
+        let mut found = Vec::new();
+        self.each(|place, translated| {
+            let translation = translated.translation;
+            let is_lacking = translation.is_unacknowledged() && translation.resends != 0;
+            if translated.over_at == 0 && is_lacking {
+                found.push((place, translation));
+            }
+        })?;
+        let waiting = |(place, translation): (u32, Translation)| {
+            Ok(Waiting {
+                key: maps::flow(&self.ids, place)?.key,
+                answer_end: translation.answer_end(),
+                got: translation.got,
+                resends: translation.resends,
+                is_first: translation.given == translation.answer_len,
+            })
+        };
+        found.into_iter().map(waiting).collect()
     }
 
     /// Looks at those that are translated, the closed ones included, and their places.

@@ -20,6 +20,7 @@ use crate::{
     host::{self, Host, LOOPBACK, LocalAddress},
     layout::Layout,
     maps::Controls,
+    netlink::Interface,
     settings::Options,
     slots::{Changes, Slots},
     state::BackendState,
@@ -71,6 +72,7 @@ fn list(problems: &[Problem]) -> String {
 #[derive(Debug)]
 pub struct Watch {
     selection: Selection,
+    /// Names of those that are to be attached to.
     interfaces: Vec<String>,
     allow: Vec<IpNet>,
     settle: Duration,
@@ -148,9 +150,13 @@ impl Watch {
     ///
     /// # Errors
     /// As for [`rescan`](Self::rescan).
-    pub fn give_up_lo(&mut self, controls: &Controls) -> Result<(), WatchError> {
+    pub fn give_up_lo(
+        &mut self,
+        controls: &Controls,
+        attached: &[Interface],
+    ) -> Result<(), WatchError> {
         self.lo = Lo::Unseen;
-        self.rescan(controls).map(drop)
+        self.rescan(controls, attached).map(drop)
     }
 
     /// Writes doors and allow list into a configuration.
@@ -224,14 +230,18 @@ impl Watch {
         self.apply(layout, &changes, controls)
     }
 
-    /// Looks at the host's sockets and addresses, and tells the datapath what has changed. Returns
-    /// whether anything has.
+    /// Looks at the host's sockets and addresses, and tells the datapath what has changed: `attached` are
+    /// the interfaces that packets are seen on. Returns whether anything has.
     ///
     /// # Errors
     /// The host cannot be looked at, or has more than can be handled; the datapath goes on with
     /// what it has.
-    pub fn rescan(&mut self, controls: &Controls) -> Result<bool, WatchError> {
-        let host = Host::look(&self.interfaces)?;
+    pub fn rescan(
+        &mut self,
+        controls: &Controls,
+        attached: &[Interface],
+    ) -> Result<bool, WatchError> {
+        let host = Host::look(attached)?;
         self.indices = host.indices();
         let Found { backends, problems } = self.scanner.scan(&self.selection)?;
         let changes = self.slots.update(backends);

@@ -145,7 +145,8 @@ impl Datapath {
     }
 
     /// The number of the XDP program.
-    pub(super) fn rx_number(&self) -> u32 {
+    #[must_use]
+    pub fn rx_number(&self) -> u32 {
         self.programs[0]
     }
 

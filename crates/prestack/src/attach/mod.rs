@@ -15,7 +15,7 @@ use aya::programs::ProgramError;
 use prestack_abi::names;
 
 use crate::{
-    bpffs::BpffsError,
+    bpffs::{self, BpffsError},
     host::LOOPBACK,
     netlink::{self, Interface},
     settings::{EgressSetting, ModeSetting},
@@ -296,6 +296,18 @@ impl Attachment {
         self.tx.pin(&tx_path).map_err(|e| failed(tx_path, e))?;
         if let Some(rx) = &mut self.rx {
             rx.pin(&rx_path).map_err(|e| failed(rx_path, e))?;
+        }
+        Ok(())
+    }
+
+    /// Detaches the programs, pinned or not, if they are still there: the interface is to be seen no more.
+    ///
+    /// # Errors
+    /// The BPF file system refused to remove a pin.
+    pub fn give_up(mut self, folder: &Path) -> Result<(), BpffsError> {
+        self.tx.unpin();
+        for path in self.pinned_at(folder) {
+            bpffs::remove(&path)?;
         }
         Ok(())
     }

@@ -83,6 +83,13 @@ impl Attached {
         }
         Ok(())
     }
+
+    /// Makes it go with the process again. (The pin of a link has to be removed besides.)
+    pub fn unpin(&mut self) {
+        if let Self::Clsact(filter) = self {
+            filter.stays = false;
+        }
+    }
 }
 
 impl Drop for ClsactFilter {

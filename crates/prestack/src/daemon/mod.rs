@@ -1,10 +1,13 @@
 //! The process behind `prestack run`: starts the datapath, keeps it serving, takes it down.
 
 mod adoption;
+mod connections;
 mod initial;
+mod interfaces;
 mod signals;
 
 use std::{
+    collections::BTreeMap,
     io,
     os::fd::AsFd as _,
     path::Path,
@@ -16,7 +19,7 @@ use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
 };
 use prestack_abi::extent::Extent;
-use tracing::{debug, error, info, warn};
+use tracing::{debug, info, warn};
 
 use crate::{
     adopt,
@@ -25,17 +28,15 @@ use crate::{
     },
     attention::Adaptation,
     bpffs, destroy,
-    discovery::procnet::connections,
-    drain::{self, Carried, Drained, drain},
+    drain::{Carried, Drained, drain},
     leftovers,
     maps::{self, Controls},
-    netlink::{self, Interface, Notices},
+    netlink::{Interface, Notices},
     preflight,
     receipts::Receipts,
     settings::Options,
     state::{Instance, State},
     sweep::Sweep,
-    units::counted,
     watch::Watch,
 };
 
@@ -45,7 +46,7 @@ pub use signals::Signals;
 const HEARTBEAT_MS: u8 = 100;
 /// How long the datapath serves after that.
 const SERVE_AHEAD: Duration = Duration::from_secs(1);
-/// How often the host is looked at while a backend is missing.
+/// How often the host is looked at while a backend or an interface is missing.
 const RESCAN_WAITING: Duration = Duration::from_millis(200);
 /// How often the host is looked at otherwise.
 const RESCAN: Duration = Duration::from_secs(1);
@@ -74,8 +75,15 @@ pub struct Daemon {
     receipts: Receipts,
     extent: Extent,
     mtu: u32,
+    options: Options,
+    /// Why interfaces that are to be attached to are not, by their names.
+    missing: BTreeMap<String, String>,
     /// Why connections cannot be ended.
     indestructible: Option<String>,
+    /// Why no more answers are given over TCP.
+    lost_answers: Option<&'static str>,
+    /// What has changed could not be written down.
+    unwritten: bool,
     /// Said already.
     trouble: Option<String>,
 }
@@ -88,8 +96,8 @@ impl Daemon {
     pub fn start(options: &Options, instance: Instance) -> anyhow::Result<Self> {
         // From before anything is looked at, so that no change is missed.
         let notices = Notices::subscribe()?;
-        preflight::interfaces(options)?;
-        let host = preflight::addresses(options)?;
+        let interfaces = preflight::interfaces(options)?;
+        let host = preflight::addresses(options, &interfaces)?;
         let left = adopt::find(options, &instance)?;
         let earlier = left.as_ref().map_or(&[][..], |left| &left.backends);
         let watch = Watch::new(options, &host, earlier)?;
@@ -123,7 +131,11 @@ impl Daemon {
             receipts: Receipts::default(),
             extent: options.extent,
             mtu,
+            options: options.clone(),
+            missing: BTreeMap::new(),
             indestructible: None,
+            lost_answers: None,
+            unwritten: false,
             trouble: None,
         };
         if let Some(left) = left {
@@ -238,7 +250,8 @@ impl Daemon {
     fn have_lo(&mut self, watched: Result<Loopback, Unwatched>) {
         if let Err(error) = &watched {
             warn!("{error}");
-            if let Err(error) = self.watch.give_up_lo(&self.controls) {
+            let attached = self.attached();
+            if let Err(error) = self.watch.give_up_lo(&self.controls, &attached) {
                 warn!("{error}");
             }
         }
@@ -270,7 +283,7 @@ impl Daemon {
     /// Keeps the datapath serving until a signal arrives.
     ///
     /// # Errors
-    /// Every interface is gone, or the state cannot be written.
+    /// Every interface is gone, or the kernel does not wait.
     pub fn serve(&mut self, signals: &Signals) -> anyhow::Result<()> {
         let mut looked = Instant::now();
         loop {
@@ -279,30 +292,33 @@ impl Daemon {
                 self.adaptation
                     .adapt(&self.controls, &mut self.datapath, &self.watch);
             if has_changed {
-                self.write_state()?;
+                self.update_state();
             }
             if !self.adaptation.is_aside() {
                 self.controls.serve_for(SERVE_AHEAD);
             }
             self.look_at_extent();
-            self.look_at_receipts();
+            if self.look_at_receipts() {
+                self.update_state();
+            }
             self.wait(signals)?;
             if signals.received() {
                 return Ok(());
             }
             let mut changed = self.watch.notice_ends(&self.controls);
             let notified = self.is_notified()?;
-            let pause = if self.watch.is_waiting() {
+            let pause = if self.watch.is_waiting() || !self.missing.is_empty() {
                 RESCAN_WAITING
             } else {
                 RESCAN
             };
             if changed || notified || looked.elapsed() >= pause {
                 changed |= self.look()?;
+                changed |= self.unwritten;
                 looked = Instant::now();
             }
             if changed {
-                self.write_state()?;
+                self.update_state();
             }
             if self.swept.elapsed() >= SWEEP && !self.adaptation.is_aside() {
                 self.swept = Instant::now();
@@ -310,28 +326,6 @@ impl Daemon {
                     debug!("cannot look for TCP connections that are gone: {error:#}");
                 }
             }
-        }
-    }
-
-    /// Answers no more over TCP if answers do not arrive.
-    fn look_at_receipts(&mut self) {
-        if !self.controls.has_tcp_hits() || self.controls.is_draining() {
-            return;
-        }
-        let are_missing = maps::counters(&self.datapath.maps)
-            .is_ok_and(|stats| self.receipts.are_missing(&stats, Instant::now()));
-        if !are_missing {
-            return;
-        }
-        error!(
-            "answers over TCP do not arrive at clients, so none are given any more, and the connections that wait for \
-             one are reset. Over a veth pair they arrive only while its other end has an XDP program, too: give it \
-             one, or run without --tcp-hits"
-        );
-        match Carried::by(&self.state).map(|carried| drain::reset(&carried)) {
-            Ok(Ok(count)) => info!("{} reset", counted(count, "connection")),
-            Ok(Err(error)) => error!("connections could not be reset: {error:#}"),
-            Err(error) => error!("connections could not be looked at: {error}"),
         }
     }
 
@@ -359,19 +353,6 @@ impl Daemon {
         }
     }
 
-    /// Closes the TCP flows that have lost their sockets.
-    fn sweep(&mut self) -> anyhow::Result<()> {
-        let open = maps::open_flows(&self.datapath.maps)?;
-        // Later, so that a connection that is opened meanwhile is among them.
-        let connections = connections(&self.watch.ports())?;
-        for dead in self.sweep.look(open, &connections) {
-            if self.datapath.close_flow(&dead)? {
-                debug!("a TCP connection has ended unseen");
-            }
-        }
-        Ok(())
-    }
-
     /// Waits for the next heartbeat, a signal, a notice of the kernel, or the end of a backend.
     fn wait(&self, signals: &Signals) -> io::Result<()> {
         let mut fds: Vec<_> = [signals.as_fd(), self.notices.as_fd()]
@@ -396,14 +377,21 @@ impl Daemon {
         self.notices.concern(&indices)
     }
 
+    /// The interfaces that are attached to.
+    fn attached(&self) -> Vec<Interface> {
+        let attached = self.attachments.iter().map(Attachment::interface);
+        attached.cloned().collect()
+    }
+
     /// Looks at the host. Returns whether something changed.
     fn look(&mut self) -> anyhow::Result<bool> {
-        self.look_at_interfaces()?;
-        match self.watch.rescan(&self.controls) {
+        let moves = self.look_at_interfaces()?;
+        let attached = self.attached();
+        let changed = match self.watch.rescan(&self.controls, &attached) {
             Ok(changed) => {
                 self.watch_sockets();
                 self.trouble = None;
-                Ok(changed)
+                changed
             }
             Err(error) => {
                 let error = error.to_string();
@@ -411,31 +399,21 @@ impl Daemon {
                     warn!("{error}");
                 }
                 self.trouble = Some(error);
-                Ok(false)
+                false
             }
-        }
+        };
+        Ok(self.follow(moves) | changed)
     }
 
-    fn look_at_interfaces(&mut self) -> anyhow::Result<()> {
-        let mut mtus = Vec::new();
-        for attachment in &self.attachments {
-            let Interface { name, index, .. } = attachment.interface();
-            match netlink::interface(name)? {
-                Some(found) if found.index == *index => mtus.push(found.mtu),
-                _ => debug!("interface {name} is gone"),
-            }
+    /// Writes down what has changed. If that cannot be it is tried again at the next look.
+    fn update_state(&mut self) {
+        let written = self.write_state();
+        if let Err(error) = &written
+            && !self.unwritten
+        {
+            warn!("{error:#}: other commands are told what was so before");
         }
-        let Some(mtu) = mtus.into_iter().min() else {
-            anyhow::bail!(
-                "every interface that was served is gone: start prestack again when they are back"
-            );
-        };
-        if mtu != self.mtu {
-            info!("replies are limited to an MTU of {mtu} from now on");
-            self.controls.set_mtu(mtu);
-            self.mtu = mtu;
-        }
-        Ok(())
+        self.unwritten = written.is_err();
     }
 
     fn write_state(&mut self) -> anyhow::Result<()> {
@@ -443,6 +421,7 @@ impl Daemon {
         self.state.backends = self.watch.backends();
         self.state.allow = self.watch.allowed().to_vec();
         self.state.problems = self.watch.problems().to_vec();
+        self.state.problems.extend(self.missing.values().cloned());
         self.state.lo = match &self.lo {
             Some(Ok(lo)) => Some(lo.state()),
             Some(Err(error)) => {
@@ -455,6 +434,8 @@ impl Daemon {
             self.state.problems.push(error.to_string());
         }
         self.state.problems.extend(self.indestructible.clone());
+        let lost_answers = self.lost_answers.map(str::to_owned);
+        self.state.problems.extend(lost_answers);
         self.state.unseen = self.watch.unseen().to_vec();
         self.state.aside = self.adaptation.state();
         self.instance.write(&self.state)?;

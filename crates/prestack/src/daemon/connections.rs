@@ -1,0 +1,111 @@
+//! TCP connections: those that are gone, those that wait for an answer in vain, and those that must end.
+
+use std::time::Instant;
+
+use prestack_abi::flow::FlowKey;
+use tracing::{debug, error, info, warn};
+
+use super::Daemon;
+use crate::{
+    destroy::Destroyer,
+    discovery::procnet::connections,
+    drain::Carried,
+    host::{from_words, list},
+    maps::{self, MapsError},
+    receipts::Lost,
+    translations::Translations,
+    units::counted,
+};
+
+/// Why no more answers are given.
+const LOST_ANSWERS: &str = "answers over TCP do not arrive at clients, so none are given any more, and the connections \
+    that wait for one are reset. Over a veth pair they arrive only while its other end has an XDP program, too: give \
+    it one, or run without --tcp-hits";
+
+impl Daemon {
+    /// Resets connections at which answers over TCP do not arrive, and gives no more of them if that is usual.
+    /// Returns whether it has come to that.
+    pub(super) fn look_at_receipts(&mut self) -> bool {
+        if !self.controls.has_tcp_hits() {
+            return false;
+        }
+        let lost = match self.lost() {
+            Ok(lost) => lost,
+            Err(error) => {
+                debug!("cannot see whether answers over TCP arrive: {error}");
+                return false;
+            }
+        };
+        if lost.connections.is_empty() {
+            return false;
+        }
+        let stops = lost.is_usual && !self.controls.is_draining();
+        if stops {
+            self.controls.stop_tcp_hits();
+            error!("{LOST_ANSWERS}");
+            self.lost_answers = Some(LOST_ANSWERS);
+        } else {
+            let clients = lost.connections.iter().map(|key| from_words(key.client));
+            warn!(
+                "answers over TCP do not arrive at {}: connections that wait for one are reset",
+                list(clients)
+            );
+        }
+        if let Err(error) = self.reset_carried(|key| lost.connections.contains(key)) {
+            error!("connections could not be reset: {error:#}");
+        }
+        stops
+    }
+
+    /// The connections that wait in vain for an answer.
+    fn lost(&mut self) -> Result<Lost, MapsError> {
+        let (maps, now) = (&self.datapath.maps, Instant::now());
+        let stats = maps::counters(maps)?;
+        if !self.receipts.is_due(&stats, now) {
+            return Ok(Lost::default());
+        }
+        let waiting = Translations::open(maps)?.waiting()?;
+        Ok(self.receipts.look(&waiting, &stats, now))
+    }
+
+    /// Closes the TCP flows that have lost their sockets.
+    pub(super) fn sweep(&mut self) -> anyhow::Result<()> {
+        let open = maps::open_flows(&self.datapath.maps)?;
+        // Later, so that a connection that is opened meanwhile is among them.
+        let connections = connections(&self.watch.ports())?;
+        for dead in self.sweep.look(open, &connections) {
+            if self.datapath.close_flow(&dead)? {
+                debug!("a TCP connection has ended unseen");
+            }
+        }
+        Ok(())
+    }
+
+    /// Resets carried connections, and forgets them: what they send may not pass where it is translated.
+    ///
+    /// # Errors
+    /// They cannot be looked at or ended.
+    pub(super) fn reset_carried(
+        &mut self,
+        is_meant: impl Fn(&FlowKey) -> bool,
+    ) -> anyhow::Result<()> {
+        let mut keys = Carried::by(&self.state)?.left()?;
+        keys.retain(is_meant);
+        if keys.is_empty() {
+            return Ok(());
+        }
+        let destroyer = Destroyer::new()?;
+        let mut reset = 0;
+        for key in &keys {
+            reset += usize::from(destroyer.destroy(key)?);
+        }
+        // Nobody may see their end.
+        for (key, flow) in maps::open_flows(&self.datapath.maps)? {
+            if keys.contains(&key) {
+                self.datapath.close_flow(&flow)?;
+            }
+        }
+        info!("{} reset", counted(reset, "translated connection"));
+        Ok(())
+    }
+}

@@ -1,0 +1,140 @@
+//! Interfaces that go while prestack runs, and come back as others.
+
+use tracing::{error, info, warn};
+
+use super::Daemon;
+use crate::{
+    attach::Attachment,
+    host::{Host, from_words},
+    netlink::{self, Interface},
+    preflight,
+};
+
+/// What has become of the interfaces since the last look.
+#[derive(Clone, Copy, Default, Debug)]
+pub(super) struct Moves {
+    /// The programs are at one no more.
+    lost: bool,
+    /// They are at one that has come back.
+    regained: bool,
+}
+
+impl Daemon {
+    /// Looks whether the programs are at every interface. Those that are gone are given up, and those that have
+    /// come back attached to anew.
+    ///
+    /// # Errors
+    /// None is left.
+    pub(super) fn look_at_interfaces(&mut self) -> anyhow::Result<Moves> {
+        let mut found = Vec::new();
+        for name in &self.options.interfaces {
+            found.extend(netlink::interface(name)?);
+        }
+        let moves = Moves {
+            lost: self.give_up_lost(&found),
+            regained: self.regain(&found),
+        };
+        anyhow::ensure!(
+            !self.attachments.is_empty(),
+            "every interface that was served is gone: start prestack again when they are back"
+        );
+        let is_attached = |found: &&Interface| {
+            let mut attached = self.attachments.iter().map(Attachment::interface);
+            attached.any(|interface| interface.index == found.index)
+        };
+        let mtus = found.iter().filter(is_attached).map(|found| found.mtu);
+        if let Some(mtu) = mtus.min().filter(|mtu| *mtu != self.mtu) {
+            info!("replies are limited to an MTU of {mtu} from now on");
+            self.controls.set_mtu(mtu);
+            self.mtu = mtu;
+        }
+        Ok(moves)
+    }
+
+    /// Gives up the interfaces that are not among those found, or have lost their program.
+    fn give_up_lost(&mut self, found: &[Interface]) -> bool {
+        let rx = self.datapath.rx_number();
+        let is_there = |attachment: &Attachment| {
+            let Interface { name, index, .. } = attachment.interface();
+            let mut found = found.iter();
+            found.any(|f| f.name == *name && f.index == *index && f.xdp.contains(&rx))
+        };
+        let attachments = std::mem::take(&mut self.attachments);
+        let (kept, lost): (Vec<_>, Vec<_>) = attachments.into_iter().partition(is_there);
+        self.attachments = kept;
+        let is_any = !lost.is_empty();
+        for attachment in lost {
+            let name = attachment.interface().name.clone();
+            self.note_missing(&name, format!("interface {name} is gone"));
+            if let Err(error) = attachment.give_up(&self.instance.pin_folder()) {
+                warn!("{error}");
+            }
+        }
+        is_any
+    }
+
+    /// Attaches to interfaces that have come back.
+    fn regain(&mut self, found: &[Interface]) -> bool {
+        let mut is_any = false;
+        for Interface { name, .. } in found {
+            if !self.missing.contains_key(name) {
+                continue;
+            }
+            match self.attach_anew(name) {
+                Ok(()) => {
+                    info!("interface {name} is back, and attached to again");
+                    self.missing.remove(name);
+                    is_any = true;
+                }
+                Err(error) => {
+                    let problem = format!("interface {name} is back, and not served: {error:#}");
+                    self.note_missing(name, problem);
+                }
+            }
+        }
+        is_any
+    }
+
+    fn note_missing(&mut self, name: &str, problem: String) {
+        let before = self.missing.insert(name.to_owned(), problem.clone());
+        if before.as_ref() != Some(&problem) {
+            warn!("{problem}");
+        }
+    }
+
+    fn attach_anew(&mut self, name: &str) -> anyhow::Result<()> {
+        let interface = preflight::interface(name)?;
+        let interfaces = std::slice::from_ref(&interface);
+        preflight::no_other_xdp(&self.instance, interfaces, &[])?;
+        let (mode, egress) = (self.options.mode, self.options.egress);
+        let mut attachment = Attachment::watch_replies(&mut self.datapath, interface, egress)?;
+        attachment.take_requests(&mut self.datapath, mode)?;
+        if self.options.outlives() {
+            attachment.pin(&self.instance.pin_folder())?;
+        }
+        self.attachments.push(attachment);
+        Ok(())
+    }
+
+    /// Forgets what may have changed unseen, and resets connections that would not be translated: where it cannot
+    /// be told, all of them. Returns whether there was something to do.
+    pub(super) fn follow(&mut self, moves: Moves) -> bool {
+        if !moves.lost && !moves.regained {
+            return false;
+        }
+        self.watch.forget_all(&self.controls, self.options.settle);
+        if self.options.tcp_hits {
+            let reset = match Host::look(&self.attached()) {
+                // Segments may have passed before the programs were there again, whatever their way.
+                Ok(host) if !moves.regained => {
+                    self.reset_carried(|key| !host.sees(from_words(key.server)))
+                }
+                _ => self.reset_carried(|_| true),
+            };
+            if let Err(error) = reset {
+                error!("connections could not be reset: {error:#}");
+            }
+        }
+        true
+    }
+}

@@ -1,0 +1,168 @@
+//! One of several interfaces goes, and comes back as another.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use prestack_testbed::{
+    Memcached, MemcachedOptions, Prestack, TcpClient, Testbed, UdpClient, pace::wait_for,
+};
+use prestack_tests::attached::nothing_attached;
+use prestack_tests::pinned::{Pinned, carry, nothing_left};
+use prestack_tests::stage::{LASTING, PORT, behind, store, until_hit};
+
+/// The pair that goes.
+const GOES: usize = 1;
+
+/// prestack on both of two interfaces.
+struct Two {
+    prestack: Prestack,
+    memcached: Memcached,
+    bed: Testbed,
+}
+
+impl Two {
+    fn with(args: &[&str]) -> Result<Self> {
+        let bed = Testbed::with_links(2)?;
+        let memcached = Memcached::start(&bed.server, MemcachedOptions::default())?;
+        let devs: Vec<_> = bed.links.iter().map(|l| l.server_dev.as_str()).collect();
+        let devs = devs.join(",");
+        let usual = ["--interface", &devs, "--no-watch-lo"];
+        let prestack = Prestack::start(&bed.server, &[&usual, &LASTING[..], args].concat())?;
+        Ok(Self {
+            prestack,
+            memcached,
+            bed,
+        })
+    }
+
+    fn udp(&self, link: usize) -> Result<UdpClient> {
+        let server = (self.bed.links[link].server4, PORT).into();
+        UdpClient::connect(&self.bed.client, server)
+    }
+
+    fn tcp(&self, link: usize) -> Result<TcpClient> {
+        let server = (self.bed.links[link].server4, PORT).into();
+        TcpClient::connect(&self.bed.client, server)
+    }
+
+    fn dev(&self, link: usize) -> &str {
+        &self.bed.links[link].server_dev
+    }
+
+    /// The index of the device that goes.
+    fn index(&self) -> Result<u32> {
+        let said = self.bed.server.ip(["-o", "link", "show", self.dev(GOES)])?;
+        let index = said.split(':').next().context("no device")?;
+        Ok(index.trim().parse()?)
+    }
+
+    fn status(&self) -> Result<String> {
+        self.prestack.instance().command(&["status"])
+    }
+
+    /// Waits until `status` says that the interface is gone, and lists it no more.
+    fn until_told(&self) -> Result<()> {
+        let dev = self.dev(GOES);
+        wait_for("the loss to be told", Duration::from_secs(10), || {
+            let status = self.status()?;
+            let is_listed = status.contains(&format!("{dev} (native"));
+            Ok((status.contains(&format!("{dev} is gone")) && !is_listed).then_some(()))
+        })
+    }
+
+    /// What is written over the one interface shows over the other at once.
+    fn sees_writes(&self, round: u32) -> Result<()> {
+        let (mut here, mut there) = (self.udp(0)?, self.udp(GOES)?);
+        let mut writer = self.tcp(GOES)?;
+        let key = format!("key{round}").into_bytes();
+        store(&mut writer, &key, b"old")?;
+        // Over it requests are answered.
+        until_hit(&self.prestack, &mut there, &key, b"old")?;
+        until_hit(&self.prestack, &mut here, &key, b"old")?;
+        store(&mut writer, &key, b"new")?;
+        for _ in 0..10 {
+            ensure!(here.get(&key)?.as_deref() == Some(&b"new"[..]), "stale");
+        }
+        let status = self.status()?;
+        let listed = format!("{} (native", self.dev(GOES));
+        ensure!(status.contains(&listed), "{status}");
+        ensure!(!status.contains("is gone"), "{status}");
+        Ok(())
+    }
+}
+
+/// It is served again, and what is written there is seen.
+#[test]
+fn one_that_comes_back_is_attached_to_anew() -> Result<()> {
+    let mut two = Two::with(&[])?;
+    two.sees_writes(0)?;
+    let index = two.index()?;
+    // At once, and as one that cannot be told from the one before by name and number.
+    for (round, same) in [(1, None), (2, Some(index))] {
+        two.bed.unplug(GOES)?;
+        two.bed.plug(GOES, same)?;
+        two.sees_writes(round)?;
+    }
+    // And after a while, in which the other one is served.
+    two.bed.unplug(GOES)?;
+    two.until_told()?;
+    store(&mut two.tcp(0)?, b"key", b"value")?;
+    until_hit(&two.prestack, &mut two.udp(0)?, b"key", b"value")?;
+    two.bed.plug(GOES, None)?;
+    two.sees_writes(3)?;
+
+    two.prestack.stop()?;
+    for link in 0..2 {
+        nothing_attached(&two.bed.server, two.dev(link))?;
+    }
+    nothing_left(two.prestack.instance())
+}
+
+/// When the last one is gone there is nothing to do.
+#[test]
+fn when_all_are_gone_it_ends() -> Result<()> {
+    let mut two = Two::with(&[])?;
+    two.bed.unplug(GOES)?;
+    two.until_told()?;
+    two.bed.unplug(0)?;
+    let (status, said) = two.prestack.ended()?;
+    ensure!(!status.success(), "{said}");
+    ensure!(said.contains("every interface"), "{said}");
+    nothing_left(two.prestack.instance())
+}
+
+/// What is carried to an address that has gone is reset, and when the interface is back so is all that is carried:
+/// segments may have passed as they were.
+#[test]
+fn what_was_carried_over_it_is_reset() -> Result<()> {
+    let mut two = Two::with(&["--tcp-hits"])?;
+    let mut behind = behind(&two.bed, [127, 0, 0, 1].into(), PORT)?;
+    store(&mut behind, b"key", b"value")?;
+    let (mut here, mut there) = (two.tcp(0)?, two.tcp(GOES)?);
+    carry(&two.prestack, &mut here)?;
+    carry(&two.prestack, &mut there)?;
+    ensure!(two.status()?.contains("on: 2 connections translated"));
+
+    two.bed.unplug(GOES)?;
+    wait_for("a reset", Duration::from_secs(10), || {
+        Ok(two
+            .status()?
+            .contains("on: 1 connection translated")
+            .then_some(()))
+    })?;
+    ensure!(here.get(b"key")?.as_deref() == Some(&b"value"[..]));
+    two.bed.plug(GOES, None)?;
+    ensure!(here.is_reset()?, "it is carried on");
+    there.send(b"get key\r\n")?;
+    ensure!(there.is_reset()?, "it is carried on");
+
+    let mut there = two.tcp(GOES)?;
+    carry(&two.prestack, &mut there)?;
+    let names = Pinned::by(two.prestack.instance())?.links;
+    let rx = names.keys().filter(|name| name.starts_with("rx-")).count();
+    ensure!(rx == 2, "{names:?}");
+    drop(there);
+    two.prestack.stop()?;
+    ensure!(two.memcached.pid() > 0);
+    nothing_left(two.prestack.instance())
+}
