@@ -8,7 +8,7 @@ use prestack_abi::translated::Translated;
 use prestack_proto::checksum::fold;
 use prestack_proto::net::{ETHERNET_LEN, IPV4_LEN, TCP_FIN, TCP_LEN, TCP_SYN};
 use prestack_proto::verifier::opaque;
-use prestack_translate::{Agreement, Block, Departing, Ends, MAX_BLOCKS, Segment, Translation};
+use prestack_translate::{Agreement, Block, Departing, Ends, MAX_BLOCKS, Segment};
 
 use super::element::{self, locked};
 use super::numbered::{self, MAX_BLOCKS_AT, TIMESTAMPS_LEN, USUAL_OPTIONS, change_of_block};

@@ -12,7 +12,7 @@ use crate::{
     drain::Carried,
     host::{from_words, list},
     maps::{self, MapsError},
-    receipts::Lost,
+    receipts::{Due, Lost},
     translations::Translations,
     units::counted,
 };
@@ -61,11 +61,13 @@ impl Daemon {
     fn lost(&mut self) -> Result<Lost, MapsError> {
         let (maps, now) = (&self.datapath.maps, Instant::now());
         let stats = maps::counters(maps)?;
-        if !self.receipts.is_due(&stats, now) {
+        let due = self.receipts.due(&stats, now);
+        if due == Due::Nothing {
             return Ok(Lost::default());
         }
-        let waiting = Translations::open(maps)?.waiting()?;
-        Ok(self.receipts.look(&waiting, &stats, now))
+        let mut waiting = Translations::open(maps)?.waiting()?;
+        waiting.retain(|waits| due == Due::All || waits.resends != 0);
+        Ok(self.receipts.look(due, &waiting, &stats, now))
     }
 
     /// Closes the TCP flows that have lost their sockets.
