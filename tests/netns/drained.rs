@@ -144,7 +144,7 @@ fn what_has_no_socket_is_not_waited_for() -> Result<()> {
     // The host's end goes when it gives up on its FIN.
     let gone = stage.bed.server.run(|| -> std::io::Result<usize> {
         let destroyer = Destroyer::new()?;
-        let left = connections(&[PORT])?;
+        let left = destroyer.find(&connections(&[PORT])?)?;
         let gone = left.iter().map(|connection| destroyer.destroy(connection));
         Ok(gone.collect::<std::io::Result<Vec<_>>>()?.len())
     })?;

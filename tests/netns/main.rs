@@ -12,6 +12,7 @@ mod classic;
 mod clients;
 mod coherence;
 mod daemon;
+mod destroyed;
 mod differential;
 mod drained;
 mod flood;
