@@ -18,6 +18,7 @@ mod drained;
 mod flood;
 mod flush;
 mod growth;
+mod hidden;
 mod links;
 mod lo;
 mod loss;

@@ -16,12 +16,13 @@ use tracing::info;
 
 use super::AskError;
 use crate::{
-    bpffs,
     cli::DetachArgs,
     drain::{Carried, Drained, drain},
-    leftovers::{self, namespace_exists},
+    leftovers::{self, LeftoverError, namespace_exists},
     maps::Controls,
+    orphan::Orphan,
     preflight,
+    settings::DEFAULT_DRAIN_TIMEOUT,
     state::{Instance, State, current_netns},
     units::{InstanceName, counted},
 };
@@ -46,11 +47,6 @@ pub enum DetachError {
          with `kill -9 {pid}` and run `prestack detach` again", PATIENCE.as_secs()
     )]
     Stuck { name: InstanceName, pid: u32 },
-    #[error(
-        "instance {0} may carry connections in another network namespace: run `prestack detach` there \
-         (nsenter --net=…)"
-    )]
-    OtherNamespace(InstanceName),
 }
 
 /// Stops the daemon and removes everything that is attached or pinned; says what that was.
@@ -72,11 +68,16 @@ pub fn detach(args: &DetachArgs) -> anyhow::Result<String> {
     // Nobody must start the instance anew meanwhile. With the lock goes the file of one that was
     // killed.
     let _lock = instance.lock()?;
-    if let Some(state) = instance.state()?.filter(|state| state.tcp_hits) {
-        let reset = end_connections(&instance, &state, timeout)?;
-        if reset > 0 {
-            done.push(format!("reset {}", counted(reset, "connection")));
-        }
+    let folder = instance.pin_folder();
+    let reset = match instance.state()? {
+        Some(state) => end_connections(&instance, &state, timeout)?,
+        None => match Orphan::find(&folder)? {
+            Some(orphan) => end_orphan(&orphan, timeout)?,
+            None => 0,
+        },
+    };
+    if reset > 0 {
+        done.push(format!("reset {}", counted(reset, "connection")));
     }
     let removed = leftovers::remove(&instance)?;
     done.extend(removed.into_iter().map(|what| format!("removed {what}")));
@@ -96,14 +97,30 @@ fn end_connections(
     state: &State,
     timeout: Option<Duration>,
 ) -> anyhow::Result<usize> {
-    if bpffs::names(&instance.pin_folder())?.is_empty() || !namespace_exists(state.netns) {
+    let are_pinned = leftovers::are_pinned(instance, state, leftovers::PURPOSE)?;
+    if !state.tcp_hits || !are_pinned || !namespace_exists(state.netns) {
         return Ok(0);
     }
     if state.netns != current_netns()? {
-        return Err(DetachError::OtherNamespace(instance.name().clone()).into());
+        let name = instance.name().clone();
+        return Err(LeftoverError::Elsewhere { name }.into());
     }
     let timeout = timeout.unwrap_or(Duration::from_millis(state.drain_timeout_ms));
-    let drained = drain(&Carried::by(state)?, timeout, |pause| {
+    end(&Carried::by(state)?, timeout)
+}
+
+/// The same for an instance of which nothing is written down.
+fn end_orphan(orphan: &Orphan<'_>, timeout: Option<Duration>) -> anyhow::Result<usize> {
+    let reset = match orphan.carried()? {
+        Some(carried) => end(&carried, timeout.unwrap_or(DEFAULT_DRAIN_TIMEOUT))?,
+        None => 0,
+    };
+    orphan.remove_filters()?;
+    Ok(reset)
+}
+
+fn end(carried: &Carried, timeout: Duration) -> anyhow::Result<usize> {
+    let drained = drain(carried, timeout, |pause| {
         sleep(pause);
         Ok(false)
     })?;
@@ -120,6 +137,10 @@ fn stop(instance: &Instance, timeout: Option<Duration>) -> anyhow::Result<u32> {
     let Some(state) = instance.state()? else {
         return Err(DetachError::Starting(name).into());
     };
+    if timeout.is_some() || !state.tcp_hits {
+        // It is left to this process what the daemon has pinned.
+        leftovers::are_pinned(instance, &state, leftovers::PURPOSE)?;
+    }
     let pid = state.pid;
     let signal = || match kill(Pid::from_raw(pid.cast_signed()), Signal::SIGTERM) {
         // It has ended by itself.
