@@ -1,22 +1,24 @@
 //! `prestack detach`.
 
 use std::{
+    io,
+    os::fd::{AsFd as _, BorrowedFd},
     thread::sleep,
     time::{Duration, Instant},
 };
 
 use nix::{
     errno::Errno,
-    sys::signal::{Signal, kill},
-    unistd::Pid,
+    poll::{PollFd, PollFlags, poll},
+    sys::signal::Signal,
 };
-
 use prestack_abi::LAYOUT;
 use tracing::info;
 
 use super::AskError;
 use crate::{
     cli::DetachArgs,
+    discovery::process::{ProcessId, signal},
     drain::{Carried, Drained, drain},
     leftovers::{self, LeftoverError, namespace_exists},
     maps::Controls,
@@ -29,18 +31,23 @@ use crate::{
 
 /// How long the daemon is given to end, once it waits for no connection any more.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How often it is looked at what the daemon does, in ms.
+const LOOK_MS: u8 = 20;
 
 /// Why an instance cannot be stopped.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs, reason = "the messages say it")]
 pub enum DetachError {
-    #[error("instance {0} runs, but has not written down its pid yet: try again")]
-    Starting(InstanceName),
+    #[error(
+        "another process is starting or ending instance {0}, or its daemon is in another pid namespace: try \
+         again, or there"
+    )]
+    Busy(InstanceName),
     #[error("cannot signal the daemon of instance {name} (pid {pid}): {source}")]
     Signal {
         name: InstanceName,
         pid: u32,
-        source: Errno,
+        source: io::Error,
     },
     #[error(
         "the daemon of instance {name} (pid {pid}) has not ended within {} s: look at it, or end it \
@@ -133,25 +140,34 @@ fn end(carried: &Carried, timeout: Duration) -> anyhow::Result<usize> {
 /// Ends the daemon and waits until it has. If it is asked for another drain timeout than the daemon's own, the
 /// daemon leaves the connections.
 fn stop(instance: &Instance, timeout: Option<Duration>) -> anyhow::Result<u32> {
-    let name = instance.name().clone();
-    let Some(state) = instance.state()? else {
-        return Err(DetachError::Starting(name).into());
-    };
+    let name = || instance.name().clone();
+    let state = instance.state()?;
+    let state = state.ok_or_else(|| DetachError::Busy(name()))?;
     if timeout.is_some() || !state.tcp_hits {
         // It is left to this process what the daemon has pinned.
         leftovers::are_pinned(instance, &state, leftovers::PURPOSE)?;
     }
     let pid = state.pid;
-    let signal = || match kill(Pid::from_raw(pid.cast_signed()), Signal::SIGTERM) {
-        // It has ended by itself.
-        Ok(()) | Err(Errno::ESRCH) => Ok(()),
+    // Whoever has that pid now: whether it is the daemon shows by the lock.
+    let daemon = match ProcessId::current(pid) {
+        Some(process) => process.watch()?,
+        None => None,
+    };
+    let daemon = match daemon {
+        Some(daemon) if instance.is_run_by(pid)? => daemon,
+        // It has ended by itself, or somebody else holds the lock.
+        _ if !instance.is_running()? => return Ok(pid),
+        _ => return Err(DetachError::Busy(name()).into()),
+    };
+    let terminate = || match signal(daemon.as_fd(), Signal::SIGTERM) {
+        Ok(_) => Ok(()),
         Err(source) => Err(DetachError::Signal {
-            name: name.clone(),
+            name: name(),
             pid,
             source,
         }),
     };
-    signal()?;
+    terminate()?;
     let mut patience = PATIENCE;
     let mut draining = None;
     if state.tcp_hits {
@@ -164,17 +180,26 @@ fn stop(instance: &Instance, timeout: Option<Duration>) -> anyhow::Result<u32> {
         info!("waits for the connections that the daemon carries");
     }
     let deadline = Instant::now() + patience;
-    while instance.is_running()? {
+    while !has_ended(daemon.as_fd())? {
         if draining
             .take_if(|controls| controls.is_draining())
             .is_some()
         {
-            signal()?;
+            terminate()?;
         }
         if Instant::now() >= deadline {
-            return Err(DetachError::Stuck { name, pid }.into());
+            return Err(DetachError::Stuck { name: name(), pid }.into());
         }
-        sleep(Duration::from_millis(20));
     }
     Ok(pid)
+}
+
+/// Waits a little for the end of a process; whether it has ended.
+fn has_ended(process: BorrowedFd<'_>) -> io::Result<bool> {
+    let mut fds = [PollFd::new(process, PollFlags::POLLIN)];
+    match poll(&mut fds, LOOK_MS) {
+        Ok(ready) => Ok(ready > 0),
+        Err(Errno::EINTR) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
 }
