@@ -7,10 +7,10 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use nix::net::if_::if_nametoindex;
 use nix::sys::socket::{setsockopt, sockopt};
-use prestack::destroy::Destroyer;
+use prestack::destroy::{Destroyer, check};
 use prestack::discovery::procnet::connections;
 use prestack_abi::flow::FlowKey;
-use prestack_testbed::{MemcachedOptions, TcpClient, Testbed, pace};
+use prestack_testbed::{MemcachedOptions, Namespace, TcpClient, Testbed, pace};
 use prestack_tests::pinned::{carry, nothing_left};
 use prestack_tests::stage::{LASTING, PORT, Stage, store};
 
@@ -50,6 +50,11 @@ fn destroy(bed: &Testbed, keys: &HashSet<FlowKey>) -> Result<usize> {
         }
         Ok(destroyed)
     })
+}
+
+#[test]
+fn the_kernel_ends_what_it_has_named() -> Result<()> {
+    Ok(Namespace::new()?.run(check)?)
 }
 
 #[test]
