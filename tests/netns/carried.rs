@@ -1,6 +1,5 @@
 //! `--tcp-hits`: what carries connections stays when the daemon goes, and the next one goes on with it.
 
-use std::os::unix::process::CommandExt as _;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread;
 use std::time::Duration;
@@ -8,13 +7,11 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use aya::maps::MapInfo;
 use aya::programs::loaded_programs;
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use nix::sched::{CloneFlags, unshare};
 use prestack_abi::names;
 use prestack_testbed::{Memcached, MemcachedOptions, Prestack, Process, Testbed, binary, pace};
 use prestack_tests::attached::nothing_attached;
 use prestack_tests::kernel;
-use prestack_tests::pinned::{Pinned, carry, nothing_left};
+use prestack_tests::pinned::{Pinned, carry, hide_pins, nothing_left};
 use prestack_tests::stage::{PORT, Stage, set, store, until_hit};
 
 /// Settings of all runs here but for the interface.
@@ -377,16 +374,7 @@ fn without_a_bpf_file_system_it_refuses() -> Result<()> {
     command
         .args(["run", "--instance", &name, "--interface", dev])
         .args(SETTINGS);
-    let hide = || {
-        let none = None::<&str>;
-        unshare(CloneFlags::CLONE_NEWNS)?;
-        mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)?;
-        // It may not be mounted at all.
-        let _ = umount2("/sys/fs/bpf", MntFlags::MNT_DETACH);
-        Ok(())
-    };
-    // SAFETY: between fork and exec the closure only makes system calls.
-    unsafe { command.pre_exec(hide) };
+    hide_pins(&mut command);
     let (status, said) = Process::spawn(command)?.wait(Duration::from_secs(15))?;
     ensure!(!status.success(), "{said}");
     for word in ["--tcp-hits", "BPF file system", "nsenter"] {

@@ -1,13 +1,16 @@
 //! `--tcp-hits`: what carries connections ends after them.
 
+use std::path::PathBuf;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use prestack::destroy::Destroyer;
 use prestack::discovery::procnet::connections;
-use prestack_testbed::{MemcachedOptions, TcpClient, pace};
+use prestack::lock::Lock;
+use prestack_testbed::{MemcachedOptions, Process, TcpClient, pace};
 use prestack_tests::attached::nothing_attached;
 use prestack_tests::pinned::{Pinned, carry, nothing_left};
 use prestack_tests::stage::{LASTING, PORT, Stage, store};
@@ -133,6 +136,38 @@ fn detach_waits_for_the_daemon() -> Result<()> {
     is_over(&stage)
 }
 
+/// The daemon was killed, another process has its pid by now, and a third holds the lock, as a `run` or a
+/// `detach` at work does.
+#[test]
+fn a_stranger_with_the_pid_of_the_daemon_is_not_ended() -> Result<()> {
+    let (mut stage, _tcp) = stage("0s")?;
+    let pid = stage.prestack.pid();
+    stage.prestack.kill()?;
+    let mut stranger = Command::new("sleep");
+    stranger.arg("600");
+    let mut stranger = Process::spawn(stranger)?;
+    let files = stage.prestack.instance().files()?;
+    let named = |end: &str| {
+        let is_it = |path: &&PathBuf| path.extension().is_some_and(|it| it == end);
+        files.iter().find(is_it).context("the instance's file")
+    };
+    let state = named("json")?;
+    let text = std::fs::read_to_string(state)?;
+    let pids = [pid, stranger.pid()].map(|pid| format!("\"pid\": {pid},"));
+    ensure!(text.contains(&pids[0]), "{text}");
+    std::fs::write(state, text.replace(&pids[0], &pids[1]))?;
+
+    let lock = Lock::take(named("lock")?)?.context("nobody has the lock")?;
+    let refusal = stage.prestack.instance().command(&["detach"]);
+    let refusal = refusal.expect_err("it is busy").to_string();
+    ensure!(refusal.contains("another process"), "{refusal}");
+    drop(lock);
+    let done = stage.prestack.instance().command(&["detach"])?;
+    ensure!(done.contains("reset 1 connection"), "{done}");
+    ensure!(!stranger.has_ended()?, "it was ended");
+    is_over(&stage)
+}
+
 #[test]
 fn what_has_no_socket_is_not_waited_for() -> Result<()> {
     let (mut stage, tcp) = stage("1m")?;
@@ -144,7 +179,7 @@ fn what_has_no_socket_is_not_waited_for() -> Result<()> {
     // The host's end goes when it gives up on its FIN.
     let gone = stage.bed.server.run(|| -> std::io::Result<usize> {
         let destroyer = Destroyer::new()?;
-        let left = connections(&[PORT])?;
+        let left = destroyer.find(&connections(&[PORT])?)?;
         let gone = left.iter().map(|connection| destroyer.destroy(connection));
         Ok(gone.collect::<std::io::Result<Vec<_>>>()?.len())
     })?;

@@ -59,7 +59,7 @@ fn a_carried_connection_that_ends_unseen() -> Result<()> {
     let destroyed = server.run(|| -> Result<usize> {
         let destroyer = Destroyer::new()?;
         let mut destroyed = 0;
-        for connection in connections(&[PORT])? {
+        for connection in destroyer.find(&connections(&[PORT])?)? {
             destroyed += usize::from(destroyer.destroy(&connection)?);
         }
         Ok(destroyed)

@@ -1,12 +1,16 @@
 //! What an instance has pinned, and connections that it is made to carry.
 
 use std::collections::BTreeMap;
+use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use aya::maps::MapInfo;
 use aya::programs::links::{FdLink, PinnedLink};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sched::{CloneFlags, unshare};
 use prestack_testbed::{Instance, Prestack, TcpClient, pace};
 
 /// A link: its number, and that of the program it runs.
@@ -65,6 +69,20 @@ impl Pinned {
     pub fn programs(&self) -> Vec<u32> {
         self.links.values().map(|link| link.program).collect()
     }
+}
+
+/// Has the command see no BPF file system, as `ip netns exec` does.
+pub fn hide_pins(command: &mut Command) {
+    let hide = || {
+        let none = None::<&str>;
+        unshare(CloneFlags::CLONE_NEWNS)?;
+        mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)?;
+        // It may not be mounted at all.
+        let _ = umount2("/sys/fs/bpf", MntFlags::MNT_DETACH);
+        Ok(())
+    };
+    // SAFETY: between fork and exec the closure only makes system calls.
+    unsafe { command.pre_exec(hide) };
 }
 
 /// Fails when something is pinned, or the instance has files.

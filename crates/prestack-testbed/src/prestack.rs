@@ -292,7 +292,8 @@ impl Drop for Prestack {
             let _ = self.process.wait(LIMIT);
         }
         // A pinned or a killed one has left something.
-        if self.instance.files().is_ok_and(|files| !files.is_empty()) {
+        let has_files = self.instance.files().is_ok_and(|files| !files.is_empty());
+        if has_files || self.instance.pins().exists() {
             let _ = self.instance.command(&["detach"]);
         }
     }

@@ -9,11 +9,11 @@ use tracing::info;
 
 use crate::{
     attach::{load::sizes, pins},
-    bpffs::{self, BpffsError},
     drain::Carried,
-    leftovers::namespace_exists,
+    leftovers::{self, namespace_exists},
     netlink,
     object::OBJECT,
+    orphan::{Orphan, OrphanError},
     settings::Options,
     state::{Instance, State, current_netns},
     units::InstanceName,
@@ -72,15 +72,14 @@ impl Reason {
 /// # Errors
 /// There is something with which this run cannot go on.
 pub fn find(options: &Options, instance: &Instance) -> anyhow::Result<Option<State>> {
-    let Some(state) = instance.state()?.filter(|state| state.tcp_hits) else {
-        return Ok(None);
-    };
     let folder = instance.pin_folder();
-    if bpffs::names(&folder)?.is_empty() {
-        if is_attached(&state)? {
-            let option = "--tcp-hits";
-            return Err(BpffsError::Hidden { option }.into());
-        }
+    let Some(state) = instance.state()? else {
+        return match Orphan::find(&folder)? {
+            Some(_) => Err(OrphanError::Unknown(instance.name().clone()).into()),
+            None => Ok(None),
+        };
+    };
+    if !state.tcp_hits || !leftovers::are_pinned(instance, &state, "--tcp-hits")? {
         return Ok(None);
     }
     let Some(reason) = obstacle(options, &state, &folder)? else {
@@ -98,29 +97,24 @@ pub fn find(options: &Options, instance: &Instance) -> anyhow::Result<Option<Sta
     .into())
 }
 
-/// Whether programs of that run are at its interfaces.
-fn is_attached(state: &State) -> anyhow::Result<bool> {
-    if state.netns != current_netns()? {
-        return Ok(false);
-    }
-    for interface in &state.interfaces {
-        let found = netlink::interface(&interface.name)?;
-        if found.is_some_and(|found| found.xdp.iter().any(|id| state.programs.contains(id))) {
-            return Ok(true);
-        }
-    }
-    Ok(false)
-}
-
 /// Whether it is certain that no connection is translated, and that none will be.
 fn is_idle(state: &State) -> bool {
     if !namespace_exists(state.netns) {
         return true;
     }
-    Carried::by(state).is_ok_and(|carried| {
-        carried.stop();
-        carried.left().is_ok_and(|left| left.is_empty())
-    })
+    let Ok(carried) = Carried::by(state) else {
+        return false;
+    };
+    carried.stop();
+    let is_here = current_netns().is_ok_and(|here| here == state.netns);
+    match &carried {
+        _ if is_here => carried.left().is_ok_and(|left| left.is_empty()),
+        // Which of them there still are cannot be seen from here.
+        Carried::Translated(_, translations) => {
+            translations.keys().is_ok_and(|keys| keys.is_empty())
+        }
+        Carried::Unknown(_) => false,
+    }
 }
 
 fn obstacle(options: &Options, state: &State, folder: &Path) -> anyhow::Result<Option<Reason>> {

@@ -2,6 +2,7 @@
 //! are translated are waited for, and those that are left are reset while their segments are still translated.
 
 use std::{
+    collections::HashSet,
     io,
     time::{Duration, Instant},
 };
@@ -145,7 +146,7 @@ pub fn drain(
         }
         left = carried.left()?;
     }
-    let reset = end(carried, &left, &mut pause)?;
+    let reset = end(carried, left, &mut pause)?;
     // What was sent last may be sent again.
     let closed = Instant::now();
     while carried.lingers()? && closed.elapsed() < LINGER {
@@ -166,39 +167,50 @@ pub fn reset(carried: &Carried) -> anyhow::Result<usize> {
         std::thread::sleep(span);
         Ok(false)
     };
-    end(carried, &carried.left()?, &mut pause)
+    end(carried, carried.left()?, &mut pause)
 }
 
 /// Has the kernel reset connections, and waits until they are gone. Returns how many there were.
 fn end(
     carried: &Carried,
-    left: &[FlowKey],
+    mut left: Vec<FlowKey>,
     pause: &mut impl FnMut(Duration) -> io::Result<bool>,
 ) -> anyhow::Result<usize> {
-    if left.is_empty() {
-        return Ok(0);
-    }
-    let failed = |left, reason: String| NotEnded { left, reason };
-    let destroyer = Destroyer::new().map_err(|error| failed(left.len(), error.to_string()))?;
-    let mut reset = 0;
-    let mut refusal = None;
-    for connection in left {
-        match destroyer.destroy(connection) {
-            Ok(true) => reset += 1,
-            Ok(false) => debug!("a translated connection has ended meanwhile"),
-            Err(error) => refusal = Some(error.to_string()),
-        }
-    }
-    let asked = Instant::now();
-    loop {
-        let left = carried.left()?;
+    let start = Instant::now();
+    let mut reset = HashSet::new();
+    while !left.is_empty() {
+        let keys = left.into_iter().collect();
+        let refused = destroy(&keys, &mut reset);
+        left = carried.left()?;
         if left.is_empty() {
-            return Ok(reset);
+            break;
         }
-        if asked.elapsed() >= LINGER {
-            let reason = refusal.unwrap_or_else(|| "they do not go".into());
-            return Err(failed(left.len(), reason).into());
+        if start.elapsed() >= LINGER {
+            let reason = refused.err().map(|error| error.to_string());
+            return Err(NotEnded {
+                left: left.len(),
+                reason: reason.unwrap_or_else(|| "they do not go".into()),
+            }
+            .into());
         }
         pause(LOOK)?;
     }
+    Ok(reset.len())
+}
+
+/// Has the kernel reset those of these connections that it can, and notes which it has; fails if there is
+/// another.
+fn destroy(keys: &HashSet<FlowKey>, reset: &mut HashSet<FlowKey>) -> io::Result<()> {
+    let destroyer = Destroyer::new()?;
+    let mut result = Ok(());
+    for connection in destroyer.find(keys)? {
+        match destroyer.destroy(&connection) {
+            Ok(true) => {
+                reset.insert(connection.key());
+            }
+            Ok(false) => debug!("a translated connection has ended meanwhile"),
+            Err(error) => result = Err(error),
+        }
+    }
+    result
 }

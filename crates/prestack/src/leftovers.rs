@@ -12,11 +12,13 @@ use crate::{
     bpffs::{self, BpffsError},
     netlink,
     state::{self, Instance, State, StateError},
-    units::counted,
+    units::{InstanceName, counted},
 };
 
-/// How long the kernel is given to take down a link whose pin was removed.
-const DETACH_TIME: Duration = Duration::from_secs(2);
+/// How long the kernel is given to take down a link whose pin was removed, or whose process was killed.
+const DETACH_TIME: Duration = Duration::from_secs(5);
+/// What the BPF file system is needed for here.
+pub const PURPOSE: &str = "removing what is pinned";
 
 /// Something cannot be removed.
 #[derive(Debug, thiserror::Error)]
@@ -38,23 +40,73 @@ pub enum LeftoverError {
     },
     #[error("cannot look at what an earlier run left: {0}")]
     Io(#[from] io::Error),
+    #[error(
+        "instance {name} may be attached, and carry connections, in another network namespace: run \
+         `prestack detach --instance {name}` there (nsenter --net=…)"
+    )]
+    Elsewhere { name: InstanceName },
+    #[error(
+        "what an earlier run of instance {name} left at XDP is still there after {} s: run `prestack detach \
+         --instance {name}` again", DETACH_TIME.as_secs()
+    )]
+    Attached { name: InstanceName },
+}
+
+/// Whether something of the instance, which has written down `state`, is pinned.
+///
+/// # Errors
+/// Nothing is, as far as this process sees, and yet the instance is attached, or may be: it is pinned where the
+/// BPF file system is the host's, which `purpose` needs.
+pub fn are_pinned(
+    instance: &Instance,
+    state: &State,
+    purpose: &'static str,
+) -> Result<bool, LeftoverError> {
+    if !bpffs::names(&instance.pin_folder())?.is_empty() {
+        return Ok(true);
+    }
+    if !state.pinned {
+        return Ok(false);
+    }
+    if state.netns == state::current_netns()? {
+        return match await_detached(state)? {
+            true => Ok(false),
+            false => Err(BpffsError::Hidden { option: purpose }.into()),
+        };
+    }
+    match namespace_exists(state.netns) {
+        true => Err(LeftoverError::Elsewhere {
+            name: instance.name().clone(),
+        }),
+        false => Ok(false),
+    }
 }
 
 /// Removes what the instance, which must not be running, has left. Returns what was removed, in
 /// words.
 ///
 /// # Errors
-/// Something cannot be removed.
+/// Something cannot be removed: what is written down about it stays.
 pub fn remove(instance: &Instance) -> Result<Vec<String>, LeftoverError> {
     let mut removed = Vec::new();
+    let state = instance.state()?;
+    if let Some(state) = &state {
+        are_pinned(instance, state, PURPOSE)?;
+    }
     let pins = bpffs::remove_folder(&instance.pin_folder())?;
     if pins > 0 {
         removed.push(counted(pins, "pinned link"));
     }
-    let Some(state) = instance.state()? else {
+    let Some(state) = state else {
         return Ok(removed);
     };
     let here = state::current_netns()?;
+    // Nothing is asked any more before what watches replies goes.
+    if state.netns == here && !await_detached(&state)? {
+        return Err(LeftoverError::Attached {
+            name: instance.name().clone(),
+        });
+    }
     for interface in state.egresses().filter(|i| i.egress != "tcx") {
         let failed = |source| LeftoverError::Filter {
             interface: interface.name.clone(),
@@ -79,9 +131,6 @@ pub fn remove(instance: &Instance) -> Result<Vec<String>, LeftoverError> {
             removed.push(format!("the TC filter of {}", interface.name));
         }
     }
-    if state.netns == here {
-        await_detached(&state)?;
-    }
     instance.clear()?;
     removed.push("its state file".into());
     Ok(removed)
@@ -102,19 +151,25 @@ pub(crate) fn namespace_exists(inode: u64) -> bool {
     any("/run/netns", "") || any("/proc", "ns/net")
 }
 
-/// Waits until the kernel, which takes its time, has detached the XDP programs.
-fn await_detached(state: &State) -> io::Result<()> {
+/// Waits until the kernel, which takes its time, has detached the XDP programs. Whether it has.
+fn await_detached(state: &State) -> io::Result<bool> {
     let deadline = Instant::now() + DETACH_TIME;
-    while Instant::now() < deadline {
-        let mut attached = false;
-        for interface in &state.interfaces {
-            attached |= netlink::interface(&interface.name)?
-                .is_some_and(|found| found.xdp.iter().any(|id| state.programs.contains(id)));
-        }
-        if !attached {
-            break;
+    while is_attached(state)? {
+        if Instant::now() >= deadline {
+            return Ok(false);
         }
         std::thread::sleep(Duration::from_millis(10));
     }
-    Ok(())
+    Ok(true)
+}
+
+/// Whether programs of that run are at its interfaces, which are in this network namespace.
+fn is_attached(state: &State) -> io::Result<bool> {
+    for interface in &state.interfaces {
+        let found = netlink::interface(&interface.name)?;
+        if found.is_some_and(|found| found.xdp.iter().any(|id| state.programs.contains(id))) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }

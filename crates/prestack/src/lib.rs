@@ -25,6 +25,7 @@ pub mod maps;
 pub mod netlink;
 pub mod object;
 mod one_or_many;
+pub mod orphan;
 pub mod preflight;
 pub mod programs;
 pub mod receipts;

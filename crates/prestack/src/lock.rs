@@ -63,6 +63,36 @@ impl Lock {
     }
 }
 
+/// Whether this process holds the lock, and not another one.
+///
+/// # Errors
+/// The file cannot be looked at, or this process may not look at that one.
+pub fn is_held_by(path: &Path, pid: u32) -> io::Result<bool> {
+    let there = |path: &Path| match fs::metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        file => file.map(|file| Some((file.dev(), file.ino()))),
+    };
+    let Some(locked) = there(path)? else {
+        return Ok(false);
+    };
+    let descriptors = match fs::read_dir(format!("/proc/{pid}/fd")) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        descriptors => descriptors?,
+    };
+    // They come and go, and so may the process.
+    for descriptor in descriptors.map_while(Result::ok) {
+        let number = descriptor.file_name();
+        let info = format!("/proc/{pid}/fdinfo/{}", number.to_string_lossy());
+        let info = fs::read_to_string(info).unwrap_or_default();
+        let has_lock =
+            (info.lines()).any(|line| line.starts_with("lock:") && line.contains("OFDLCK"));
+        if has_lock && there(&descriptor.path())? == Some(locked) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 impl Drop for Lock {
     fn drop(&mut self) {
         // While the lock is held, so that the file is this one: nobody else removes it. One that
@@ -95,6 +125,7 @@ fn whole_file() -> libc::flock {
 #[cfg(test)]
 mod tests {
     use std::{
+        process::Command,
         sync::atomic::{AtomicBool, AtomicU32, Ordering},
         thread,
     };
@@ -113,6 +144,26 @@ mod tests {
         drop(lock);
         assert!(!path.exists());
         assert!(!Lock::is_held(&path).expect("readable"));
+    }
+
+    #[test]
+    fn its_holder_is_known() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("lock");
+        let mut other = Command::new("sleep").arg("60").spawn().expect("started");
+        let is_held_by = |pid| is_held_by(&path, pid).expect("readable");
+        let me = std::process::id();
+        assert!(!is_held_by(me));
+        let lock = Lock::take(&path).expect("usable").expect("free");
+        assert!(is_held_by(me));
+        assert!(!is_held_by(other.id()));
+        other.kill().expect("killed");
+        other.wait().expect("ended");
+        assert!(!is_held_by(other.id()));
+        // A file that is only open is not locked.
+        drop(lock);
+        let _file = File::create(&path).expect("made");
+        assert!(!is_held_by(me));
     }
 
     #[test]

@@ -10,7 +10,12 @@ use std::{
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use crate::{doors::DoorSpec, lock::Lock, maps::MapIds, units::InstanceName};
+use crate::{
+    doors::DoorSpec,
+    lock::{self, Lock},
+    maps::MapIds,
+    units::InstanceName,
+};
 
 /// Where the state of all instances is.
 pub const RUN_FOLDER: &str = "/run/prestack";
@@ -198,6 +203,15 @@ impl Instance {
     pub fn is_running(&self) -> Result<bool, StateError> {
         let path = self.lock_path();
         Lock::is_held(&path).map_err(|source| StateError::Io { path, source })
+    }
+
+    /// Whether it is this process that runs the instance.
+    ///
+    /// # Errors
+    /// The lock file, or the process, cannot be looked at.
+    pub fn is_run_by(&self, pid: u32) -> Result<bool, StateError> {
+        let path = self.lock_path();
+        lock::is_held_by(&path, pid).map_err(|source| StateError::Io { path, source })
     }
 
     /// The state last written; `None` if there is none.

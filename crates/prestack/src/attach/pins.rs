@@ -27,7 +27,7 @@ use crate::bpffs::{self, BpffsError};
 
 /// Where the link of a hook at an interface is pinned. (Names of interfaces may hold dots, which the BPF file
 /// system refuses.)
-pub(super) fn of_interface(folder: &Path, hook: &str, index: u32) -> PathBuf {
+pub(crate) fn of_interface(folder: &Path, hook: &str, index: u32) -> PathBuf {
     folder.join(format!("{hook}-{index}"))
 }
 

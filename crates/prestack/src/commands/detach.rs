@@ -1,56 +1,59 @@
 //! `prestack detach`.
 
 use std::{
+    io,
+    os::fd::{AsFd as _, BorrowedFd},
     thread::sleep,
     time::{Duration, Instant},
 };
 
 use nix::{
     errno::Errno,
-    sys::signal::{Signal, kill},
-    unistd::Pid,
+    poll::{PollFd, PollFlags, poll},
+    sys::signal::Signal,
 };
-
 use prestack_abi::LAYOUT;
 use tracing::info;
 
 use super::AskError;
 use crate::{
-    bpffs,
     cli::DetachArgs,
+    discovery::process::{ProcessId, signal},
     drain::{Carried, Drained, drain},
-    leftovers::{self, namespace_exists},
+    leftovers::{self, LeftoverError, namespace_exists},
     maps::Controls,
+    orphan::Orphan,
     preflight,
+    settings::DEFAULT_DRAIN_TIMEOUT,
     state::{Instance, State, current_netns},
     units::{InstanceName, counted},
 };
 
 /// How long the daemon is given to end, once it waits for no connection any more.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How often it is looked at what the daemon does, in ms.
+const LOOK_MS: u8 = 20;
 
 /// Why an instance cannot be stopped.
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs, reason = "the messages say it")]
 pub enum DetachError {
-    #[error("instance {0} runs, but has not written down its pid yet: try again")]
-    Starting(InstanceName),
+    #[error(
+        "another process is starting or ending instance {0}, or its daemon is in another pid namespace: try \
+         again, or there"
+    )]
+    Busy(InstanceName),
     #[error("cannot signal the daemon of instance {name} (pid {pid}): {source}")]
     Signal {
         name: InstanceName,
         pid: u32,
-        source: Errno,
+        source: io::Error,
     },
     #[error(
         "the daemon of instance {name} (pid {pid}) has not ended within {} s: look at it, or end it \
          with `kill -9 {pid}` and run `prestack detach` again", PATIENCE.as_secs()
     )]
     Stuck { name: InstanceName, pid: u32 },
-    #[error(
-        "instance {0} may carry connections in another network namespace: run `prestack detach` there \
-         (nsenter --net=…)"
-    )]
-    OtherNamespace(InstanceName),
 }
 
 /// Stops the daemon and removes everything that is attached or pinned; says what that was.
@@ -72,11 +75,16 @@ pub fn detach(args: &DetachArgs) -> anyhow::Result<String> {
     // Nobody must start the instance anew meanwhile. With the lock goes the file of one that was
     // killed.
     let _lock = instance.lock()?;
-    if let Some(state) = instance.state()?.filter(|state| state.tcp_hits) {
-        let reset = end_connections(&instance, &state, timeout)?;
-        if reset > 0 {
-            done.push(format!("reset {}", counted(reset, "connection")));
-        }
+    let folder = instance.pin_folder();
+    let reset = match instance.state()? {
+        Some(state) => end_connections(&instance, &state, timeout)?,
+        None => match Orphan::find(&folder)? {
+            Some(orphan) => end_orphan(&orphan, timeout)?,
+            None => 0,
+        },
+    };
+    if reset > 0 {
+        done.push(format!("reset {}", counted(reset, "connection")));
     }
     let removed = leftovers::remove(&instance)?;
     done.extend(removed.into_iter().map(|what| format!("removed {what}")));
@@ -96,14 +104,30 @@ fn end_connections(
     state: &State,
     timeout: Option<Duration>,
 ) -> anyhow::Result<usize> {
-    if bpffs::names(&instance.pin_folder())?.is_empty() || !namespace_exists(state.netns) {
+    let are_pinned = leftovers::are_pinned(instance, state, leftovers::PURPOSE)?;
+    if !state.tcp_hits || !are_pinned || !namespace_exists(state.netns) {
         return Ok(0);
     }
     if state.netns != current_netns()? {
-        return Err(DetachError::OtherNamespace(instance.name().clone()).into());
+        let name = instance.name().clone();
+        return Err(LeftoverError::Elsewhere { name }.into());
     }
     let timeout = timeout.unwrap_or(Duration::from_millis(state.drain_timeout_ms));
-    let drained = drain(&Carried::by(state)?, timeout, |pause| {
+    end(&Carried::by(state)?, timeout)
+}
+
+/// The same for an instance of which nothing is written down.
+fn end_orphan(orphan: &Orphan<'_>, timeout: Option<Duration>) -> anyhow::Result<usize> {
+    let reset = match orphan.carried()? {
+        Some(carried) => end(&carried, timeout.unwrap_or(DEFAULT_DRAIN_TIMEOUT))?,
+        None => 0,
+    };
+    orphan.remove_filters()?;
+    Ok(reset)
+}
+
+fn end(carried: &Carried, timeout: Duration) -> anyhow::Result<usize> {
+    let drained = drain(carried, timeout, |pause| {
         sleep(pause);
         Ok(false)
     })?;
@@ -116,21 +140,34 @@ fn end_connections(
 /// Ends the daemon and waits until it has. If it is asked for another drain timeout than the daemon's own, the
 /// daemon leaves the connections.
 fn stop(instance: &Instance, timeout: Option<Duration>) -> anyhow::Result<u32> {
-    let name = instance.name().clone();
-    let Some(state) = instance.state()? else {
-        return Err(DetachError::Starting(name).into());
-    };
+    let name = || instance.name().clone();
+    let state = instance.state()?;
+    let state = state.ok_or_else(|| DetachError::Busy(name()))?;
+    if timeout.is_some() || !state.tcp_hits {
+        // It is left to this process what the daemon has pinned.
+        leftovers::are_pinned(instance, &state, leftovers::PURPOSE)?;
+    }
     let pid = state.pid;
-    let signal = || match kill(Pid::from_raw(pid.cast_signed()), Signal::SIGTERM) {
-        // It has ended by itself.
-        Ok(()) | Err(Errno::ESRCH) => Ok(()),
+    // Whoever has that pid now: whether it is the daemon shows by the lock.
+    let daemon = match ProcessId::current(pid) {
+        Some(process) => process.watch()?,
+        None => None,
+    };
+    let daemon = match daemon {
+        Some(daemon) if instance.is_run_by(pid)? => daemon,
+        // It has ended by itself, or somebody else holds the lock.
+        _ if !instance.is_running()? => return Ok(pid),
+        _ => return Err(DetachError::Busy(name()).into()),
+    };
+    let terminate = || match signal(daemon.as_fd(), Signal::SIGTERM) {
+        Ok(_) => Ok(()),
         Err(source) => Err(DetachError::Signal {
-            name: name.clone(),
+            name: name(),
             pid,
             source,
         }),
     };
-    signal()?;
+    terminate()?;
     let mut patience = PATIENCE;
     let mut draining = None;
     if state.tcp_hits {
@@ -143,17 +180,26 @@ fn stop(instance: &Instance, timeout: Option<Duration>) -> anyhow::Result<u32> {
         info!("waits for the connections that the daemon carries");
     }
     let deadline = Instant::now() + patience;
-    while instance.is_running()? {
+    while !has_ended(daemon.as_fd())? {
         if draining
             .take_if(|controls| controls.is_draining())
             .is_some()
         {
-            signal()?;
+            terminate()?;
         }
         if Instant::now() >= deadline {
-            return Err(DetachError::Stuck { name, pid }.into());
+            return Err(DetachError::Stuck { name: name(), pid }.into());
         }
-        sleep(Duration::from_millis(20));
     }
     Ok(pid)
+}
+
+/// Waits a little for the end of a process; whether it has ended.
+fn has_ended(process: BorrowedFd<'_>) -> io::Result<bool> {
+    let mut fds = [PollFd::new(process, PollFlags::POLLIN)];
+    match poll(&mut fds, LOOK_MS) {
+        Ok(ready) => Ok(ready > 0),
+        Err(Errno::EINTR) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
 }

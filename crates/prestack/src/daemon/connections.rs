@@ -1,6 +1,6 @@
 //! TCP connections: those that are gone, those that wait for an answer in vain, and those that must end.
 
-use std::time::Instant;
+use std::{collections::HashSet, time::Instant};
 
 use prestack_abi::flow::FlowKey;
 use tracing::{debug, error, info, warn};
@@ -91,15 +91,15 @@ impl Daemon {
         &mut self,
         is_meant: impl Fn(&FlowKey) -> bool,
     ) -> anyhow::Result<()> {
-        let mut keys = Carried::by(&self.state)?.left()?;
+        let mut keys: HashSet<_> = Carried::by(&self.state)?.left()?.into_iter().collect();
         keys.retain(is_meant);
         if keys.is_empty() {
             return Ok(());
         }
         let destroyer = Destroyer::new()?;
         let mut reset = 0;
-        for key in &keys {
-            reset += usize::from(destroyer.destroy(key)?);
+        for connection in destroyer.find(&keys)? {
+            reset += usize::from(destroyer.destroy(&connection)?);
         }
         // Nobody may see their end.
         for (key, flow) in maps::open_flows(&self.datapath.maps)? {

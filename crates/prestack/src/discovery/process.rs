@@ -3,11 +3,11 @@
 use std::{
     collections::{HashMap, HashSet},
     fs, io,
-    os::fd::{FromRawFd as _, OwnedFd, RawFd},
+    os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd},
     path::Path,
 };
 
-use nix::libc;
+use nix::{libc, sys::signal::Signal};
 
 /// A process, told apart from a later one that got the same pid.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -104,6 +104,26 @@ impl ProcessId {
     }
 }
 
+/// Sends a signal to a process by a descriptor that [`ProcessId::watch`] gave, and so to no successor. False if it
+/// has ended.
+///
+/// # Errors
+/// The kernel refused.
+pub fn signal(process: BorrowedFd<'_>, signal: Signal) -> io::Result<bool> {
+    let (process, signal) = (process.as_raw_fd(), signal as libc::c_int);
+    let no_details = std::ptr::null::<libc::siginfo_t>();
+    // SAFETY: pidfd_send_signal takes integers and a pointer, which may be null.
+    let sent =
+        unsafe { libc::syscall(libc::SYS_pidfd_send_signal, process, signal, no_details, 0) };
+    if sent == 0 {
+        return Ok(true);
+    }
+    match io::Error::last_os_error() {
+        error if error.raw_os_error() == Some(libc::ESRCH) => Ok(false),
+        error => Err(error),
+    }
+}
+
 /// Who holds the sockets with these inodes. Looks at every process of the host.
 ///
 /// # Errors
@@ -173,11 +193,12 @@ mod tests {
         let process = ProcessId::current(child.id()).expect("alive");
         let watch = process.watch().expect("supported").expect("alive");
         assert!(process.is_alive());
-        child.kill().expect("killed");
+        assert!(signal(watch.as_fd(), Signal::SIGKILL).expect("allowed"));
         let mut fds = [PollFd::new(watch.as_fd(), PollFlags::POLLIN)];
         assert_eq!(poll(&mut fds, PollTimeout::from(5000u16)), Ok(1));
         child.wait().expect("ended");
         assert!(!process.is_alive());
         assert!(process.watch().expect("supported").is_none());
+        assert!(!signal(watch.as_fd(), Signal::SIGKILL).expect("allowed"));
     }
 }
