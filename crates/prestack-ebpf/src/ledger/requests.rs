@@ -108,14 +108,15 @@ fn later_stamp(old: u8, new: u8, now: u8) -> u8 {
 }
 
 /// How dear a request is when one has to be forgotten, as two bits for each [`Kind`]. Of an endless one
-/// only its name is of use, which the stamp keeps as well; an odd one has to be heeded when it ends.
+/// only its name is of use, which the stamp keeps as well; what may change every item has to be heeded when it
+/// ends.
 const DEAR: u64 = {
     let mut dear = 0;
     let mut kind = 0;
     while kind <= Kind::Odd as u32 {
         let how = match kind {
             k if k == Kind::Endless as u32 => 1,
-            k if k == Kind::Odd as u32 => 3,
+            k if Kind::may_change_all(k as u8) => 3,
             _ => 2,
         };
         dear |= how << (2 * kind);
@@ -254,8 +255,8 @@ fn remember_of(
     let mut way = SET_WAYS;
     let mut is_known = false;
     let mut has_lost = false;
-    let is_kept =
-        !is_strange || request.kind == Kind::Write as u8 || request.kind == Kind::Odd as u8;
+    let may_change_all = Kind::may_change_all(request.kind);
+    let is_kept = !is_strange || request.kind == Kind::Write as u8 || may_change_all;
     let mut is_doubted = false;
     let is_certain;
     let serial;
@@ -310,14 +311,32 @@ fn remember_of(
             if gets && (*held).unanswered < u8::MAX {
                 (*held).unanswered += 1;
             } else {
-                let is_odd = request.kind == Kind::Odd as u8 || (*held).kind == Kind::Odd as u8;
                 if (*held).kind == Kind::Write as u8 {
                     doubted.write_volatile([(*held).key, u64::from((*held).version)]);
                     is_doubted = true;
                 }
-                (*held).kind = if is_odd { Kind::Odd } else { Kind::Endless } as u8;
+                // It is not heeded for longer because others come.
+                let may_have_changed_all = Kind::may_change_all((*held).kind)
+                    && age((*held).version, seen) << SEEN_SHIFT <= config.remember_ns;
+                if !may_have_changed_all {
+                    (*held).key = 0;
+                }
+                // The delay of a flush counts from the first on.
+                if (*held).key == 0 {
+                    (*held).time = now;
+                }
+                (*held).kind = Kind::Endless as u8;
+                if may_have_changed_all {
+                    (*held).kind = Kind::Odd as u8;
+                }
+                if may_change_all {
+                    (*held).kind = Kind::Odd as u8;
+                    (*held).version = seen;
+                    if request.key != 0 {
+                        (*held).key = request.key;
+                    }
+                }
                 (*held).tickets = 0;
-                (*held).time = now;
             }
             if (own_seen.wrapping_sub((*held).seen) as i32) > 0 {
                 (*held).seen = own_seen;
@@ -337,6 +356,9 @@ fn remember_of(
             (*held).seen = own_seen;
             if request.kind == Kind::MultiGet as u8 {
                 (*held).version = serial;
+            }
+            if may_change_all {
+                (*held).version = seen;
             }
         }
         let stamps = &raw mut (*requests).stamps[own_stamp];
@@ -358,9 +380,12 @@ fn remember_of(
             }
             if !is_certain && !is_known {
                 (*held).tickets = 0;
-                // A reply whose owner is in doubt ends no write.
+                // A reply whose owner is in doubt ends no write, and no flush.
                 if (*held).kind == Kind::Write as u8 {
                     (*held).kind = Kind::Endless as u8;
+                }
+                if (*held).kind == Kind::Flush as u8 {
+                    (*held).kind = Kind::Odd as u8;
                 }
             }
         }
@@ -457,8 +482,8 @@ pub fn answered(name: u64, reply: Reply) -> Option<(Request, Slot)> {
                 k if k == Kind::Other as u8 || k == Kind::Meta as u8 || k == Kind::Binary as u8 => {
                     reply.ends_message
                 }
-                // No answer to a write takes several datagrams: such a one belongs to another.
-                k => k == Kind::Write as u8 && !reply.is_split,
+                // No answer to these takes several datagrams: such a one belongs to another.
+                k => (k == Kind::Write as u8 || k == Kind::Flush as u8) && !reply.is_split,
             };
             if is_last {
                 if request.unanswered <= 1 {

@@ -61,7 +61,7 @@ pub fn take_note(
         }
         return false;
     }
-    if request.kind == Kind::Odd as u8 {
+    if Kind::may_change_all(request.kind) {
         // Only now is it over, whatever it was.
         backend::forget(config, request.backend);
         if request.key != 0 {
