@@ -242,7 +242,12 @@ fn remember_of(
 ) -> Option<(Slot, u32)> {
     // Read where it is needed, to take no stack.
     // SAFETY: this CPU's scratch, in which nothing else is changed here but `doubted`.
-    let (request, doubted) = unsafe { (&(*scratch).request, &raw mut (*scratch).doubted) };
+    let (request, doubted) = unsafe {
+        (
+            &(*scratch).request,
+            (&raw mut (*scratch).doubted).cast::<[u64; 2]>(),
+        )
+    };
     let set = set_of(name);
     let requests = REQUESTS.get_ptr_mut(set)?;
     let now = request.time;
@@ -257,7 +262,6 @@ fn remember_of(
     let mut has_lost = false;
     let may_change_all = Kind::may_change_all(request.kind);
     let is_kept = !is_strange || request.kind == Kind::Write as u8 || may_change_all;
-    let mut is_doubted = false;
     let is_certain;
     let serial;
     let place;
@@ -313,7 +317,6 @@ fn remember_of(
             } else {
                 if (*held).kind == Kind::Write as u8 {
                     doubted.write_volatile([(*held).key, u64::from((*held).version)]);
-                    is_doubted = true;
                 }
                 // It is not heeded for longer because others come.
                 let may_have_changed_all = Kind::may_change_all((*held).kind)
@@ -394,23 +397,30 @@ fn remember_of(
     if has_lost && is_kept {
         count!(requests_lost);
     }
-    if !is_certain && request.kind == Kind::Write as u8 && !is_doubted {
-        // SAFETY: this CPU's scratch.
-        unsafe { doubted.write_volatile([request.key, u64::from(request.version)]) };
+    if !is_certain && request.kind == Kind::Write as u8 {
+        // SAFETY: this CPU's scratch, which has two.
+        unsafe {
+            let own = doubted.add(1);
+            own.write_volatile([request.key, u64::from(request.version)]);
+        }
     }
     is_certain.then_some((set * SET_WAYS as u32 + place as u32, serial))
 }
 
-/// Lets a write settle of which [`remember`] has found that its reply cannot be told from others.
+/// Lets the writes settle of which [`remember`] has found that their replies cannot be told from others.
 #[inline(always)]
 pub fn settle_doubted() {
     let Some(scratch) = scratch() else { return };
-    // SAFETY: this CPU's scratch.
-    let doubted = unsafe { (&raw const (*scratch).doubted).read_volatile() };
-    if doubted[0] != 0 {
-        prestack_settle(doubted[0], doubted[1]);
+    for i in 0..2 {
+        // SAFETY: this CPU's scratch.
+        let doubted = unsafe { &raw mut (*scratch).doubted[i] };
         // SAFETY: as above.
-        unsafe { (&raw mut (*scratch).doubted).write_volatile([0; 2]) };
+        let [key, generation] = unsafe { doubted.read_volatile() };
+        if key != 0 {
+            prestack_settle(key, generation);
+            // SAFETY: as above.
+            unsafe { doubted.write_volatile([0; 2]) };
+        }
     }
 }
 

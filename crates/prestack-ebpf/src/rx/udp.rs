@@ -168,6 +168,7 @@ pub fn datagram(
             odd(config, door);
             // SAFETY: a function of ours, called with the program's context.
             unsafe { prestack_odd_datagram(ctx.ctx) };
+            requests::settle_doubted();
             XDP_PASS
         }
         Reading::Request(datagram) => match SingleGet::of(packet, &datagram) {
