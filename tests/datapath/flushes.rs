@@ -34,16 +34,16 @@ fn binary_reply() -> Vec<u8> {
     bytes
 }
 
-/// A flush for 10 s from now has been asked for, and answered.
-fn assert_delayed(path: &mut Datapath) {
+/// A flush for 10 s from then has been asked for, and answered.
+fn assert_delayed(path: &mut Datapath, asked: u64) {
     path.assert_hit("key", "old");
     let [flush] = path.kernel().flushes()[..] else {
         panic!("{:?}", path.kernel().flushes());
     };
-    let due = clock::now_ns() + 10 * SECOND;
     let slack = 2 * SECOND;
-    assert!((due - slack..due + slack).contains(&(flush.from + FLUSH_EARLY_NS)));
-    assert!((due - slack..due + slack).contains(&(flush.until - FLUSH_LATE_NS)));
+    let due = asked + 10 * SECOND - slack..clock::now_ns() + 10 * SECOND + slack;
+    assert!(due.contains(&(flush.from + FLUSH_EARLY_NS)));
+    assert!(due.contains(&(flush.until - FLUSH_LATE_NS)));
 
     // Its time comes.
     // (The datapath's clock may not have moved.)
@@ -78,8 +78,9 @@ fn a_delayed_flush_over_tcp() {
         let mut path = Datapath::with(&setup());
         path.fill("key", "old");
         let mut connection = Connection::open(&path, 4000);
+        let asked = clock::now_ns();
         connection.exchange(&path, &request, &reply);
-        assert_delayed(&mut path);
+        assert_delayed(&mut path, asked);
     }
 }
 
@@ -93,24 +94,26 @@ fn a_delayed_flush_over_udp() {
         binary(0x18, 10),
     ] {
         let mut path = Datapath::with(&setup());
+        let asked = clock::now_ns();
         path.exchange(&request, "OK\r\n");
         wait(2 * SETTLE);
         path.fill("key", "old");
-        assert_delayed(&mut path);
+        assert_delayed(&mut path, asked);
     }
 }
 
 #[test]
 fn a_flush_at_a_point_in_time() {
     let wall = 1_795_268_222;
+    let asked = clock::now_ns();
     let mut path = Datapath::with(&Setup {
-        wall_offset: Duration::from_nanos(wall * SECOND - clock::now_ns()),
+        wall_offset: Duration::from_nanos(wall * SECOND - asked),
         ..setup()
     });
     path.fill("key", "old");
     let mut connection = Connection::open(&path, 4000);
     connection.exchange(&path, format!("flush_all {}\r\n", wall + 10), "OK\r\n");
-    assert_delayed(&mut path);
+    assert_delayed(&mut path, asked);
     // One that is over.
     path.assert_hit("key", "new");
     connection.exchange(&path, format!("flush_all {}\r\n", wall - 10), "OK\r\n");
@@ -149,6 +152,46 @@ fn a_flush_that_is_answered_late() {
         assert_eq!(before.from, after.from);
         let later = after.until - before.until;
         assert!((400_000_000..SECOND).contains(&later), "{later}");
+    }
+}
+
+/// The same if other requests of its name came before or after it, of which nobody knows whose the reply is.
+#[test]
+fn a_flush_among_others_of_its_name_that_is_answered_late() {
+    let others = ["get key\r\n", "delete key\r\n", "stats\r\n", "unknown\r\n"];
+    for other in others {
+        for requests in [["flush_all 10\r\n", other], [other, "flush_all 10\r\n"]] {
+            let path = Datapath::with(&setup());
+            for text in requests {
+                path.pass(&PacketBuilder::udp(text).id(7));
+                wait(Duration::from_millis(50));
+            }
+            let before = path.kernel().flushes();
+            path.tx(&PacketBuilder::udp("").id(7).reply("OK\r\n"));
+            let after = path.kernel().flushes();
+            assert_eq!((before.len(), after.len()), (1, 1), "{requests:?}");
+            // By the whole of the time since it was asked for, or by more.
+            let since = if requests[0] == other { 45 } else { 90 };
+            let later = after[0].until - before[0].until;
+            assert!((since * 1_000_000..SECOND).contains(&later), "{later}");
+        }
+    }
+}
+
+/// The hash of a key is no time.
+#[test]
+fn an_odd_request_without_a_delay_that_is_answered_late() {
+    for other in ["get key\r\n", "delete key\r\n", "mg key v\r\n"] {
+        for requests in [["unknown\r\n", other], [other, "unknown\r\n"]] {
+            let path = Datapath::with(&setup());
+            for text in requests {
+                path.pass(&PacketBuilder::udp(text).id(7));
+            }
+            wait(Duration::from_millis(20));
+            path.tx(&PacketBuilder::udp("").id(7).reply("ERROR\r\n"));
+            let flushes = path.kernel().flushes();
+            assert!(flushes.is_empty(), "{requests:?}: {flushes:?}");
+        }
     }
 }
 

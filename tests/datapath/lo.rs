@@ -207,6 +207,26 @@ fn udp_writes_end_whatever_address_answers() {
     assert!(path.can_fill("key", "new"));
 }
 
+/// The reply is that of either.
+#[test]
+fn a_udp_write_settles_whose_name_is_used_again() {
+    let settle = Duration::from_millis(100);
+    let address = IpAddr::from(Ipv4Addr::LOCALHOST);
+    let write = datagram(address, 7, "delete key\r\n");
+    let odd = datagram(address, 7, "get other\r\n").udp_length_lie(-1);
+    for second in [&write, &odd] {
+        let mut path = Datapath::with(&Setup {
+            settle,
+            ..Setup::default()
+        });
+        path.lo(&write);
+        path.lo(second);
+        // Nothing comes meanwhile that might bring it about.
+        wait_to_settle(settle);
+        assert!(path.can_fill("key", "new"), "{second:?}");
+    }
+}
+
 #[test]
 fn udp_writes_without_reply_settle() {
     let settle = Duration::from_millis(100);

@@ -33,6 +33,7 @@ mod places;
 mod protocols;
 mod races;
 mod refresh;
+mod reused;
 mod security;
 mod strangers;
 mod tcp;

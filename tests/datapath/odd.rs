@@ -233,6 +233,36 @@ fn extension_headers() {
     path.assert_hit("key", "value");
 }
 
+/// A fragment of a ping, with this offset in bytes and these lower bits.
+fn fragment_of_ping(offset: u16, low: u16) -> Vec<u8> {
+    const HEADER: usize = 14 + 40;
+    let mut packet = ask().v6().extension_header(44).build();
+    packet[HEADER] = 58;
+    packet[HEADER + 2..HEADER + 4].copy_from_slice(&(offset | low).to_be_bytes());
+    packet
+}
+
+/// What the fragments of a packet are together is what the first one says: Linux hands this to a socket if the
+/// other one says UDP.
+#[test]
+fn later_fragments_that_claim_to_be_of_a_ping() {
+    // The lowest bit says that more follow, the next ones are reserved.
+    for low in [0, 1, 6, 7] {
+        let mut path = filled(&Setup::default());
+        let first = fragment_of_ping(0, low);
+        assert_eq!(path.rx_bytes(&first), Verdict::Passed);
+        assert_eq!(path.epoch(), 0);
+        path.assert_hit("key", "value");
+        for offset in [8, 0x100, 0x8000, 0xfff8] {
+            let mut path = filled(&Setup::default());
+            let later = fragment_of_ping(offset, low);
+            assert_eq!(path.rx_bytes(&later), Verdict::Passed);
+            assert_eq!(path.epoch(), 1, "{offset}");
+            path.assert_miss("key");
+        }
+    }
+}
+
 #[test]
 fn lengths_that_lie() {
     // The stack drops what is longer than it is, but only because it checks.

@@ -132,29 +132,57 @@ fn an_item_is_as_old_as_the_oldest_that_is_known_of_it() {
     path.only_pass("mg key v\r\n");
 }
 
-const REFRESH_AGE: Duration = Duration::from_millis(100);
+/// Whichever of two replies comes first.
+#[test]
+fn an_item_is_as_old_as_the_first_request_for_what_is_known_of_it() {
+    let max_age = Duration::from_millis(600);
+    let mut path = Datapath::with(&Setup {
+        max_age,
+        ..Setup::default()
+    });
+    let first = path.get_of("key");
+    path.pass(&first);
+    wait(max_age / 2);
+    path.exchange("mg key v\r\n", "VA 5\r\nvalue\r\n");
+    path.tx(&first.reply(hit("key", "value")));
+    assert_eq!(path.stats().fills, 2);
+    wait(max_age / 2);
+    path.only_pass("get key\r\n");
+    path.only_pass("mg key v\r\n");
+}
 
 /// `key` is cached with all that is known of it, and old enough to be fetched anew.
 fn aged() -> Datapath {
-    let setup = Setup {
-        refresh_age: REFRESH_AGE,
-        ..Setup::default()
-    };
-    let told = [
+    let mut path = told(&[
         ("gets key\r\n", "VALUE key 1 5 2\r\nvalue\r\nEND\r\n"),
         ("mg key v\r\n", "VA 5\r\nvalue\r\n"),
-    ];
-    let path = told_with(&setup, &told);
+    ]);
     assert_eq!(path.stats().fills, 2);
-    wait(REFRESH_AGE);
+    path.configure(&Setup {
+        refresh_age: Duration::ZERO,
+        ..Setup::default()
+    });
+    wait(Duration::from_millis(1));
     path
+}
+
+/// Fetches `key` anew. From then on nothing is old.
+fn fetch(path: &mut Datapath, request: impl AsRef<[u8]>, reply: impl AsRef<[u8]>) {
+    path.exchange(&request, reply);
+    let request = request.as_ref().escape_ascii();
+    assert_eq!(path.stats().refreshes, 1, "{request}");
+    path.configure(&Setup::default());
 }
 
 /// What is fetched anew is all that is known: the rest is as old as before.
 #[test]
 fn an_old_entry_is_not_built_upon() {
     let mut path = aged();
-    path.exchange("get key\r\n", "VALUE key 1 5\r\nvalue\r\nEND\r\n");
+    fetch(
+        &mut path,
+        "get key\r\n",
+        "VALUE key 1 5\r\nvalue\r\nEND\r\n",
+    );
     path.only_pass("gets key\r\n");
     path.only_pass("mg key v\r\n");
 }
@@ -162,13 +190,11 @@ fn an_old_entry_is_not_built_upon() {
 #[test]
 fn every_protocol_fetches_what_is_old() {
     let mut path = aged();
-    path.exchange("mg key v\r\n", "VA 3\r\nnew\r\n");
-    assert_eq!(path.stats().refreshes, 1);
+    fetch(&mut path, "mg key v\r\n", "VA 3\r\nnew\r\n");
     assert_served(&mut path, "mg key v\r\n", "VA 3\r\nnew\r\n");
     let mut path = aged();
     let reply = binary_hit(GET, b"key", 3, 4, b"new", 5);
-    path.exchange(binary_get(GET, b"key", 5), &reply);
-    assert_eq!(path.stats().refreshes, 1);
+    fetch(&mut path, binary_get(GET, b"key", 5), &reply);
     assert_served(&mut path, binary_get(GET, b"key", 5), &reply);
     // One key, however it is written; memcached answers with one item.
     for text in [
@@ -185,13 +211,11 @@ fn every_protocol_fetches_what_is_old() {
         } else {
             "VALUE key 3 3\r\nnew\r\nEND\r\n"
         };
-        path.exchange(text, reply);
-        assert_eq!(path.stats().refreshes, 1, "{text:?}");
+        fetch(&mut path, text, reply);
         assert_served(&mut path, text, reply);
         // What memcached has lost is lost.
         let mut path = aged();
-        path.exchange(text, "END\r\n");
-        assert_eq!(path.stats().refreshes, 1, "{text:?}");
+        fetch(&mut path, text, "END\r\n");
         path.only_pass(text);
     }
     // A reply to several does not name those that memcached has lost.

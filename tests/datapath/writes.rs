@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use crate::bytes::{get, hit};
-use crate::harness::{Datapath, Setup, wait_to_settle};
-use crate::packet::{ACK, PacketBuilder};
+use crate::harness::{Datapath, Setup, wait, wait_to_settle};
+use crate::packet::{ACK, Frame, PacketBuilder};
 
 /// A settle time that a test can wait for.
 const SETTLE: Duration = Duration::from_millis(600);
@@ -299,6 +299,59 @@ fn an_answer_whose_owner_is_in_doubt_ends_nothing() {
     path.pass(&PacketBuilder::udp(get(&["nothing"])).id(7));
     path.tx(&write.reply("END\r\n"));
     assert!(!path.can_fill("key", "value"));
+}
+
+/// Their answers, which cannot be told apart, are not waited for.
+#[test]
+fn writes_of_one_name_settle() {
+    let write = |text: &str| PacketBuilder::udp(text).id(7);
+    let odd = write("get key\r\n").frame(Frame {
+        id: 7,
+        sequence: 0,
+        count: 1,
+        reserved: 1,
+    });
+    for requests in [
+        &[write("delete key\r\n"), write("delete key\r\n")][..],
+        &[write("delete key\r\n"), write("delete other\r\n")],
+        &[write("delete other\r\n"), write("delete key\r\n")],
+        &[
+            write("delete key\r\n"),
+            write("set key 0 0 3\r\nnew\r\n"),
+            write("delete key\r\n"),
+        ],
+        &[write("delete key\r\n"), write("get third\r\n")],
+        &[write("get third\r\n"), write("delete key\r\n")],
+        &[write("delete key\r\n"), odd],
+    ] {
+        let mut path = filled_with(&Setup {
+            settle: SETTLE,
+            ..Setup::default()
+        });
+        for request in requests {
+            path.pass(request);
+        }
+        // Nothing comes meanwhile that might bring it about.
+        wait_to_settle(SETTLE);
+        assert!(path.can_fill("key", "new"), "{requests:?}");
+        path.assert_hit("key", "new");
+    }
+}
+
+/// A GET that is let through to fetch an entry anew is a request like any other.
+#[test]
+fn a_write_settles_whose_name_a_refresh_takes() {
+    let mut path = filled_with(&Setup {
+        settle: SETTLE,
+        refresh_age: Duration::ZERO,
+        ..Setup::default()
+    });
+    wait(Duration::from_millis(1));
+    path.pass(&PacketBuilder::udp("delete key\r\n").id(7));
+    path.pass(&PacketBuilder::udp(get(&["other"])).id(7));
+    assert_eq!(path.stats().refreshes, 1);
+    wait_to_settle(SETTLE);
+    path.fill("key", "new");
 }
 
 #[test]

@@ -38,9 +38,11 @@ pub enum Kind {
     Other = 6,
     /// A datagram whose answers cannot be counted: forgotten by time alone.
     Endless = 7,
+    /// `flush_all`, answered by one datagram.
+    Flush = 8,
     /// One that was not understood. memcached may be waiting for more of it: what it does in the end
     /// is done when it answers.
-    Odd = 8,
+    Odd = 9,
 }
 
 impl Kind {
@@ -50,18 +52,29 @@ impl Kind {
     pub const fn is_get(kind: u8) -> bool {
         kind != Self::Free as u8 && kind <= Self::Binary as u8
     }
+
+    /// Whether this (a [`Kind`] as `u8`) may change every item, and is heeded when it comes and when it is
+    /// answered.
+    #[inline(always)]
+    #[must_use]
+    pub const fn may_change_all(kind: u8) -> bool {
+        kind >= Self::Flush as u8
+    }
 }
 
 /// A request that memcached has not answered yet.
 #[repr(C)]
 #[derive(Clone, Copy, Default)]
 pub struct Request {
-    /// Hash of the key (`Get`, `Meta`, `Binary`, `Write`), else 0.
+    /// Hash of the key (`Get`, `Meta`, `Binary`, `Write`), the coarse monotonic time in ns that a flush with a
+    /// delay is asked for (`Flush`, `Odd`), else 0.
     pub key: u64,
-    /// Coarse monotonic time in ns at which the request arrived.
+    /// Coarse monotonic time in ns at which the request arrived; of several of the name, the last, or the first
+    /// since a flush with a delay.
     pub time: u64,
-    /// The bucket's version then (`Get`, `Meta`, `Binary`), the serial number of the tickets (`MultiGet`), or the
-    /// generation of the outstanding write (`Write`).
+    /// The bucket's version then (`Get`, `Meta`, `Binary`), the serial number of the tickets (`MultiGet`), the
+    /// generation of the outstanding write (`Write`), or when the last request of the name came that may change
+    /// every item (`Flush`, `Odd`), in the unit of `seen`.
     pub version: u32,
     /// The backend's epoch then.
     pub epoch: u32,

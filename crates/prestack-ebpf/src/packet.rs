@@ -282,6 +282,11 @@ fn locate_v4(packet: Packet, l3: u64) -> Sort {
     }
 }
 
+/// What says what follows, and the offset, of the first four bytes of an IPv6 fragment header.
+const FRAGMENT_START: u32 = u32::from_ne_bytes([0xff, 0, 0xff, 0xf8]);
+/// These of the first fragment of an ICMPv6 message.
+const FIRST_OF_ICMPV6: u32 = u32::from_ne_bytes([PROTO_ICMPV6, 0, 0, 0]);
+
 #[inline(always)]
 fn locate_v6(packet: Packet, l3: u64) -> Sort {
     let Some(ip) = packet.at::<Ipv6>(l3) else {
@@ -295,10 +300,15 @@ fn locate_v6(packet: Packet, l3: u64) -> Sort {
     };
     match ip.next_header {
         PROTO_UDP | PROTO_TCP => {}
-        // Multicast listener reports come with a hop-by-hop header and from every neighbour, and long
-        // pings in fragments, each of which says what was cut up.
-        EXTENSION_HOP_BY_HOP | EXTENSION_FRAGMENT
-            if packet.read(l3 + IPV6_LEN as u64) == Some(PROTO_ICMPV6) =>
+        // Multicast listener reports come with a hop-by-hop header and from every neighbour.
+        EXTENSION_HOP_BY_HOP if packet.read(l3 + IPV6_LEN as u64) == Some(PROTO_ICMPV6) => {
+            return Sort::Foreign;
+        }
+        // Of fragments the first one alone says what they become together (RFC 8200, section 4.5).
+        EXTENSION_FRAGMENT
+            if packet
+                .read::<u32>(l3 + IPV6_LEN as u64)
+                .is_some_and(|start| start & FRAGMENT_START == FIRST_OF_ICMPV6) =>
         {
             return Sort::Foreign;
         }

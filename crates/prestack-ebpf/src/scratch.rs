@@ -65,9 +65,9 @@ pub struct Scratch {
     pub saved: [u64; SAVED_WORDS],
     /// Cursors of a walk over keys or lines.
     pub walk: Walk,
-    /// The key and generation of a write over UDP whose reply cannot be told from others any more; 0 for
-    /// none.
-    pub doubted: [u64; 2],
+    /// The keys and generations of two writes over UDP whose replies cannot be told from others any more: of
+    /// one that was remembered, and of the one that has come. A key of 0 for none.
+    pub doubted: [[u64; 2]; 2],
     /// The marks of a bucket as they were before its lock was taken.
     pub marks: [Outstanding; OUTSTANDING_KEYS],
     /// An answer over TCP.

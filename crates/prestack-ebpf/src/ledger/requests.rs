@@ -108,14 +108,15 @@ fn later_stamp(old: u8, new: u8, now: u8) -> u8 {
 }
 
 /// How dear a request is when one has to be forgotten, as two bits for each [`Kind`]. Of an endless one
-/// only its name is of use, which the stamp keeps as well; an odd one has to be heeded when it ends.
+/// only its name is of use, which the stamp keeps as well; what may change every item has to be heeded when it
+/// ends.
 const DEAR: u64 = {
     let mut dear = 0;
     let mut kind = 0;
     while kind <= Kind::Odd as u32 {
         let how = match kind {
             k if k == Kind::Endless as u32 => 1,
-            k if k == Kind::Odd as u32 => 3,
+            k if Kind::may_change_all(k as u8) => 3,
             _ => 2,
         };
         dear |= how << (2 * kind);
@@ -241,7 +242,12 @@ fn remember_of(
 ) -> Option<(Slot, u32)> {
     // Read where it is needed, to take no stack.
     // SAFETY: this CPU's scratch, in which nothing else is changed here but `doubted`.
-    let (request, doubted) = unsafe { (&(*scratch).request, &raw mut (*scratch).doubted) };
+    let (request, doubted) = unsafe {
+        (
+            &(*scratch).request,
+            (&raw mut (*scratch).doubted).cast::<[u64; 2]>(),
+        )
+    };
     let set = set_of(name);
     let requests = REQUESTS.get_ptr_mut(set)?;
     let now = request.time;
@@ -254,9 +260,8 @@ fn remember_of(
     let mut way = SET_WAYS;
     let mut is_known = false;
     let mut has_lost = false;
-    let is_kept =
-        !is_strange || request.kind == Kind::Write as u8 || request.kind == Kind::Odd as u8;
-    let mut is_doubted = false;
+    let may_change_all = Kind::may_change_all(request.kind);
+    let is_kept = !is_strange || request.kind == Kind::Write as u8 || may_change_all;
     let is_certain;
     let serial;
     let place;
@@ -310,14 +315,31 @@ fn remember_of(
             if gets && (*held).unanswered < u8::MAX {
                 (*held).unanswered += 1;
             } else {
-                let is_odd = request.kind == Kind::Odd as u8 || (*held).kind == Kind::Odd as u8;
                 if (*held).kind == Kind::Write as u8 {
                     doubted.write_volatile([(*held).key, u64::from((*held).version)]);
-                    is_doubted = true;
                 }
-                (*held).kind = if is_odd { Kind::Odd } else { Kind::Endless } as u8;
+                // It is not heeded for longer because others come.
+                let may_have_changed_all = Kind::may_change_all((*held).kind)
+                    && age((*held).version, seen) << SEEN_SHIFT <= config.remember_ns;
+                if !may_have_changed_all {
+                    (*held).key = 0;
+                }
+                // The delay of a flush counts from the first on.
+                if (*held).key == 0 {
+                    (*held).time = now;
+                }
+                (*held).kind = Kind::Endless as u8;
+                if may_have_changed_all {
+                    (*held).kind = Kind::Odd as u8;
+                }
+                if may_change_all {
+                    (*held).kind = Kind::Odd as u8;
+                    (*held).version = seen;
+                    if request.key != 0 {
+                        (*held).key = request.key;
+                    }
+                }
                 (*held).tickets = 0;
-                (*held).time = now;
             }
             if (own_seen.wrapping_sub((*held).seen) as i32) > 0 {
                 (*held).seen = own_seen;
@@ -337,6 +359,9 @@ fn remember_of(
             (*held).seen = own_seen;
             if request.kind == Kind::MultiGet as u8 {
                 (*held).version = serial;
+            }
+            if may_change_all {
+                (*held).version = seen;
             }
         }
         let stamps = &raw mut (*requests).stamps[own_stamp];
@@ -358,9 +383,12 @@ fn remember_of(
             }
             if !is_certain && !is_known {
                 (*held).tickets = 0;
-                // A reply whose owner is in doubt ends no write.
+                // A reply whose owner is in doubt ends no write, and no flush.
                 if (*held).kind == Kind::Write as u8 {
                     (*held).kind = Kind::Endless as u8;
+                }
+                if (*held).kind == Kind::Flush as u8 {
+                    (*held).kind = Kind::Odd as u8;
                 }
             }
         }
@@ -369,23 +397,30 @@ fn remember_of(
     if has_lost && is_kept {
         count!(requests_lost);
     }
-    if !is_certain && request.kind == Kind::Write as u8 && !is_doubted {
-        // SAFETY: this CPU's scratch.
-        unsafe { doubted.write_volatile([request.key, u64::from(request.version)]) };
+    if !is_certain && request.kind == Kind::Write as u8 {
+        // SAFETY: this CPU's scratch, which has two.
+        unsafe {
+            let own = doubted.add(1);
+            own.write_volatile([request.key, u64::from(request.version)]);
+        }
     }
     is_certain.then_some((set * SET_WAYS as u32 + place as u32, serial))
 }
 
-/// Lets a write settle of which [`remember`] has found that its reply cannot be told from others.
+/// Lets the writes settle of which [`remember`] has found that their replies cannot be told from others.
 #[inline(always)]
 pub fn settle_doubted() {
     let Some(scratch) = scratch() else { return };
-    // SAFETY: this CPU's scratch.
-    let doubted = unsafe { (&raw const (*scratch).doubted).read_volatile() };
-    if doubted[0] != 0 {
-        prestack_settle(doubted[0], doubted[1]);
+    for i in 0..2 {
+        // SAFETY: this CPU's scratch.
+        let doubted = unsafe { &raw mut (*scratch).doubted[i] };
         // SAFETY: as above.
-        unsafe { (&raw mut (*scratch).doubted).write_volatile([0; 2]) };
+        let [key, generation] = unsafe { doubted.read_volatile() };
+        if key != 0 {
+            prestack_settle(key, generation);
+            // SAFETY: as above.
+            unsafe { doubted.write_volatile([0; 2]) };
+        }
     }
 }
 
@@ -457,8 +492,8 @@ pub fn answered(name: u64, reply: Reply) -> Option<(Request, Slot)> {
                 k if k == Kind::Other as u8 || k == Kind::Meta as u8 || k == Kind::Binary as u8 => {
                     reply.ends_message
                 }
-                // No answer to a write takes several datagrams: such a one belongs to another.
-                k => k == Kind::Write as u8 && !reply.is_split,
+                // No answer to these takes several datagrams: such a one belongs to another.
+                k => (k == Kind::Write as u8 || k == Kind::Flush as u8) && !reply.is_split,
             };
             if is_last {
                 if request.unanswered <= 1 {

@@ -47,6 +47,7 @@ pub fn datagram(
             udp::ODD => {
                 udp::odd(config, door);
                 prestack_lo_odd_datagram(skb);
+                requests::settle_doubted();
                 return;
             }
             _ => {

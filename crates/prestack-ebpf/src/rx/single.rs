@@ -92,6 +92,7 @@ impl SingleGet {
         let mut action = get(self.packed);
         if action == get::AGEING {
             if get::refresh() {
+                requests::settle_doubted();
                 return XDP_PASS;
             }
             action = get(self.packed | SECOND);

@@ -139,11 +139,11 @@ impl<'a> Datagram<'a> {
         }
     }
 
-    /// Remembers the request, for its answer could be taken for that to another of its name. One that was
-    /// not understood is heeded at once, and again when it is answered.
+    /// Remembers the request, for its answer could be taken for that to another of its name. One that may
+    /// change every item is heeded at once, and again when it is answered.
     #[inline(always)]
     pub fn remember(&self, request: &Request) {
-        if request.kind == Kind::Odd as u8 {
+        if Kind::may_change_all(request.kind) {
             backend::forget(self.config, self.door.backend);
         }
         requests::remember(self.name(), request, self.asker());
@@ -168,6 +168,7 @@ pub fn datagram(
             odd(config, door);
             // SAFETY: a function of ours, called with the program's context.
             unsafe { prestack_odd_datagram(ctx.ctx) };
+            requests::settle_doubted();
             XDP_PASS
         }
         Reading::Request(datagram) => match SingleGet::of(packet, &datagram) {
@@ -514,8 +515,16 @@ fn act(datagram: &Datagram<'_>) {
             request.kind = Kind::Endless as u8;
         }
         Effect::Flush => {
-            request.kind = Kind::Odd as u8;
             request.key = flushes::arrived(door.backend);
+            request.kind = Kind::Odd as u8;
+            if is_alone && command.quiet {
+                // As a quiet write.
+                backend::forget(config, door.backend);
+                request.kind = Kind::Endless as u8;
+                request.seen = requests::age_to_remember_for(config, config.settle_ns);
+            } else if is_alone {
+                request.kind = Kind::Flush as u8;
+            }
         }
         _ => request.kind = Kind::Odd as u8,
     }

@@ -61,7 +61,7 @@ pub fn take_note(
         }
         return false;
     }
-    if request.kind == Kind::Odd as u8 {
+    if Kind::may_change_all(request.kind) {
         // Only now is it over, whatever it was.
         backend::forget(config, request.backend);
         if request.key != 0 {
@@ -263,7 +263,7 @@ fn store(
         hash: ticket.key,
     };
     // A live entry is of the same time between two writes as the ticket: what it knows of the item is
-    // still true. It keeps its age. One that is to be fetched anew is not built upon; nor is one with
+    // still true. It keeps the greater age. One that is to be fetched anew is not built upon; nor is one with
     // other data, which was changed unseen.
     if let Some(older) = find(query, key, 0, key_len)
         && !older.is_ageing
@@ -280,7 +280,9 @@ fn store(
         }
         if more != 0 {
             new.knows |= more;
-            new.time = older.time;
+            if older.time < new.time {
+                new.time = older.time;
+            }
             new.older = Some((older.granule, older.seq));
         }
     }
