@@ -1,12 +1,16 @@
 //! memcached goes away and comes back.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
+use aya::maps::{HashMap, Map, MapData};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
+use prestack_abi::backend::{MAX_BACKENDS, MAX_SOCKETS};
+use prestack_abi::names;
 use prestack_testbed::{Memcached, MemcachedOptions, binary, pace};
 use prestack_tests::stage::{LASTING, Stage, store, until_hit};
 
@@ -100,6 +104,79 @@ fn nobody_has_to_notice() -> Result<()> {
 #[test]
 fn nobody_has_to_notice_the_end_of_sockets_for_threads() -> Result<()> {
     unnoticed(&with_sockets_for_threads()?)
+}
+
+/// The sockets whose end the datapath notices: cookies, and numbers of backends.
+fn watched_sockets(stage: &Stage) -> Result<HashMap<MapData, u64, u64>> {
+    let path = stage.prestack.instance().pins().join(names::SOCKETS);
+    Ok(HashMap::try_from(Map::HashMap(MapData::from_pin(path)?))?)
+}
+
+/// Waits until all of memcached's sockets are watched, and none of `others`.
+fn until_watched(stage: &Stage, others: &BTreeSet<u64>) -> Result<BTreeSet<u64>> {
+    let sockets = watched_sockets(stage)?;
+    pace::wait_for("sockets to be watched", Duration::from_secs(10), || {
+        let mut cookies = BTreeSet::new();
+        for cookie in sockets.keys() {
+            let cookie = cookie?;
+            // It may be gone by now.
+            if sockets.get(&cookie, 0).is_ok_and(|number| number == 0) {
+                cookies.insert(cookie);
+            }
+        }
+        let is_wanted = !cookies.is_empty()
+            && cookies.is_disjoint(others)
+            && (others.is_empty() || cookies.len() == others.len());
+        Ok(is_wanted.then_some(cookies))
+    })
+}
+
+/// There is no room for a moment: the sockets are watched once there is.
+#[test]
+fn sockets_that_could_not_be_watched_are_later() -> Result<()> {
+    let args = [&LASTING[..], &["--tcp-hits"]].concat();
+    let mut stage = Stage::with(MemcachedOptions::default(), &args)?;
+    let first = until_watched(&stage, &BTreeSet::new())?;
+    let mut sockets = watched_sockets(&stage)?;
+    let nobodys = u64::from(MAX_BACKENDS) - 1;
+    let unused = (1_u64 << 60..).take(MAX_SOCKETS);
+    let inserted = unused.map(|cookie| sockets.insert(cookie, nobodys, 0));
+    ensure!(inserted.filter(Result::is_err).count() >= first.len());
+    stage.memcached.kill()?;
+    stage.memcached = Memcached::start(&stage.bed.server, MemcachedOptions::default())?;
+    until_watched(&stage, &first)?;
+    pace::wait_for("no problem", Duration::from_secs(5), || {
+        let status = stage.prestack.instance().command(&["status"])?;
+        Ok((!status.contains("problem")).then_some(()))
+    })?;
+
+    let daemon = Pid::from_raw(stage.prestack.pid());
+    let epoch = stage.prestack.stats()?.get("epoch")?;
+    kill(daemon, Signal::SIGSTOP)?;
+    stage.memcached.kill()?;
+    let risen = stage.prestack.instance().stats()?.get("epoch")?;
+    kill(daemon, Signal::SIGCONT)?;
+    ensure!(risen > epoch, "the sockets were closed unnoticed");
+    Ok(())
+}
+
+/// Sockets of a memcached that has ended meanwhile take no room in the next run.
+#[test]
+fn sockets_of_an_earlier_run_are_forgotten() -> Result<()> {
+    let args = [&LASTING[..], &["--tcp-hits"]].concat();
+    let mut stage = Stage::with(MemcachedOptions::default(), &args)?;
+    let first = until_watched(&stage, &BTreeSet::new())?;
+    stage.prestack.kill()?;
+    stage.memcached.kill()?;
+    stage.memcached = Memcached::start(&stage.bed.server, MemcachedOptions::default())?;
+    let more = [
+        "--no-watch-lo",
+        "--interface",
+        &stage.bed.links[0].server_dev,
+    ];
+    stage.prestack.restart(&[&args[..], &more].concat())?;
+    until_watched(&stage, &first)?;
+    Ok(())
 }
 
 #[test]

@@ -174,14 +174,15 @@ impl Watch {
     /// Watches the sockets of the backends.
     ///
     /// # Errors
-    /// Those of one cannot be.
+    /// Those of one cannot be; those of the others are.
     pub fn watch_sockets(&self, sockets: &mut sockets::Attached) -> Result<(), sockets::Unwatched> {
+        let mut watched = Ok(());
         for (number, slot) in self.slots.iter() {
             if let Some(process) = self.ends.get(&number).filter(|_| slot.alive) {
-                sockets.watch(number, &slot.memcached, process.as_fd())?;
+                watched = watched.and(sockets.watch(number, &slot.memcached, process.as_fd()));
             }
         }
-        Ok(())
+        watched
     }
 
     /// The ports of the backends' doors.

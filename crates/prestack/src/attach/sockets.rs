@@ -2,7 +2,7 @@
 //! the host that is released. It knows memcached's by their cookies.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashSet},
     ffi::CStr,
     io,
     os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
@@ -53,10 +53,10 @@ impl Attached {
         Ok(())
     }
 
-    /// Watches the sockets of a backend; `process` is its descriptor.
+    /// Watches the sockets of a backend; `process` is its descriptor. Those that are closed meanwhile are left out.
     ///
     /// # Errors
-    /// One of them cannot be had, and is not watched.
+    /// One of them cannot be had, and is not watched; the others are.
     pub fn watch(
         &mut self,
         number: u8,
@@ -74,16 +74,23 @@ impl Attached {
         let unwatched = |error: io::Error| Unwatched(error.to_string());
         let failed = |error: MapError| Unwatched(error.to_string());
         let descriptors = memcached.process.socket_descriptors();
-        let mut now = Vec::new();
+        let (mut now, mut failure) = (Vec::new(), None);
         for socket in &memcached.sockets {
             let Some(fd) = descriptors.get(&socket.inode) else {
                 continue;
             };
-            let cookie = cookie(process, *fd).map_err(unwatched)?;
-            self.sockets
-                .insert(cookie, u64::from(number), 0)
-                .map_err(failed)?;
-            now.push((socket.inode, cookie));
+            let cookie = match cookie(process, *fd) {
+                Err(error) if is_closed(&error) => continue,
+                cookie => cookie.map_err(unwatched),
+            };
+            let watched = cookie.and_then(|cookie| {
+                let inserted = self.sockets.insert(cookie, u64::from(number), 0);
+                inserted.map(|()| cookie).map_err(failed)
+            });
+            match watched {
+                Ok(cookie) => now.push((socket.inode, cookie)),
+                Err(error) => failure = Some(error),
+            }
         }
         for (_, cookie) in self.known.remove(&number).unwrap_or_default() {
             if !now.iter().any(|(_, new)| *new == cookie) {
@@ -92,8 +99,27 @@ impl Attached {
             }
         }
         self.known.insert(number, now);
-        Ok(())
+        failure.map_or(Ok(()), Err)
     }
+
+    /// Forgets all sockets but those that are watched: an earlier run has left others.
+    pub fn forget_others(&mut self) {
+        let cookies: Vec<_> = self.sockets.keys().filter_map(Result::ok).collect();
+        let known: HashSet<_> = self.known.values().flatten().map(|(_, c)| *c).collect();
+        for cookie in cookies {
+            if !known.contains(&cookie) {
+                // As above.
+                let _ = self.sockets.remove(&cookie);
+            }
+        }
+    }
+}
+
+/// Whether a descriptor of a process cannot be had because it, or the process, is gone, or it has become that of
+/// something else.
+fn is_closed(error: &io::Error) -> bool {
+    let gone = [libc::ESRCH, libc::EBADF, libc::ENOTSOCK];
+    error.raw_os_error().is_some_and(|e| gone.contains(&e))
 }
 
 fn text(error: &dyn std::error::Error) -> Unwatched {
@@ -218,4 +244,34 @@ fn cookie(process: BorrowedFd<'_>, fd: i32) -> io::Result<u64> {
         return Err(io::Error::last_os_error());
     }
     Ok(cookie)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::discovery::process::ProcessId;
+    use std::{net::UdpSocket, os::fd::AsFd as _, process::Command};
+
+    #[test]
+    fn what_is_gone_is_told_from_what_is_refused() {
+        let me = ProcessId::current(std::process::id()).expect("alive");
+        let process = me.watch().expect("supported").expect("alive");
+        let socket = UdpSocket::bind("127.0.0.1:0").expect("a port");
+        assert_ne!(
+            cookie(process.as_fd(), socket.as_raw_fd()).expect("ours"),
+            0
+        );
+        let file = std::fs::File::open("/dev/null").expect("there");
+        for fd in [file.as_raw_fd(), 1_000_000] {
+            assert!(is_closed(&cookie(process.as_fd(), fd).expect_err("none")));
+        }
+        assert!(!is_closed(&io::Error::from_raw_os_error(libc::EPERM)));
+
+        let mut child = Command::new("sleep").arg("60").spawn().expect("started");
+        let process = ProcessId::current(child.id()).expect("alive");
+        let process = process.watch().expect("supported").expect("alive");
+        child.kill().expect("killed");
+        child.wait().expect("ended");
+        assert!(is_closed(&cookie(process.as_fd(), 0).expect_err("gone")));
+    }
 }

@@ -75,6 +75,11 @@ impl Daemon {
             attachment.adopt_requests(&mut self.datapath, options.mode, left)?;
         }
         self.watch_sockets();
+        if let Ok(sockets) = &mut self.sockets
+            && self.unwatched.is_none()
+        {
+            sockets.forget_others();
+        }
         self.pin_links(&folder)?;
         // Nobody is at work in the programs that were there before.
         std::thread::sleep(OLD_PROGRAMS_END);

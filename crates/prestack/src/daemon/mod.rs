@@ -65,6 +65,8 @@ pub struct Daemon {
     lo: Option<Result<Loopback, Unwatched>>,
     /// Notices that memcached ends, or the reason why it does not.
     sockets: Result<sockets::Attached, sockets::Unwatched>,
+    /// Why it does not notice the end of some of its sockets.
+    unwatched: Option<String>,
     datapath: Datapath,
     controls: Controls,
     watch: Watch,
@@ -117,6 +119,7 @@ impl Daemon {
         let mtu = interfaces.iter().map(|i| i.mtu).min().unwrap_or(0);
         let mut daemon = Self {
             sockets: Err(sockets::Unwatched::default()),
+            unwatched: None,
             state: initial::state(options, &datapath, &interfaces)?,
             instance,
             attachments: Vec::new(),
@@ -258,16 +261,22 @@ impl Daemon {
         self.lo = Some(watched);
     }
 
-    /// Has the datapath notice when a socket of a backend is released.
-    fn watch_sockets(&mut self) {
+    /// Has the datapath notice when a socket of a backend is released. What cannot be watched is tried again at
+    /// the next look. Returns whether there is something else to tell than before.
+    fn watch_sockets(&mut self) -> bool {
         let watched = match &mut self.sockets {
             Ok(sockets) => self.watch.watch_sockets(sockets),
-            Err(_) => return,
+            Err(_) => return false,
         };
-        if let Err(error) = watched {
-            warn!("{error}");
-            self.sockets = Err(error);
+        let problem = watched.err().map(|error| error.to_string());
+        if problem == self.unwatched {
+            return false;
         }
+        if let Some(problem) = &problem {
+            warn!("{problem}");
+        }
+        self.unwatched = problem;
+        true
     }
 
     /// The line that says what is served.
@@ -389,9 +398,8 @@ impl Daemon {
         let attached = self.attached();
         let changed = match self.watch.rescan(&self.controls, &attached) {
             Ok(changed) => {
-                self.watch_sockets();
                 self.trouble = None;
-                changed
+                self.watch_sockets() | changed
             }
             Err(error) => {
                 let error = error.to_string();
@@ -433,6 +441,7 @@ impl Daemon {
         if let Err(error) = &self.sockets {
             self.state.problems.push(error.to_string());
         }
+        self.state.problems.extend(self.unwatched.clone());
         self.state.problems.extend(self.indestructible.clone());
         let lost_answers = self.lost_answers.map(str::to_owned);
         self.state.problems.extend(lost_answers);
