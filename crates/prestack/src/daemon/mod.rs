@@ -86,7 +86,7 @@ pub struct Daemon {
     lost_answers: Option<&'static str>,
     /// What has changed could not be written down.
     unwritten: bool,
-    /// Said already.
+    /// Why the host could not be looked at.
     trouble: Option<String>,
 }
 
@@ -394,23 +394,32 @@ impl Daemon {
 
     /// Looks at the host. Returns whether something changed.
     fn look(&mut self) -> anyhow::Result<bool> {
-        let moves = self.look_at_interfaces()?;
-        let attached = self.attached();
-        let changed = match self.watch.rescan(&self.controls, &attached) {
-            Ok(changed) => {
-                self.trouble = None;
-                self.watch_sockets() | changed
-            }
+        let found = match self.find_interfaces() {
+            Ok(found) => found,
             Err(error) => {
-                let error = error.to_string();
-                if self.trouble.as_ref() != Some(&error) {
-                    warn!("{error}");
-                }
-                self.trouble = Some(error);
-                false
+                let trouble = format!("cannot look at interfaces: {error}");
+                return Ok(self.note_trouble(Some(trouble)));
             }
         };
-        Ok(self.follow(moves) | changed)
+        let moves = self.look_at_interfaces(&found)?;
+        let attached = self.attached();
+        let (changed, trouble) = match self.watch.rescan(&self.controls, &attached) {
+            Ok(changed) => (self.watch_sockets() | changed, None),
+            Err(error) => (true, Some(error.to_string())),
+        };
+        Ok(self.follow(moves) | self.note_trouble(trouble) | changed)
+    }
+
+    /// Notes why the host cannot be looked at. Returns whether that is new.
+    fn note_trouble(&mut self, trouble: Option<String>) -> bool {
+        if self.trouble == trouble {
+            return false;
+        }
+        if let Some(trouble) = &trouble {
+            warn!("{trouble}");
+        }
+        self.trouble = trouble;
+        true
     }
 
     /// Writes down what has changed. If that cannot be it is tried again at the next look.
@@ -429,6 +438,7 @@ impl Daemon {
         self.state.backends = self.watch.backends();
         self.state.allow = self.watch.allowed().to_vec();
         self.state.problems = self.watch.problems().to_vec();
+        self.state.problems.extend(self.trouble.clone());
         self.state.problems.extend(self.missing.values().cloned());
         self.state.lo = match &self.lo {
             Some(Ok(lo)) => Some(lo.state()),
