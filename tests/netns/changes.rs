@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use prestack_testbed::pace::{patience, wait_for};
+use prestack_testbed::{Memcached, MemcachedOptions, Signal};
 use prestack_tests::stage::{Stage, store, until_hit};
 
 /// How often a test changes something. Each change is made as soon as the one before has shown: if
@@ -36,6 +37,55 @@ fn a_new_address_brings_its_subnet() -> Result<()> {
             Ok(status.contains(&allowed).then_some(()))
         })
     })
+}
+
+/// More addresses than can be handled, while memcached is another one.
+#[test]
+fn what_is_too_much_is_told_and_made_up_for() -> Result<()> {
+    let mut stage = Stage::new()?;
+    let mut udp = stage.udp()?;
+    store(&mut stage.behind()?, b"key", b"old")?;
+    until_hit(&stage.prestack, &mut udp, b"key", b"old")?;
+    let addresses = || (100..170).map(|host| Ipv4Addr::new(10, 77, 0, host));
+    for address in addresses() {
+        stage.bed.add_server_address(0, address.into())?;
+    }
+    let until_told = |wanted| {
+        wait_for(
+            "what is too much to be told",
+            Duration::from_secs(10),
+            || {
+                let status = stage.prestack.instance().command(&["status"])?;
+                let is_told = status.contains("can be handled");
+                Ok((is_told == wanted).then_some(status))
+            },
+        )
+    };
+    until_told(true)?;
+    stage.memcached.kill()?;
+    stage.memcached = Memcached::start(&stage.bed.server, MemcachedOptions::default())?;
+    let pid = stage.memcached.pid().to_string();
+    wait_for("memcached to be found", Duration::from_secs(10), || {
+        let status = stage.prestack.instance().command(&["status"])?;
+        Ok(status.contains(&pid).then_some(()))
+    })?;
+    ensure!(udp.get(b"key")?.is_none(), "stale");
+    for address in addresses() {
+        let address = format!("{address}/24");
+        let dev = &stage.bed.links[0].server_dev;
+        stage
+            .bed
+            .server
+            .ip(["address", "delete", &address, "dev", dev])?;
+    }
+    until_told(false)?;
+    store(&mut stage.behind()?, b"key", b"new")?;
+    until_hit(&stage.prestack, &mut udp, b"key", b"new")?;
+    stage.prestack.signal(Signal::SIGTERM)?;
+    let said = stage.prestack.wait()?;
+    let line = format!("memcached (pid {pid}) is served from now on");
+    ensure!(said.contains(&line), "{said}");
+    Ok(())
 }
 
 #[test]

@@ -24,7 +24,6 @@ const TESTS: &[Requirement] = &[
     Requirement::program("tcpdump", "tcpdump"),
     Requirement::program("tshark", "tshark"),
     Requirement::program("nutcracker", "nutcracker"),
-    Requirement::program("bpftool", "bpftool"),
 ];
 
 const BPFFS: &str = "/sys/fs/bpf";

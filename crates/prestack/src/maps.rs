@@ -135,7 +135,7 @@ impl Controls {
     /// Replaces the doors, the ports and the allow list while packets flow.
     ///
     /// The datapath may see a mixture of old and new: serving stops before, and every cache has to
-    /// be emptied afterwards, before the next [heartbeat](Self::serve_for).
+    /// be emptied afterwards, before the next [heartbeat](Self::serve_until).
     pub fn replace(&self, change: impl FnOnce(&mut Config)) {
         self.pause_serving();
         let mut config = self.config.read(0);
@@ -143,9 +143,8 @@ impl Controls {
         self.config.write(0, config);
     }
 
-    /// Lets the datapath serve for `span` from now.
-    pub fn serve_for(&self, span: Duration) {
-        let until = clock::now_ns() + clock::nanoseconds(span);
+    /// Lets the datapath serve until this coarse monotonic time, in ns.
+    pub fn serve_until(&self, until: u64) {
         self.config
             .atomic_u64(0, offset_of!(Config, serve_until))
             .store(until, Ordering::SeqCst);
@@ -172,7 +171,7 @@ impl Controls {
         self.config().attention == Attention::Aside as u32
     }
 
-    /// Stops serving until the next [heartbeat](Self::serve_for). When this returns nothing is answered any more,
+    /// Stops serving until the next [heartbeat](Self::serve_until). When this returns nothing is answered any more,
     /// and no connection becomes a translated one.
     pub fn pause_serving(&self) {
         self.stop_serving();

@@ -43,6 +43,26 @@ impl Changes {
     pub fn is_empty(&self) -> bool {
         self.died.is_empty() && self.renewed.is_empty()
     }
+
+    /// Adds what a later look has changed.
+    pub fn add(&mut self, later: Self) {
+        let pairs = [
+            (&mut self.died, later.died),
+            (&mut self.renewed, later.renewed),
+        ];
+        for (mine, later) in pairs {
+            mine.extend(later);
+            mine.sort_unstable();
+            mine.dedup();
+        }
+        self.refused = later.refused;
+    }
+
+    /// Whether something has changed about the process of this number.
+    #[must_use]
+    pub fn concern(&self, number: u8) -> bool {
+        self.died.contains(&number) || self.renewed.contains(&number)
+    }
 }
 
 /// The backends by number.
@@ -296,6 +316,26 @@ mod tests {
             slots.update(vec![memcached(1, 1, &[11211, 11212])]),
             changes(&[], &[0])
         );
+    }
+
+    #[test]
+    fn changes_add_up() {
+        let mut all = changes(&[2], &[1]);
+        let refused = vec![7];
+        all.add(Changes {
+            refused: refused.clone(),
+            ..changes(&[1, 2], &[0, 1])
+        });
+        assert_eq!(
+            all,
+            Changes {
+                refused,
+                ..changes(&[1, 2], &[0, 1])
+            }
+        );
+        assert!(all.concern(0) && all.concern(2) && !all.concern(3));
+        all.add(Changes::default());
+        assert_eq!(all, changes(&[1, 2], &[0, 1]));
     }
 
     #[test]

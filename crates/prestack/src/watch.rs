@@ -82,6 +82,8 @@ pub struct Watch {
     layout: Layout,
     /// Numbers of the interfaces on which all that rests.
     indices: Vec<u32>,
+    /// What earlier looks have changed that the datapath has not been told: something went wrong.
+    pending: Changes,
     /// Readable when the process of a backend ends.
     ends: BTreeMap<u8, OwnedFd>,
     /// Said already.
@@ -124,6 +126,7 @@ impl Watch {
             slots: Slots::resumed(earlier),
             layout: Layout::default(),
             indices: Vec::new(),
+            pending: Changes::default(),
             ends: BTreeMap::new(),
             problems: Vec::new(),
             unseen: Vec::new(),
@@ -136,7 +139,9 @@ impl Watch {
         if !changes.refused.is_empty() {
             return Err(WatchError::TooManyBackends);
         }
-        watch.watch_ends(changes)?;
+        watch.pending = changes;
+        watch.watch_ends()?;
+        watch.pending = Changes::default();
         watch.layout = watch.lay_out(host)?;
         watch.indices = host.indices();
         watch.unseen = watch.unseen_ways(&host.local);
@@ -231,12 +236,22 @@ impl Watch {
         self.apply(layout, &changes, controls)
     }
 
+    /// Stops serving backends about which something has changed, until the datapath can be told what is so.
+    fn hold(&mut self, controls: &Controls) {
+        let mut layout = self.layout.clone();
+        for door in &mut layout.doors {
+            door.serve_udp &= !self.pending.concern(door.backend);
+        }
+        let changes = self.pending.clone();
+        self.apply(layout, &changes, controls);
+    }
+
     /// Looks at the host's sockets and addresses, and tells the datapath what has changed: `attached` are
     /// the interfaces that packets are seen on. Returns whether anything has.
     ///
     /// # Errors
     /// The host cannot be looked at, or has more than can be handled; the datapath goes on with
-    /// what it has.
+    /// what it has, but for backends that are others now.
     pub fn rescan(
         &mut self,
         controls: &Controls,
@@ -250,8 +265,11 @@ impl Watch {
             self.ends.remove(number);
             self.say_end(*number);
         }
-        let changes = self.watch_ends(changes)?;
-        let layout = self.lay_out(&host)?;
+        self.pending.add(changes);
+        let layout = self.watch_ends().map_err(WatchError::from);
+        let layout = layout.and_then(|()| self.lay_out(&host));
+        let layout = layout.inspect_err(|_| self.hold(controls))?;
+        let changes = std::mem::take(&mut self.pending);
         for &number in &changes.renewed {
             if let Some((_, slot)) = self
                 .slots
@@ -271,22 +289,25 @@ impl Watch {
     }
 
     /// Notes which processes to watch; those that have ended since they were found are dead.
-    fn watch_ends(&mut self, mut changes: Changes) -> io::Result<Changes> {
-        for &number in &changes.renewed {
+    fn watch_ends(&mut self) -> io::Result<()> {
+        for number in self.pending.renewed.clone() {
             let Some((_, slot)) = self.slots.iter().find(|(n, _)| *n == number) else {
                 continue;
             };
+            if !slot.alive {
+                continue;
+            }
             match slot.memcached.process.watch()? {
                 Some(end) => {
                     self.ends.insert(number, end);
                 }
                 None => {
                     self.bury(number);
-                    changes.died.push(number);
+                    self.pending.died.push(number);
                 }
             }
         }
-        Ok(changes)
+        Ok(())
     }
 
     fn bury(&mut self, number: u8) {

@@ -30,8 +30,7 @@ const TESTS: &str = "prestack-tests";
 const INIT: &str = "prestack-vm-init";
 
 /// Programs the tests may use, beside themselves and prestack.
-const TOOLS: [&str; 14] = [
-    "bpftool",
+const TOOLS: [&str; 13] = [
     "cat",
     "ethtool",
     "ip",
@@ -51,7 +50,6 @@ const REQUIREMENTS: &[Requirement] = &[
     Requirement::program("qemu-system-x86_64", "qemu-system-x86"),
     Requirement::file(archive::KEYRING, "debian-archive-keyring"),
     Requirement::program("depmod", "kmod"),
-    Requirement::program("bpftool", "bpftool"),
     Requirement::program("ethtool", "ethtool"),
     Requirement::program("ip", "iproute2"),
     Requirement::program("memcached", "memcached"),

@@ -1,5 +1,7 @@
 //! Interfaces that go while prestack runs, and come back as others.
 
+use std::io;
+
 use tracing::{error, info, warn};
 
 use super::Daemon;
@@ -20,19 +22,25 @@ pub(super) struct Moves {
 }
 
 impl Daemon {
-    /// Looks whether the programs are at every interface. Those that are gone are given up, and those that have
+    /// The interfaces that are to be attached to, as far as they are there.
+    ///
+    /// # Errors
+    /// The kernel does not say.
+    pub(super) fn find_interfaces(&self) -> io::Result<Vec<Interface>> {
+        let names = self.options.interfaces.iter();
+        let found = names.map(|name| netlink::interface(name));
+        found.filter_map(Result::transpose).collect()
+    }
+
+    /// Looks whether the programs are at every interface, of those found. Those that are gone are given up, and those that have
     /// come back attached to anew.
     ///
     /// # Errors
     /// None is left.
-    pub(super) fn look_at_interfaces(&mut self) -> anyhow::Result<Moves> {
-        let mut found = Vec::new();
-        for name in &self.options.interfaces {
-            found.extend(netlink::interface(name)?);
-        }
+    pub(super) fn look_at_interfaces(&mut self, found: &[Interface]) -> anyhow::Result<Moves> {
         let moves = Moves {
-            lost: self.give_up_lost(&found),
-            regained: self.regain(&found),
+            lost: self.give_up_lost(found),
+            regained: self.regain(found),
         };
         anyhow::ensure!(
             !self.attachments.is_empty(),

@@ -27,7 +27,7 @@ use crate::{
         AttachError, Attachment, Datapath, Loopback, Unwatched, pins, sockets, watch_sockets,
     },
     attention::Adaptation,
-    bpffs, destroy,
+    bpffs, clock, destroy,
     drain::{Carried, Drained, drain},
     leftovers,
     maps::{self, Controls},
@@ -44,7 +44,7 @@ pub use signals::Signals;
 
 /// How often the datapath is told that someone watches, in ms.
 const HEARTBEAT_MS: u8 = 100;
-/// How long the datapath serves after that.
+/// How long the datapath serves from then on.
 const SERVE_AHEAD: Duration = Duration::from_secs(1);
 /// How often the host is looked at while a backend or an interface is missing.
 const RESCAN_WAITING: Duration = Duration::from_millis(200);
@@ -86,7 +86,7 @@ pub struct Daemon {
     lost_answers: Option<&'static str>,
     /// What has changed could not be written down.
     unwritten: bool,
-    /// Said already.
+    /// Why the host could not be looked at.
     trouble: Option<String>,
 }
 
@@ -230,9 +230,7 @@ impl Daemon {
         if let Some(problem) = &self.indestructible {
             warn!("{problem}");
         }
-        if !self.adaptation.is_aside() {
-            self.controls.serve_for(SERVE_AHEAD);
-        }
+        self.heartbeat();
         self.write_state()?;
         for backend in &self.state.backends {
             info!(
@@ -300,11 +298,8 @@ impl Daemon {
             let has_changed =
                 self.adaptation
                     .adapt(&self.controls, &mut self.datapath, &self.watch);
-            if has_changed {
+            if self.heartbeat() | has_changed {
                 self.update_state();
-            }
-            if !self.adaptation.is_aside() {
-                self.controls.serve_for(SERVE_AHEAD);
             }
             self.look_at_extent();
             if self.look_at_receipts() {
@@ -336,6 +331,18 @@ impl Daemon {
                 }
             }
         }
+    }
+
+    /// Lets the datapath go on to serve what has not ended. Returns whether something has.
+    fn heartbeat(&mut self) -> bool {
+        // It counts from before it is looked: should this process be frozen in between, it is over by then.
+        let now = clock::now_ns();
+        let have_ended = self.watch.notice_ends(&self.controls);
+        if !self.adaptation.is_aside() {
+            let until = now + clock::nanoseconds(SERVE_AHEAD);
+            self.controls.serve_until(until);
+        }
+        have_ended
     }
 
     /// Gives the datapath more of the cache if what it has is full.
@@ -394,23 +401,32 @@ impl Daemon {
 
     /// Looks at the host. Returns whether something changed.
     fn look(&mut self) -> anyhow::Result<bool> {
-        let moves = self.look_at_interfaces()?;
-        let attached = self.attached();
-        let changed = match self.watch.rescan(&self.controls, &attached) {
-            Ok(changed) => {
-                self.trouble = None;
-                self.watch_sockets() | changed
-            }
+        let found = match self.find_interfaces() {
+            Ok(found) => found,
             Err(error) => {
-                let error = error.to_string();
-                if self.trouble.as_ref() != Some(&error) {
-                    warn!("{error}");
-                }
-                self.trouble = Some(error);
-                false
+                let trouble = format!("cannot look at interfaces: {error}");
+                return Ok(self.note_trouble(Some(trouble)));
             }
         };
-        Ok(self.follow(moves) | changed)
+        let moves = self.look_at_interfaces(&found)?;
+        let attached = self.attached();
+        let (changed, trouble) = match self.watch.rescan(&self.controls, &attached) {
+            Ok(changed) => (self.watch_sockets() | changed, None),
+            Err(error) => (true, Some(error.to_string())),
+        };
+        Ok(self.follow(moves) | self.note_trouble(trouble) | changed)
+    }
+
+    /// Notes why the host cannot be looked at. Returns whether that is new.
+    fn note_trouble(&mut self, trouble: Option<String>) -> bool {
+        if self.trouble == trouble {
+            return false;
+        }
+        if let Some(trouble) = &trouble {
+            warn!("{trouble}");
+        }
+        self.trouble = trouble;
+        true
     }
 
     /// Writes down what has changed. If that cannot be it is tried again at the next look.
@@ -429,6 +445,7 @@ impl Daemon {
         self.state.backends = self.watch.backends();
         self.state.allow = self.watch.allowed().to_vec();
         self.state.problems = self.watch.problems().to_vec();
+        self.state.problems.extend(self.trouble.clone());
         self.state.problems.extend(self.missing.values().cloned());
         self.state.lo = match &self.lo {
             Some(Ok(lo)) => Some(lo.state()),
