@@ -5,6 +5,7 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::Result;
+use nix::errno::Errno;
 
 use crate::bpf;
 use crate::ethtool::Offload;
@@ -130,13 +131,16 @@ fn add_pair(ends: [(&Namespace, &str); 2], settings: &[&str]) -> Result<()> {
     let add = [&["link", "add", dev], settings, &["type", "veth"]].concat();
     let peer = ["peer", "name", peer_dev, "netns", &other.path()];
     namespace.ip(add.into_iter().chain(peer))?;
-    // Before there is an XDP program: then they cannot be set.
     ends.into_iter()
         .try_for_each(|(namespace, dev)| ready(namespace, dev))
 }
 
 fn ready(namespace: &Namespace, dev: &str) -> Result<()> {
-    Offload::Tso.set(namespace, dev, false)?;
+    match Offload::Tso.set(namespace, dev, false) {
+        // A daemon has been quick to give the other end an XDP program: then veth has none.
+        Err(error) if error.downcast_ref() == Some(&Errno::EOPNOTSUPP) => {}
+        done => done?,
+    }
     Offload::Gro.set(namespace, dev, true)?;
     // No link-local address: its duplicate detection would be noise on the wire.
     namespace.ip(["link", "set", dev, "addrgenmode", "none"])?;
