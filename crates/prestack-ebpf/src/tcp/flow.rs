@@ -136,6 +136,8 @@ unsafe fn set_up(config: &Config, flow: *mut Flow, segment: &Segment) {
         (*flow).doubt_since = now;
         (*flow).exchanges = 0;
         (*flow).is_tentative = 0;
+        (*flow).is_rested = 0;
+        (*flow).heard_at = now;
         (*flow).is_seen = 0;
         (*flow).window_scale = 0;
         (*flow).backend = segment.backend;

@@ -1,5 +1,7 @@
 //! What a segment of replies says of its flow, before and after they are gone over.
 
+use aya_ebpf::bindings::__sk_buff;
+use aya_ebpf::programs::TcContext;
 use prestack_abi::config::Config;
 use prestack_abi::flow::{Flow, Mode};
 use prestack_proto::net::{TCP_FIN, TCP_RST};
@@ -11,7 +13,7 @@ use crate::hits::element;
 use crate::ledger::{backend, flushes};
 use crate::scratch::scratch;
 use crate::tcp::segment::Segment;
-use crate::tcp::{GREATEST_SCALE, doubt, flow, is_before};
+use crate::tcp::{GREATEST_SCALE, doubt, flow, is_before, socket};
 
 /// An acknowledgement is late after this many ns: the kernel delays none for longer than 200 ms
 /// (`TCP_DELACK_MAX` in include/net/tcp.h).
@@ -85,8 +87,13 @@ pub extern "C" fn prestack_tcp_leave() -> u64 {
             backend::be_quiet(config, (*flow).backend as u8);
             doubt::paid(flow, has_taken_all);
         }
-        if (*flow).doubt != 0 && (*flow).is_tentative == 0 {
-            return 0;
+        if (*flow).doubt != 0 {
+            doubt::hear(flow);
+            if (*flow).is_tentative == 0 {
+                // More was owed than is known.
+                doubt::break_off(flow);
+                return 0;
+            }
         }
         (&raw mut (*scratch).segment).write_volatile(segment);
         (&raw mut (*scratch).walk.odd).write_volatile(0);
@@ -191,10 +198,43 @@ unsafe fn look_at_order(flow: *mut Flow, segment: &mut Segment) -> bool {
     true
 }
 
-/// The segment has been gone over.
+/// What the kernel says of what memcached has read of the requests of the flow of the segment in the scratch, if that
+/// is in doubt: [`HAS_READ_ALL`], [`IS_BEHIND`] or 0, which is nothing.
+///
+/// # Safety
+///
+/// `ctx` is the program's context.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn prestack_tcp_left() -> u64 {
+pub unsafe extern "C" fn prestack_tcp_read(ctx: *mut __sk_buff) -> u64 {
+    let Some(scratch) = scratch() else { return 0 };
+    // SAFETY: this CPU's scratch.
+    let segment = unsafe { (&raw const (*scratch).segment).read_volatile() };
+    let Some(flow) = flow::at(segment.flow) else {
+        return 0;
+    };
+    // SAFETY: a map element, and the caller's.
+    unsafe {
+        if (*flow).doubt == 0 {
+            return 0;
+        }
+        match socket::next_to_read(&TcContext::new(ctx), &segment.key) {
+            Some(next) if next == segment.acknowledgement => HAS_READ_ALL,
+            Some(_) => IS_BEHIND,
+            None => 0,
+        }
+    }
+}
+
+/// memcached has read all that came.
+const HAS_READ_ALL: u64 = 1;
+/// It has not.
+const IS_BEHIND: u64 = 2;
+
+/// The segment has been gone over; `read` is what [`prestack_tcp_read`] has said.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn prestack_tcp_left(read: u64) -> u64 {
     let (Some(scratch), Some(config)) = (scratch(), backend::config()) else {
         return 0;
     };
@@ -218,12 +258,21 @@ pub extern "C" fn prestack_tcp_left() -> u64 {
             let next = (&raw const (*flow).next).read_volatile();
             // Of a command of which only the beginning has come nothing can be said yet.
             let is_whole = (*flow).counted == (*flow).asked
+                && (*flow).counted != (*flow).exchange_from
                 && (&raw const (*flow).mode).read_volatile() == Mode::Command as u32
                 && (&raw const (*flow).carried).read_volatile() == 0
                 && (*flow).is_reply_data == 0
                 && (*flow).reply_carried == 0;
-            if is_whole && segment.acknowledgement == next {
-                doubt::end_exchange(config, flow);
+            let is_known = read == HAS_READ_ALL || (read == 0 && (*flow).is_rested != 0);
+            if read == IS_BEHIND {
+                // This reply may be that to an earlier command.
+                doubt::break_off(flow);
+            } else if is_whole && segment.acknowledgement == next {
+                if is_known {
+                    doubt::end_exchange(config, flow);
+                } else {
+                    doubt::break_off(flow);
+                }
             }
         }
         let answered = (*flow).answered;
