@@ -85,7 +85,8 @@ pub struct Stretch {
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct Hole {
-    /// The flow's place in `FLOWS` and one more; 0 if the element is free.
+    /// The flow's place in `FLOWS` and one more, and in the upper half where the flow was when it came to own the
+    /// element; 0 if that is free.
     pub owner: u64,
     /// What waits, in no order. No two overlap.
     pub stretches: [Stretch; STRETCHES],
