@@ -20,6 +20,7 @@ use prestack_abi::config::Config;
 use prestack_abi::flow::{Flow, Mode};
 
 use super::flow::stop_waiting;
+use super::later;
 use crate::atomic;
 use crate::clock;
 use crate::ledger::backend;
@@ -73,7 +74,8 @@ unsafe fn raise(flow: *mut Flow, doubt: u32) {
     // SAFETY: the caller's.
     unsafe {
         (&raw mut (*flow).doubt).write_volatile((*flow).doubt | doubt);
-        (*flow).doubt_since = clock::now();
+        // Who begins to wait for a reply at this moment sees the doubt, or else what it waits for is seen next.
+        atomic::swap(&raw mut (*flow).doubt_since, clock::now());
         break_off(flow);
         hear(flow);
     }
@@ -127,6 +129,25 @@ pub unsafe fn wait_for(flow: *mut Flow, number: u64) {
         }
         if owe(flow, Flow::OWES_REPLY) == Flow::OWES_ANY {
             owe(flow, Flow::OWES_ANY);
+        }
+    }
+}
+
+/// No tickets until the command with this number, which is in a segment that ends with this byte, has been answered. If
+/// that would not be told, until memcached has sent something after it.
+///
+/// # Safety
+///
+/// `flow` is an element of `FLOWS`.
+#[inline(always)]
+pub unsafe fn wait_for_flush(flow: *mut Flow, number: u64, end: u32) {
+    // SAFETY: the caller's.
+    unsafe {
+        wait_for(flow, number);
+        if (&raw const (*flow).doubt).read_volatile() != 0 {
+            let until = later((*flow).next, end);
+            (&raw mut (*flow).doubted_until).write_volatile(until);
+            wait_for_any(flow);
         }
     }
 }

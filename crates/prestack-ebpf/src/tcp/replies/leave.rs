@@ -45,6 +45,7 @@ pub extern "C" fn prestack_tcp_leave() -> u64 {
             // The scale is not known: the window may be as wide as any.
             (*flow).window_scale = GREATEST_SCALE as u32;
             (*flow).acked = ack;
+            (*flow).marked = ack;
             (*flow).edge = ack.wrapping_add(segment.window << GREATEST_SCALE);
             (*flow).sent = segment.sequence;
             (&raw mut (*flow).is_seen).write_volatile(1);
@@ -58,6 +59,7 @@ pub extern "C" fn prestack_tcp_leave() -> u64 {
             }
             (&raw mut (*flow).acked).write_volatile(ack);
             acknowledged(config, flow, ack, next);
+            settle_crowd(config, flow);
         }
         if is_before((*flow).edge, edge) {
             (&raw mut (*flow).edge).write_volatile(edge);
@@ -113,22 +115,76 @@ pub(super) unsafe fn acknowledged(config: &Config, flow: *mut Flow, ack: u32, ne
         let now = clock::now();
         let since = (&raw const (*flow).unacked_since).read_volatile();
         let quiet_at = (&raw const (*flow).quiet_at).read_volatile();
-        if since != 0 && quiet_at >= since && now > since + LATE_NS {
+        // memcached has at least half of the settle time from now on.
+        let late = LATE_NS.min(config.settle_ns / 2);
+        if since != 0 && quiet_at >= since && now > since + late {
             // It was held up, and quiet writes among it are executed only now.
             if (&raw const (*flow).quiet_flush_at).read_volatile() >= since {
                 backend::forget(config, (*flow).backend as u8);
+            } else {
+                backend::be_quiet(config, (*flow).backend as u8);
             }
-            backend::be_quiet(config, (*flow).backend as u8);
         }
         let marked_at = (*flow).marked_at;
         (*flow).marked = next;
         (*flow).marked_at = now;
         (&raw mut (*flow).unacked_since).write_volatile(if is_all { 0 } else { marked_at });
-        (&raw mut (*flow).acked_before).write_volatile(if is_all { u64::MAX } else { marked_at });
-        fence();
+        let acked_before = if is_all { u64::MAX } else { marked_at };
+        if quiet_at != 0 {
+            // What is read after this is read when others see it.
+            atomic::swap(&raw mut (*flow).acked_before, acked_before);
+        } else {
+            (&raw mut (*flow).acked_before).write_volatile(acked_before);
+            fence();
+        }
         if is_all && (&raw const (*flow).next).read_volatile() != next {
             // More has come at this moment.
             (&raw mut (*flow).acked_before).write_volatile(marked_at);
+        }
+    }
+}
+
+/// If nothing is owed any more, and all has been acknowledged, then only quiet ones are left of the writes without
+/// marks: they settle from now on.
+#[inline(always)]
+unsafe fn settle_crowd(config: &Config, flow: *mut Flow) {
+    let is_left_to_time = |flow: *mut Flow| {
+        // SAFETY: the caller's: a map element.
+        unsafe {
+            let answered = (&raw const (*flow).answered).read_volatile();
+            let unusual = (&raw const (*flow).busy).read_volatile()
+                | u64::from((&raw const (*flow).doubt).read_volatile())
+                | u64::from((*flow).is_reply_data);
+            // Of a segment that is being looked at the numbers come last.
+            fence();
+            unusual == 0
+                && (&raw const (*flow).next).read_volatile() == (*flow).acked
+                && (&raw const (*flow).asked).read_volatile() == answered
+                && (&raw const (*flow).crowded_number).read_volatile() <= answered
+        }
+    };
+    // SAFETY: as above.
+    unsafe {
+        if (&raw const (*flow).is_crowding).read_volatile() == 0 || !is_left_to_time(flow) {
+            return;
+        }
+        backend::be_quiet(config, (*flow).backend as u8);
+        stop_crowding(config, flow, is_left_to_time);
+    }
+}
+
+/// The flow does not crowd any more, unless more has come at this moment.
+#[inline(always)]
+unsafe fn stop_crowding(config: &Config, flow: *mut Flow, is_over: impl Fn(*mut Flow) -> bool) {
+    // SAFETY: the caller's: a map element.
+    unsafe {
+        if atomic::swap(&raw mut (*flow).is_crowding, 0) != 0 {
+            backend::thin_out((*flow).backend as u8);
+        }
+        if !is_over(flow) && atomic::swap(&raw mut (*flow).is_crowding, 1) == 0 {
+            // It may have found that it crowded already.
+            backend::crowd((*flow).backend as u8);
+            backend::be_quiet(config, (*flow).backend as u8);
         }
     }
 }
@@ -282,20 +338,12 @@ pub extern "C" fn prestack_tcp_left(read: u64) -> u64 {
             flushes::answered((*flow).backend as u8, due, (*flow).flush_asked);
         }
         doubt::pay(config, flow);
-        if (*flow).is_crowding != 0
-            && answered > (&raw const (*flow).crowded_number).read_volatile()
-        {
-            if atomic::swap(&raw mut (*flow).is_crowding, 0) != 0 {
-                backend::thin_out((*flow).backend as u8);
-            }
-            if answered <= (&raw const (*flow).crowded_number).read_volatile()
-                && atomic::swap(&raw mut (*flow).is_crowding, 1) == 0
-            {
-                // More has come at this moment, and may have found that it crowded already.
-                backend::crowd((*flow).backend as u8);
-                backend::be_quiet(config, (*flow).backend as u8);
-            }
+        let is_ended =
+            |flow: *mut Flow| answered > (&raw const (*flow).crowded_number).read_volatile();
+        if (*flow).is_crowding != 0 && is_ended(flow) {
+            stop_crowding(config, flow, is_ended);
         }
+        settle_crowd(config, flow);
     }
     0
 }
