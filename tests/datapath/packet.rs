@@ -333,6 +333,14 @@ impl PacketBuilder {
         self
     }
 
+    /// The window that a TCP segment announces.
+    pub fn window(mut self, new: u16) -> Self {
+        if let Transport::Tcp { window, .. } = &mut self.transport {
+            *window = new;
+        }
+        self
+    }
+
     /// The same in the other direction.
     pub fn reversed(mut self) -> Self {
         std::mem::swap(&mut self.source, &mut self.destination);

@@ -5,6 +5,7 @@ mod allow;
 mod answered;
 mod aside;
 mod backends;
+mod before;
 mod bench;
 mod carried;
 mod changes;

@@ -85,7 +85,8 @@ pub struct Stretch {
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct Hole {
-    /// The flow's place in `FLOWS` and one more; 0 if the element is free.
+    /// The flow's place in `FLOWS` and one more, and in the upper half where the flow was when it came to own the
+    /// element; 0 if that is free.
     pub owner: u64,
     /// What waits, in no order. No two overlap.
     pub stretches: [Stretch; STRETCHES],
@@ -162,6 +163,10 @@ pub struct Flow {
     pub busy: u64,
     /// Coarse monotonic time in ns at which doubt arose.
     pub doubt_since: u64,
+    /// Coarse monotonic time in ns at which either end sent data last, if the flow is in doubt.
+    pub heard_at: u64,
+    /// Number of the first command of the exchange that is under way, or was the last.
+    pub exchange_from: u64,
     /// Coarse monotonic time in ns from which a closed flow's writes count as ended; 0 while it is open.
     pub over_at: u64,
     /// Coarse monotonic time in ns: what arrived before it has been acknowledged. `u64::MAX` if all has.
@@ -263,8 +268,8 @@ pub struct Flow {
 
     /// The 4-tuple.
     pub key: FlowKey,
-    /// Explicit padding.
-    pub reserved: u32,
+    /// Non-zero if neither end had sent anything for the settle time when the exchanges began.
+    pub is_rested: u32,
     /// Number of the command whose key is in `kept`.
     pub kept_number: u64,
     /// The key of a GET with a ticket whose reply does not name it.

@@ -8,6 +8,8 @@
 pub struct SocketFields {
     /// `tcp_sock.rcv_nxt`: sequence number of the next byte (`u32`).
     pub rcv_nxt: u32,
+    /// `tcp_sock.copied_seq`: sequence number of the next byte that the process will read (`u32`).
+    pub copied_seq: u32,
     /// `tcp_sock.snd_nxt`: sequence number of the next byte that will be sent (`u32`).
     pub snd_nxt: u32,
     /// `tcp_sock.bytes_received`: bytes received in order (`u64`).
@@ -44,6 +46,7 @@ impl SocketFields {
     /// Nothing is known.
     pub const UNKNOWN: Self = Self {
         rcv_nxt: 0,
+        copied_seq: 0,
         snd_nxt: 0,
         bytes_received: 0,
         bytes_sent: 0,

@@ -57,6 +57,7 @@ fn read(btf: &[u8]) -> Option<SocketFields> {
     let optional = |name| types.offset(connection, name).unwrap_or_default();
     Some(SocketFields {
         rcv_nxt: types.offset(connection, "rcv_nxt")?,
+        copied_seq: types.offset(connection, "copied_seq")?,
         snd_nxt: types.offset(connection, "snd_nxt")?,
         bytes_received: types.offset(connection, "bytes_received")?,
         bytes_sent: types.offset(connection, "bytes_sent")?,
@@ -185,11 +186,12 @@ mod tests {
         let mut words = vec![name("u32"), plain(KIND_INT, 0), 4, 32];
         words.extend([name("tcp_sock"), plain(KIND_UNION, 1), 4, name("x"), 1, 0]);
         let bit_fields = 1 << 31;
-        words.extend([name("tcp_sock"), plain(KIND_STRUCT, 9) | bit_fields, 64]);
+        words.extend([name("tcp_sock"), plain(KIND_STRUCT, 10) | bit_fields, 64]);
         words.extend([name("flag"), 1, 3 << 24 | 800]);
         words.extend([name("mss_cache"), 1, 8 * 60]);
         words.extend([name("rx_opt"), 1, 8 * 100]);
         words.extend([name("is_mptcp"), 1, 8 * 130]);
+        words.extend([name("copied_seq"), 1, 8 * 56]);
         for (number, field) in (0..).zip([
             "rcv_nxt",
             "snd_nxt",
@@ -220,6 +222,7 @@ mod tests {
     fn offsets_are_read() {
         let expected = SocketFields {
             rcv_nxt: 8,
+            copied_seq: 56,
             snd_nxt: 16,
             bytes_received: 24,
             bytes_sent: 32,

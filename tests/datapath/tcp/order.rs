@@ -1,5 +1,7 @@
 //! Segments that are lost, repeated or out of order.
 
+use prestack_abi::flow::Flow;
+
 use super::connection::Connection;
 use super::{assert_forgotten, assert_key_written, assert_untouched, filled, step};
 use crate::harness::{random, volume};
@@ -532,4 +534,17 @@ fn acknowledgements_of_what_was_not_seen() {
     connection.lose("delete key\r\n");
     connection.reply(&path, "DELETED\r\n");
     assert_forgotten(&mut path);
+}
+
+/// A flow has kept something, and is not the owner of the place where that was any more.
+#[test]
+fn what_was_kept_is_lost() {
+    let mut path = filled();
+    let mut connection = Connection::open(&path, 1);
+    connection.send(&path, "get x\r\n");
+    path.kernel_mut()
+        .used_flows(|flow| flow.has_hole = Flow::KEPT);
+    connection.send(&path, "get y\r\n");
+    assert_forgotten(&mut path);
+    assert_eq!(path.stats().doubted_requests, 1);
 }

@@ -1,6 +1,6 @@
 //! Writes are outstanding from their arrival until their own reply leaves.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::connection::Connection;
 use super::{filled, step};
@@ -347,6 +347,132 @@ fn a_flush_is_outstanding_until_its_reply() {
     assert!(!path.can_fill("key", "old"));
     connection.reply(&path, "OK\r\n");
     assert!(path.can_fill("key", "new"));
+}
+
+/// Which replies have left is in doubt, but memcached does not sit on a flush for good.
+#[test]
+fn a_flush_in_doubt_does_not_keep_the_backend_waiting() {
+    let mut path = settling_in(SETTLE);
+    let mut connection = Connection::open(&path, 1);
+    connection.exchange(&path, "verbosity 1\r\n", "OK\r\n");
+    assert_eq!(path.stats().doubted_replies, 1);
+    connection.send(&path, "get x\r\nflush_all\r\n");
+    connection.acknowledge(&path);
+    wait(SETTLED);
+    assert!(!path.can_fill("key", "old"));
+    connection.reply(&path, "END\r\nOK\r\n");
+    assert!(!path.can_fill("key", "old"), "it has to settle");
+    wait(SETTLED);
+    assert!(path.can_fill("key", "new"));
+}
+
+/// As many quiet writes as there is no room for in any control.
+fn crowd(path: &Datapath, connection: &mut Connection) {
+    let writes: Vec<_> = (0..2_000)
+        .map(|i| format!("delete k{i} noreply\r\n"))
+        .collect();
+    for some in writes.chunks(50) {
+        connection.send(path, some.concat());
+    }
+}
+
+/// Even if nothing else comes.
+#[test]
+fn quiet_writes_of_many_keys_settle() {
+    for before in ["", "get x\r\n"] {
+        let mut path = settling_in(SETTLE);
+        let mut connection = Connection::open(&path, 1);
+        connection.send(&path, before);
+        crowd(&path, &mut connection);
+        wait(SETTLED);
+        assert!(!path.can_fill("key", "old"), "they have not arrived");
+        connection.acknowledge(&path);
+        if !before.is_empty() {
+            wait(SETTLED);
+            assert!(
+                !path.can_fill("key", "old"),
+                "memcached has not come to them"
+            );
+            connection.reply(&path, "END\r\n");
+        }
+        assert!(!path.can_fill("key", "old"), "it comes to them only now");
+        wait(SETTLED);
+        assert!(path.can_fill("key", "new"));
+    }
+}
+
+/// But not what is owed a reply among them.
+#[test]
+fn a_write_among_many_quiet_ones_does_not_settle() {
+    let mut path = settling_in(SETTLE);
+    let mut connection = Connection::open(&path, 1);
+    crowd(&path, &mut connection);
+    connection.send(&path, "delete key\r\n");
+    connection.acknowledge(&path);
+    wait(SETTLED);
+    assert!(!path.can_fill("key", "old"));
+    connection.reply(&path, "DELETED\r\n");
+    wait(SETTLED);
+    assert!(path.can_fill("key", "new"));
+}
+
+/// A short settle time begins with the acknowledgement as well.
+#[test]
+fn a_quiet_write_that_was_held_up_for_a_moment() {
+    let mut path = settling_in(SETTLE);
+    let mut connection = Connection::open(&path, 1);
+    let first = connection.send(&path, "set other 0 0 1 noreply\r\nx\r\n");
+    connection.send(&path, "delete key noreply\r\n");
+    // More than it takes to settle, less than an acknowledgement may be delayed.
+    wait(SETTLE * 2);
+    connection.arrives(&path, &first);
+    connection.acknowledge(&path);
+    assert!(!path.can_fill("key", "old"));
+    wait(SETTLED);
+    assert!(path.can_fill("key", "new"));
+}
+
+/// What was sent again was something else, and shorter: numbers that were given before are not given again.
+#[test]
+fn numbers_outlive_a_flow() {
+    for sent in ["delete key\r\n", "flush_all\r\n"] {
+        let mut path = settling_in(SETTLE);
+        let mut connection = Connection::open(&path, 1);
+        let mut before = connection.clone();
+        let commands = format!("mn\r\nmn\r\nmn\r\n{sent}");
+        connection.send(&path, &commands);
+        before.send(&path, format!("get {}\r\n", "x".repeat(commands.len() - 6)));
+        assert_eq!(path.stats().doubted_requests, 1);
+        path.tx(&connection.answer(RST, ""));
+        let mut next = Connection::open(&path, 1);
+        wait(SETTLED);
+        assert!(path.can_fill("key", "new"), "after {sent:?}");
+        next.exchange(&path, "flush_all\r\n", "OK\r\n");
+        wait(SETTLED);
+        assert!(path.can_fill("key", "newer"), "after {sent:?}");
+    }
+}
+
+/// Of what was acknowledged on a connection before nothing is said of the next one.
+#[test]
+fn a_connection_of_which_something_is_always_unacknowledged() {
+    let mut path = settling_in(SETTLE);
+    let mut last = Connection::open(&path, 1);
+    for _ in 0..100 {
+        last.exchange(&path, format!("get {}\r\n", "x".repeat(200)), "END\r\n");
+    }
+    path.tx(&last.answer(RST, ""));
+    let mut connection = Connection::open(&path, 1);
+    connection.send(&path, "delete key noreply\r\n");
+    let start = Instant::now();
+    while !path.can_fill("key", "new") {
+        let before = connection.client;
+        connection.send(&path, "delete other noreply\r\n");
+        connection.acked = before;
+        path.tx(&connection.answer(ACK, ""));
+        std::thread::sleep(Duration::from_millis(15));
+        assert!(connection.client < last.client, "{:?}", start.elapsed());
+    }
 }
 
 /// Binary responses name their opcode.

@@ -4,6 +4,7 @@
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::time::{Duration, Instant};
 use std::{fs, io};
 
 use nix::libc;
@@ -12,7 +13,7 @@ use prestack_testbed::Namespace;
 
 use super::connection::Connection;
 use super::{assert_forgotten, assert_key_written, assert_untouched};
-use crate::harness::{Datapath, Setup};
+use crate::harness::{Datapath, Setup, wait};
 use crate::packet::{ACK, FIN, PSH, PacketBuilder, RST, SYN};
 
 /// A cache with two keys, of a memcached at this address.
@@ -240,6 +241,100 @@ fn a_half_open_flow_that_is_established() {
     path.pass(&client.at(0, "delete key\r\n"));
     assert_key_written(&mut path);
     assert_eq!(path.stats().strays, 0);
+}
+
+/// A client that is in doubt, and what reads its commands.
+struct Doubted {
+    path: Datapath,
+    client: Client,
+    accepted: TcpStream,
+}
+
+impl Doubted {
+    fn new(address: IpAddr) -> Self {
+        let (listener, server) = listen(address);
+        let mut client = Client::connect(server);
+        let (mut accepted, _) = listener.accept().expect("a client");
+        client.stream.write_all(b"x").expect("a connection");
+        accepted.read_exact(&mut [0]).expect("a byte");
+        client.next = client.next.wrapping_add(1);
+        let own = DoorSpec {
+            address: Some(server.ip()),
+            port: server.port(),
+            backend: 0,
+            serve_udp: false,
+        };
+        let path = Datapath::with(&Setup {
+            settle: SETTLE,
+            doors: vec![own],
+            ..Setup::default()
+        });
+        Self {
+            path,
+            client,
+            accepted,
+        }
+    }
+
+    /// The client asks, and memcached reads it; then, or without having done so, it answers.
+    fn exchange(&mut self, is_read: bool) {
+        const REQUEST: &str = "get x\r\n";
+        const REPLY: &str = "END\r\n";
+        let client = &mut self.client;
+        client.stream.write_all(REQUEST.as_bytes()).expect("sent");
+        self.path.pass(&client.at(0, REQUEST));
+        if is_read {
+            let mut request = [0; REQUEST.len()];
+            self.accepted.read_exact(&mut request).expect("a request");
+        }
+        client.next = client.next.wrapping_add(REQUEST.len() as u32);
+        let reply = client.segment(0, "").reversed().flags(ACK | PSH);
+        let reply = reply.sequence(client.acknowledges);
+        self.path
+            .tx(&reply.acknowledging(client.next).payload(REPLY));
+        client.acknowledges = client.acknowledges.wrapping_add(REPLY.len() as u32);
+    }
+
+    fn regained(&self) -> u64 {
+        self.path.stats().regained
+    }
+}
+
+const SETTLE: Duration = Duration::from_millis(100);
+
+/// A client that never pauses is in doubt no longer than the settle time: memcached reads a command only when it
+/// has answered those before.
+#[test]
+fn replies_to_all_that_was_read() {
+    for address in [
+        IpAddr::from(Ipv4Addr::LOCALHOST),
+        Ipv6Addr::LOCALHOST.into(),
+    ] {
+        let start = Instant::now();
+        let mut doubted = Doubted::new(address);
+        while doubted.regained() == 0 {
+            doubted.exchange(true);
+            assert!(start.elapsed() < Duration::from_secs(10));
+        }
+        assert!(start.elapsed() > SETTLE - Duration::from_millis(10));
+    }
+}
+
+/// But one of which something is unread may be ahead, however slow it is.
+#[test]
+fn replies_while_something_is_unread() {
+    let mut doubted = Doubted::new(Ipv4Addr::LOCALHOST.into());
+    wait(SETTLE * 3);
+    doubted.exchange(true);
+    doubted.exchange(false);
+    wait(SETTLE * 3);
+    doubted.exchange(false);
+    assert_eq!(doubted.regained(), 0);
+    doubted.accepted.read_exact(&mut [0; 14]).expect("the rest");
+    doubted.exchange(true);
+    assert_eq!(doubted.regained(), 0);
+    doubted.exchange(true);
+    assert_eq!(doubted.regained(), 1);
 }
 
 /// A raw socket that sends and sees TCP segments over IPv4.

@@ -7,13 +7,20 @@
 //! Doubt ends after [`EXCHANGES`] exchanges in a row, and not before the settle time is over. An exchange
 //! starts when a segment arrives while everything before it has been acknowledged in both directions,
 //! consists of whole commands, and ends when as many replies of the right kinds have left as it asks for.
-//! Inside a data block memcached would answer nothing; and what it had to answer before the doubt arose,
-//! it has answered by then, unless it sits on a command for longer than the settle time.
+//! Inside a data block memcached would answer nothing.
+//!
+//! That all is acknowledged does not mean that all is answered: the replies of a client that is always one
+//! command ahead look just as those of one that waits. So it is asked whether memcached has read all that
+//! came when a reply leaves. memcached reads only when it owes nothing: then the reply is that to the last
+//! command. Where the kernel does not say, the first exchange has to begin after neither end has sent anything
+//! for the settle time: what memcached had to answer before, it has answered by then, unless it sits on a
+//! command for longer than that.
 
 use prestack_abi::config::Config;
 use prestack_abi::flow::{Flow, Mode};
 
 use super::flow::stop_waiting;
+use super::later;
 use crate::atomic;
 use crate::clock;
 use crate::ledger::backend;
@@ -67,10 +74,33 @@ unsafe fn raise(flow: *mut Flow, doubt: u32) {
     // SAFETY: the caller's.
     unsafe {
         (&raw mut (*flow).doubt).write_volatile((*flow).doubt | doubt);
-        (*flow).doubt_since = clock::now();
-        (*flow).exchanges = 0;
-        (*flow).is_tentative = 0;
+        // Who begins to wait for a reply at this moment sees the doubt, or else what it waits for is seen next.
+        atomic::swap(&raw mut (*flow).doubt_since, clock::now());
+        break_off(flow);
+        hear(flow);
     }
+}
+
+/// Either end of a flow in doubt has sent data.
+///
+/// # Safety
+///
+/// `flow` is an element of `FLOWS`.
+#[inline(always)]
+pub unsafe fn hear(flow: *mut Flow) {
+    // SAFETY: the caller's.
+    unsafe { (&raw mut (*flow).heard_at).write_volatile(clock::now()) };
+}
+
+/// Whether neither end has sent data for the settle time.
+///
+/// # Safety
+///
+/// `flow` is an element of `FLOWS`, and in doubt.
+#[inline(always)]
+pub unsafe fn is_quiet(config: &Config, flow: *mut Flow) -> bool {
+    // SAFETY: the caller's.
+    unsafe { clock::now() > (&raw const (*flow).heard_at).read_volatile() + config.settle_ns }
 }
 
 /// No tickets until memcached has sent something on this flow.
@@ -99,6 +129,25 @@ pub unsafe fn wait_for(flow: *mut Flow, number: u64) {
         }
         if owe(flow, Flow::OWES_REPLY) == Flow::OWES_ANY {
             owe(flow, Flow::OWES_ANY);
+        }
+    }
+}
+
+/// No tickets until the command with this number, which is in a segment that ends with this byte, has been answered. If
+/// that would not be told, until memcached has sent something after it.
+///
+/// # Safety
+///
+/// `flow` is an element of `FLOWS`.
+#[inline(always)]
+pub unsafe fn wait_for_flush(flow: *mut Flow, number: u64, end: u32) {
+    // SAFETY: the caller's.
+    unsafe {
+        wait_for(flow, number);
+        if (&raw const (*flow).doubt).read_volatile() != 0 {
+            let until = later((*flow).next, end);
+            (&raw mut (*flow).doubted_until).write_volatile(until);
+            wait_for_any(flow);
         }
     }
 }
@@ -208,17 +257,21 @@ pub unsafe fn stop_owing(flow: *mut Flow) {
     }
 }
 
-/// An exchange starts with this byte, if the flow is at rest.
+/// An exchange starts with this byte: the flow is at rest, and before that it was quiet or not.
 ///
 /// # Safety
 ///
 /// `flow` is an element of `FLOWS`.
 #[inline(always)]
-pub unsafe fn start_exchange(flow: *mut Flow, sequence: u32) {
+pub unsafe fn start_exchange(flow: *mut Flow, sequence: u32, was_quiet: bool) {
     // SAFETY: the caller's.
     unsafe {
-        if (*flow).is_tentative != 0 && (*flow).counted != (*flow).asked {
-            (*flow).exchanges = 0;
+        // What is owed is not waited for any more, and may be answered all the same.
+        if (*flow).counted != (*flow).asked {
+            break_off(flow);
+        }
+        if was_quiet {
+            (*flow).is_rested = 1;
         }
         if (*flow).doubt & Flow::REQUESTS != 0 {
             (*flow).next = sequence;
@@ -231,11 +284,12 @@ pub unsafe fn start_exchange(flow: *mut Flow, sequence: u32) {
         (*flow).is_reply_data = 0;
         (*flow).reply_carried = 0;
         (*flow).counted = (*flow).asked;
+        (*flow).exchange_from = (*flow).asked;
         (*flow).is_tentative = 1;
     }
 }
 
-/// An exchange has broken off.
+/// An exchange has broken off, and those before do not count.
 ///
 /// # Safety
 ///
@@ -246,6 +300,7 @@ pub unsafe fn break_off(flow: *mut Flow) {
     unsafe {
         (*flow).is_tentative = 0;
         (*flow).exchanges = 0;
+        (*flow).is_rested = 0;
     }
 }
 

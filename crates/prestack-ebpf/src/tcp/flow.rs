@@ -99,6 +99,7 @@ unsafe fn see(flow: *mut Flow, next: u32, sent: u32, edge: u32, window_scale: u3
     unsafe {
         (*flow).next = next;
         (*flow).acked = next;
+        (*flow).marked = next;
         (*flow).edge = edge;
         (*flow).sent = sent;
         (*flow).window_scale = window_scale;
@@ -123,6 +124,8 @@ unsafe fn set_up(config: &Config, flow: *mut Flow, segment: &Segment) {
         (*flow).asked = number;
         (*flow).counted = number;
         (&raw mut (*flow).answered).write_volatile(number);
+        (*flow).owed_number = 0;
+        (*flow).crowded_number = 0;
         (*flow).over_at = 0;
         (*flow).acked_before = now;
         (*flow).quiet_at = 0;
@@ -136,6 +139,8 @@ unsafe fn set_up(config: &Config, flow: *mut Flow, segment: &Segment) {
         (*flow).doubt_since = now;
         (*flow).exchanges = 0;
         (*flow).is_tentative = 0;
+        (*flow).is_rested = 0;
+        (*flow).heard_at = now;
         (*flow).is_seen = 0;
         (*flow).window_scale = 0;
         (*flow).backend = segment.backend;

@@ -41,19 +41,22 @@ pub fn of(place: u32) -> Option<*mut Hole> {
 #[inline(always)]
 unsafe fn occupy(flow: *mut Flow, segment: &Segment) -> Option<*mut Hole> {
     let hole = of(segment.flow)?;
-    let me = u64::from(segment.flow) + 1;
     // SAFETY: map elements.
     unsafe {
         let owner = (&raw const (*hole).owner).read_volatile();
+        let is_mine = is_of(owner, segment.flow);
         if (*flow).has_hole & Flow::KEPT != 0 {
-            return (owner == me).then_some(hole);
+            return is_mine.then_some(hole);
         }
-        if owner != 0 && owner != me {
-            let other = FLOWS.get_ptr_mut((owner - 1) as u32)?;
+        if owner != 0 && !is_mine {
+            let other = FLOWS.get_ptr_mut((owner as u32).wrapping_sub(1))?;
             if (*other).has_hole & Flow::KEPT != 0 && (*other).state != Flow::CLOSED {
                 return None;
             }
         }
+        // Another value each time: who has found that a flow does not need its element any more, must not take it away
+        // when it needs it again.
+        let me = u64::from((*flow).next) << 32 | (u64::from(segment.flow) + 1);
         if !atomic::replace(&raw mut (*hole).owner, owner, me) {
             return None;
         }
@@ -63,6 +66,12 @@ unsafe fn occupy(flow: *mut Flow, segment: &Segment) -> Option<*mut Hole> {
         (*flow).has_hole |= Flow::KEPT;
         Some(hole)
     }
+}
+
+/// Whether the owner of an element is the flow at this place.
+#[inline(always)]
+fn is_of(owner: u64, place: u32) -> bool {
+    owner as u32 == place.wrapping_add(1)
 }
 
 /// Finds a place for the segment in the scratch, some bytes before which are missing: [`KEEP`], [`KNOWN`] or 0, for
@@ -249,7 +258,10 @@ unsafe fn release(flow: *mut Flow, place: u32) {
         }
         (*flow).has_hole &= !Flow::KEPT;
         if let Some(hole) = of(place) {
-            atomic::replace(&raw mut (*hole).owner, u64::from(place) + 1, 0);
+            let owner = (&raw const (*hole).owner).read_volatile();
+            if is_of(owner, place) {
+                atomic::replace(&raw mut (*hole).owner, owner, 0);
+            }
         }
     }
 }
@@ -306,7 +318,10 @@ pub extern "C" fn prestack_tcp_resume() -> u64 {
         let Some(hole) = of(segment.flow) else {
             return 0;
         };
-        if (*hole).owner != u64::from(segment.flow) + 1 {
+        if !is_of((&raw const (*hole).owner).read_volatile(), segment.flow) {
+            // What was kept is lost, and memcached has it soon.
+            (&raw mut (*flow).doubted_until).write_volatile((*flow).next);
+            doubt::requests(config, flow);
             return 0;
         }
         let next = (*flow).next;

@@ -150,6 +150,36 @@ unsafe fn of_connection(socket: *mut bpf_sock, segment: &Segment) -> Taker {
     }
 }
 
+/// The sequence number of the next byte that the process will read of the connection with this name; `None` if the
+/// kernel does not say.
+#[inline(always)]
+pub fn next_to_read<C: EbpfContext>(ctx: &C, key: &FlowKey) -> Option<u32> {
+    let fields = fields()?;
+    let mut tuple = Tuple::of(key);
+    // SAFETY: the program's context; the tuple is of the size given, and the socket is released. The offset is the
+    // kernel's own.
+    unsafe {
+        let socket = bpf_skc_lookup_tcp(
+            ctx.as_ptr(),
+            &raw mut tuple.tuple,
+            tuple.size,
+            CURRENT_NETNS,
+            0,
+        );
+        if socket.is_null() {
+            return None;
+        }
+        let mut next = None;
+        // A listener, or what is left of a closed connection, is none.
+        let connection: *const c_void = bpf_skc_to_tcp_sock(socket.cast()).cast();
+        if !connection.is_null() && (&raw const (*socket).state).read_volatile() == ESTABLISHED {
+            next = Some(field::<u32>(connection, &raw const (*fields).copied_seq));
+        }
+        bpf_sk_release(socket.cast());
+        next
+    }
+}
+
 /// The lower four bits of `tcp_sock.ecn_flags`: explicit congestion notification as in RFC 3168.
 const PLAIN_ECN: u8 = 0x0f;
 

@@ -201,6 +201,10 @@ pub unsafe fn end(flow: *mut Flow, sequence: u32) -> bool {
             && (*expected).protocol == (*flow).protocol
             && (*expected).quiets == (*flow).quiets
             && ((*flow).mode != Mode::Data as u32 || (*expected).data_until == (*flow).data_until);
+        if (*flow).asked < (*expected).asked {
+            // Numbers that were given are not given again: marks have them.
+            (&raw mut (*flow).asked).write_volatile((*expected).asked);
+        }
         if (*flow).is_repeat == Flow::EARLIER {
             set(flow, &raw const (*flow).before);
             (*flow).carry_turn = (*flow).carries & 1;

@@ -57,10 +57,16 @@ extern "C" fn step(_: u32, _: *mut c_void) -> i64 {
             Owner::Unknown
         } else if element.class == Class::Binary {
             stream::binary_owner(ask, element.opcode, element.is_last)
+        } else if !is_owed && (&raw const (*flow).quiets).read_volatile() == 0 {
+            // No quiet command has come either.
+            Owner::Unknown
         } else {
             stream::text_owner(ask, element.class)
         };
         if owner == Owner::Unknown {
+            if !is_owed && element.class != Class::Error && (*flow).doubt == 0 {
+                disprove(flow);
+            }
             walk.odd = 1;
             return 1;
         }
@@ -103,6 +109,16 @@ extern "C" fn step(_: u32, _: *mut c_void) -> i64 {
             }
         }
         i64::from(learns)
+    }
+}
+
+/// A reply for which nothing is owed: earlier ones were taken for those to later commands, which may still be under
+/// way.
+#[inline(always)]
+unsafe fn disprove(flow: *mut Flow) {
+    if let Some(config) = backend::config() {
+        // SAFETY: the caller's: a map element.
+        backend::forget(config, unsafe { (*flow).backend as u8 });
     }
 }
 

@@ -1,5 +1,7 @@
 //! What a segment of replies says of its flow, before and after they are gone over.
 
+use aya_ebpf::bindings::__sk_buff;
+use aya_ebpf::programs::TcContext;
 use prestack_abi::config::Config;
 use prestack_abi::flow::{Flow, Mode};
 use prestack_proto::net::{TCP_FIN, TCP_RST};
@@ -11,7 +13,7 @@ use crate::hits::element;
 use crate::ledger::{backend, flushes};
 use crate::scratch::scratch;
 use crate::tcp::segment::Segment;
-use crate::tcp::{GREATEST_SCALE, doubt, flow, is_before};
+use crate::tcp::{GREATEST_SCALE, doubt, flow, is_before, socket};
 
 /// An acknowledgement is late after this many ns: the kernel delays none for longer than 200 ms
 /// (`TCP_DELACK_MAX` in include/net/tcp.h).
@@ -43,6 +45,7 @@ pub extern "C" fn prestack_tcp_leave() -> u64 {
             // The scale is not known: the window may be as wide as any.
             (*flow).window_scale = GREATEST_SCALE as u32;
             (*flow).acked = ack;
+            (*flow).marked = ack;
             (*flow).edge = ack.wrapping_add(segment.window << GREATEST_SCALE);
             (*flow).sent = segment.sequence;
             (&raw mut (*flow).is_seen).write_volatile(1);
@@ -56,6 +59,7 @@ pub extern "C" fn prestack_tcp_leave() -> u64 {
             }
             (&raw mut (*flow).acked).write_volatile(ack);
             acknowledged(config, flow, ack, next);
+            settle_crowd(config, flow);
         }
         if is_before((*flow).edge, edge) {
             (&raw mut (*flow).edge).write_volatile(edge);
@@ -85,8 +89,13 @@ pub extern "C" fn prestack_tcp_leave() -> u64 {
             backend::be_quiet(config, (*flow).backend as u8);
             doubt::paid(flow, has_taken_all);
         }
-        if (*flow).doubt != 0 && (*flow).is_tentative == 0 {
-            return 0;
+        if (*flow).doubt != 0 {
+            doubt::hear(flow);
+            if (*flow).is_tentative == 0 {
+                // More was owed than is known.
+                doubt::break_off(flow);
+                return 0;
+            }
         }
         (&raw mut (*scratch).segment).write_volatile(segment);
         (&raw mut (*scratch).walk.odd).write_volatile(0);
@@ -106,22 +115,76 @@ pub(super) unsafe fn acknowledged(config: &Config, flow: *mut Flow, ack: u32, ne
         let now = clock::now();
         let since = (&raw const (*flow).unacked_since).read_volatile();
         let quiet_at = (&raw const (*flow).quiet_at).read_volatile();
-        if since != 0 && quiet_at >= since && now > since + LATE_NS {
+        // memcached has at least half of the settle time from now on.
+        let late = LATE_NS.min(config.settle_ns / 2);
+        if since != 0 && quiet_at >= since && now > since + late {
             // It was held up, and quiet writes among it are executed only now.
             if (&raw const (*flow).quiet_flush_at).read_volatile() >= since {
                 backend::forget(config, (*flow).backend as u8);
+            } else {
+                backend::be_quiet(config, (*flow).backend as u8);
             }
-            backend::be_quiet(config, (*flow).backend as u8);
         }
         let marked_at = (*flow).marked_at;
         (*flow).marked = next;
         (*flow).marked_at = now;
         (&raw mut (*flow).unacked_since).write_volatile(if is_all { 0 } else { marked_at });
-        (&raw mut (*flow).acked_before).write_volatile(if is_all { u64::MAX } else { marked_at });
-        fence();
+        let acked_before = if is_all { u64::MAX } else { marked_at };
+        if quiet_at != 0 {
+            // What is read after this is read when others see it.
+            atomic::swap(&raw mut (*flow).acked_before, acked_before);
+        } else {
+            (&raw mut (*flow).acked_before).write_volatile(acked_before);
+            fence();
+        }
         if is_all && (&raw const (*flow).next).read_volatile() != next {
             // More has come at this moment.
             (&raw mut (*flow).acked_before).write_volatile(marked_at);
+        }
+    }
+}
+
+/// If nothing is owed any more, and all has been acknowledged, then only quiet ones are left of the writes without
+/// marks: they settle from now on.
+#[inline(always)]
+unsafe fn settle_crowd(config: &Config, flow: *mut Flow) {
+    let is_left_to_time = |flow: *mut Flow| {
+        // SAFETY: the caller's: a map element.
+        unsafe {
+            let answered = (&raw const (*flow).answered).read_volatile();
+            let unusual = (&raw const (*flow).busy).read_volatile()
+                | u64::from((&raw const (*flow).doubt).read_volatile())
+                | u64::from((*flow).is_reply_data);
+            // Of a segment that is being looked at the numbers come last.
+            fence();
+            unusual == 0
+                && (&raw const (*flow).next).read_volatile() == (*flow).acked
+                && (&raw const (*flow).asked).read_volatile() == answered
+                && (&raw const (*flow).crowded_number).read_volatile() <= answered
+        }
+    };
+    // SAFETY: as above.
+    unsafe {
+        if (&raw const (*flow).is_crowding).read_volatile() == 0 || !is_left_to_time(flow) {
+            return;
+        }
+        backend::be_quiet(config, (*flow).backend as u8);
+        stop_crowding(config, flow, is_left_to_time);
+    }
+}
+
+/// The flow does not crowd any more, unless more has come at this moment.
+#[inline(always)]
+unsafe fn stop_crowding(config: &Config, flow: *mut Flow, is_over: impl Fn(*mut Flow) -> bool) {
+    // SAFETY: the caller's: a map element.
+    unsafe {
+        if atomic::swap(&raw mut (*flow).is_crowding, 0) != 0 {
+            backend::thin_out((*flow).backend as u8);
+        }
+        if !is_over(flow) && atomic::swap(&raw mut (*flow).is_crowding, 1) == 0 {
+            // It may have found that it crowded already.
+            backend::crowd((*flow).backend as u8);
+            backend::be_quiet(config, (*flow).backend as u8);
         }
     }
 }
@@ -191,10 +254,43 @@ unsafe fn look_at_order(flow: *mut Flow, segment: &mut Segment) -> bool {
     true
 }
 
-/// The segment has been gone over.
+/// What the kernel says of what memcached has read of the requests of the flow of the segment in the scratch, if that
+/// is in doubt: [`HAS_READ_ALL`], [`IS_BEHIND`] or 0, which is nothing.
+///
+/// # Safety
+///
+/// `ctx` is the program's context.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn prestack_tcp_left() -> u64 {
+pub unsafe extern "C" fn prestack_tcp_read(ctx: *mut __sk_buff) -> u64 {
+    let Some(scratch) = scratch() else { return 0 };
+    // SAFETY: this CPU's scratch.
+    let segment = unsafe { (&raw const (*scratch).segment).read_volatile() };
+    let Some(flow) = flow::at(segment.flow) else {
+        return 0;
+    };
+    // SAFETY: a map element, and the caller's.
+    unsafe {
+        if (*flow).doubt == 0 {
+            return 0;
+        }
+        match socket::next_to_read(&TcContext::new(ctx), &segment.key) {
+            Some(next) if next == segment.acknowledgement => HAS_READ_ALL,
+            Some(_) => IS_BEHIND,
+            None => 0,
+        }
+    }
+}
+
+/// memcached has read all that came.
+const HAS_READ_ALL: u64 = 1;
+/// It has not.
+const IS_BEHIND: u64 = 2;
+
+/// The segment has been gone over; `read` is what [`prestack_tcp_read`] has said.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn prestack_tcp_left(read: u64) -> u64 {
     let (Some(scratch), Some(config)) = (scratch(), backend::config()) else {
         return 0;
     };
@@ -218,12 +314,21 @@ pub extern "C" fn prestack_tcp_left() -> u64 {
             let next = (&raw const (*flow).next).read_volatile();
             // Of a command of which only the beginning has come nothing can be said yet.
             let is_whole = (*flow).counted == (*flow).asked
+                && (*flow).counted != (*flow).exchange_from
                 && (&raw const (*flow).mode).read_volatile() == Mode::Command as u32
                 && (&raw const (*flow).carried).read_volatile() == 0
                 && (*flow).is_reply_data == 0
                 && (*flow).reply_carried == 0;
-            if is_whole && segment.acknowledgement == next {
-                doubt::end_exchange(config, flow);
+            let is_known = read == HAS_READ_ALL || (read == 0 && (*flow).is_rested != 0);
+            if read == IS_BEHIND {
+                // This reply may be that to an earlier command.
+                doubt::break_off(flow);
+            } else if is_whole && segment.acknowledgement == next {
+                if is_known {
+                    doubt::end_exchange(config, flow);
+                } else {
+                    doubt::break_off(flow);
+                }
             }
         }
         let answered = (*flow).answered;
@@ -233,20 +338,12 @@ pub extern "C" fn prestack_tcp_left() -> u64 {
             flushes::answered((*flow).backend as u8, due, (*flow).flush_asked);
         }
         doubt::pay(config, flow);
-        if (*flow).is_crowding != 0
-            && answered > (&raw const (*flow).crowded_number).read_volatile()
-        {
-            if atomic::swap(&raw mut (*flow).is_crowding, 0) != 0 {
-                backend::thin_out((*flow).backend as u8);
-            }
-            if answered <= (&raw const (*flow).crowded_number).read_volatile()
-                && atomic::swap(&raw mut (*flow).is_crowding, 1) == 0
-            {
-                // More has come at this moment, and may have found that it crowded already.
-                backend::crowd((*flow).backend as u8);
-                backend::be_quiet(config, (*flow).backend as u8);
-            }
+        let is_ended =
+            |flow: *mut Flow| answered > (&raw const (*flow).crowded_number).read_volatile();
+        if (*flow).is_crowding != 0 && is_ended(flow) {
+            stop_crowding(config, flow, is_ended);
         }
+        settle_crowd(config, flow);
     }
     0
 }

@@ -11,7 +11,7 @@ use aya_ebpf::programs::TcContext;
 use prestack_proto::net::{TCP_ACK, TCP_FIN, TCP_LEN, TCP_RST, TCP_SYN};
 
 use elements::prestack_tcp_go_over;
-use leave::{prestack_tcp_leave, prestack_tcp_left};
+use leave::{prestack_tcp_leave, prestack_tcp_left, prestack_tcp_read};
 use looks::{prestack_tcp_look, prestack_tcp_looked};
 use open::{prestack_tcp_open, prestack_tcp_options};
 
@@ -62,7 +62,7 @@ pub fn segment(ctx: &TcContext) -> i32 {
                 learn::learn();
             }
         }
-        prestack_tcp_left();
+        prestack_tcp_left(prestack_tcp_read(skb));
     }
     tx::NEXT
 }

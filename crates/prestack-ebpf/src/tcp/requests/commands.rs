@@ -191,7 +191,7 @@ unsafe fn heed(
                     // memcached comes to it when it has answered what precedes it.
                     doubt::wait_until_answered(config, flow, number);
                 } else {
-                    doubt::wait_for(flow, number);
+                    doubt::wait_for_flush(flow, number, segment.end());
                     (*flow).flush_asked = clock::now();
                     (*flow).flush_due = due;
                 }

@@ -20,6 +20,7 @@ use super::flow::{self, Beginning};
 use super::segment::Segment;
 use super::socket::{self, Taker};
 use super::{doubt, hole, is_before, later, table, take_back};
+use crate::atomic;
 use crate::cache::fence;
 use crate::clock;
 use crate::hits::element;
@@ -272,7 +273,10 @@ unsafe fn seen(flow: *mut Flow, next: u32, now: u64) {
         (&raw mut (*flow).next).write_volatile(next);
         fence();
         // An acknowledgement of all that was there before may be on its way at this moment.
-        if (&raw const (*flow).acked_before).read_volatile() == u64::MAX {
+        if (&raw const (*flow).quiet_at).read_volatile() != 0 {
+            // Read when others see `next`.
+            atomic::replace(&raw mut (*flow).acked_before, u64::MAX, now);
+        } else if (&raw const (*flow).acked_before).read_volatile() == u64::MAX {
             (&raw mut (*flow).acked_before).write_volatile(now);
         }
     }

@@ -194,12 +194,18 @@ unsafe fn plan(config: &Config, flow: *mut Flow, segment: &mut Segment) -> Plan 
             backend::forget(config, segment.backend as u8);
             doubt::wait_for_any(flow);
         }
+        let was_quiet = (*flow).doubt != 0 && doubt::is_quiet(config, flow);
+        if (*flow).doubt != 0 {
+            doubt::hear(flow);
+        }
+        // Without a window memcached may wait for its client to take in an answer.
         let is_at_rest = is_seen
             && segment.sequence == acked
-            && segment.acknowledgement == (&raw const (*flow).sent).read_volatile();
+            && segment.acknowledgement == (&raw const (*flow).sent).read_volatile()
+            && segment.window != 0;
         if (*flow).doubt & Flow::REQUESTS != 0 {
             if is_at_rest {
-                doubt::start_exchange(flow, segment.sequence);
+                doubt::start_exchange(flow, segment.sequence, was_quiet);
                 return Plan::Parse;
             }
             if (*flow).is_tentative != 0 && segment.sequence == (*flow).next {
@@ -214,7 +220,7 @@ unsafe fn plan(config: &Config, flow: *mut Flow, segment: &mut Segment) -> Plan 
             && (*flow).mode == Mode::Command as u32
             && (*flow).carried == 0
         {
-            doubt::start_exchange(flow, segment.sequence);
+            doubt::start_exchange(flow, segment.sequence, was_quiet);
         }
         in_order(config, flow, segment)
     }
