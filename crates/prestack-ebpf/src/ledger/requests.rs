@@ -411,29 +411,40 @@ fn remember_of(
 #[inline(always)]
 pub fn settle_doubted() {
     let Some(scratch) = scratch() else { return };
-    for i in 0..2 {
-        // SAFETY: this CPU's scratch.
-        let doubted = unsafe { &raw mut (*scratch).doubted[i] };
-        // SAFETY: as above.
-        let [key, generation] = unsafe { doubted.read_volatile() };
-        if key != 0 {
-            prestack_settle(key, generation);
-            // SAFETY: as above.
-            unsafe { doubted.write_volatile([0; 2]) };
-        }
+    // SAFETY: this CPU's scratch.
+    let keys = unsafe {
+        let doubted = &raw const (*scratch).doubted;
+        (&raw const (*doubted)[0][0]).read_volatile()
+            | (&raw const (*doubted)[1][0]).read_volatile()
+    };
+    if keys != 0 {
+        prestack_settle_doubted();
     }
 }
 
 /// A global function (by its unmangled name): the verifier checks it once, for all arguments.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn prestack_settle(key: u64, generation: u64) -> u64 {
-    // The key stays marked throughout.
-    writes::arrived_again(key, End::Settle);
-    prestack_ended(key, generation)
+extern "C" fn prestack_settle_doubted() -> u64 {
+    let Some(scratch) = scratch() else { return 0 };
+    for i in 0..2 {
+        // SAFETY: this CPU's scratch.
+        let [key, generation] = unsafe {
+            let doubted = &raw mut (*scratch).doubted[i];
+            let write = doubted.read_volatile();
+            doubted.write_volatile([0; 2]);
+            write
+        };
+        if key != 0 {
+            // The key stays marked throughout.
+            writes::arrived_again(key, End::Settle);
+            prestack_ended(key, generation);
+        }
+    }
+    0
 }
 
-/// A global function, like [`prestack_settle`].
+/// A global function, like [`prestack_settle_doubted`].
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn prestack_ended(key: u64, generation: u64) -> u64 {
