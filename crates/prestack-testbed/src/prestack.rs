@@ -149,15 +149,16 @@ impl Prestack {
         })
     }
 
-    /// Runs `prestack run` with `args`, which must fail and leave no files; returns what it says
-    /// on standard error.
+    /// Runs `prestack run` with `args`, which must fail and leave no files and nothing pinned; returns what it
+    /// says on standard error.
     ///
     /// # Errors
-    /// When it does not end, or ends well, or leaves files.
+    /// When it does not end, or ends well, or leaves something.
     pub fn refusal(namespace: &Namespace, args: &[&str]) -> Result<String> {
         let instance = Instance::new(namespace, binary()?);
         let (status, stderr) = instance.run(args)?.wait(LIMIT)?;
-        let files = instance.files()?;
+        let mut files = instance.files()?;
+        files.extend(Some(instance.pins()).filter(|pins| pins.exists()));
         if status.success() || status.code().is_none() || !files.is_empty() {
             bail!(
                 "`prestack run {}` ended with {status} and left {files:?}: {stderr}",
