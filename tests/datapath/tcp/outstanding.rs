@@ -366,6 +366,21 @@ fn a_flush_in_doubt_does_not_keep_the_backend_waiting() {
     assert!(path.can_fill("key", "new"));
 }
 
+/// memcached has read it together with what it answers first, and comes to it when its client takes that in.
+#[test]
+fn a_flush_in_doubt_empties_the_cache_when_it_is_answered() {
+    let mut path = settling_in(SETTLE);
+    let mut connection = Connection::open(&path, 1);
+    connection.exchange(&path, "verbosity 1\r\n", "OK\r\n");
+    connection.send(&path, "get x\r\nflush_all\r\n");
+    connection.acknowledge(&path);
+    connection.reply(&path, "VALUE x 0 5\r\nhel");
+    wait(SETTLED);
+    assert!(path.can_fill("key", "old"));
+    connection.reply(&path, "lo\r\nEND\r\nOK\r\n");
+    path.assert_miss("key");
+}
+
 /// As many quiet writes as there is no room for in any control.
 fn crowd(path: &Datapath, connection: &mut Connection) {
     let writes: Vec<_> = (0..2_000)

@@ -111,7 +111,10 @@ pub unsafe fn is_quiet(config: &Config, flow: *mut Flow) -> bool {
 #[inline(always)]
 pub unsafe fn wait_for_any(flow: *mut Flow) {
     // SAFETY: the caller's.
-    unsafe { owe(flow, Flow::OWES_ANY) };
+    unsafe {
+        (&raw mut (*flow).is_unsettled).write_volatile(1);
+        owe(flow, Flow::OWES_ANY)
+    };
 }
 
 /// No tickets until the command with this number has been answered.
@@ -315,6 +318,8 @@ pub unsafe fn end_exchange(config: &Config, flow: *mut Flow) {
     unsafe {
         (*flow).exchanges += 1;
         (*flow).is_tentative = 0;
+        // What came before it has been answered.
+        (&raw mut (*flow).is_unsettled).write_volatile(0);
         let is_settled = clock::now() > (*flow).doubt_since + config.settle_ns;
         if (*flow).exchanges >= EXCHANGES && is_settled {
             (&raw mut (*flow).answered).write_volatile((*flow).counted);

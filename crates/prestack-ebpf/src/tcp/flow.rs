@@ -140,6 +140,7 @@ unsafe fn set_up(config: &Config, flow: *mut Flow, segment: &Segment) {
         (*flow).exchanges = 0;
         (*flow).is_tentative = 0;
         (*flow).is_rested = 0;
+        (*flow).is_unsettled = 0;
         (*flow).heard_at = now;
         (*flow).is_seen = 0;
         (*flow).window_scale = 0;

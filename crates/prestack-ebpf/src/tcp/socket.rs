@@ -173,10 +173,27 @@ pub fn next_to_read<C: EbpfContext>(ctx: &C, key: &FlowKey) -> Option<u32> {
         // A listener, or what is left of a closed connection, is none.
         let connection: *const c_void = bpf_skc_to_tcp_sock(socket.cast()).cast();
         if !connection.is_null() && (&raw const (*socket).state).read_volatile() == ESTABLISHED {
-            next = Some(field::<u32>(connection, &raw const (*fields).copied_seq));
+            // Of a part of another connection that takes everything at once; it is that one that is read.
+            if !is_part(connection, fields) {
+                next = Some(field::<u32>(connection, &raw const (*fields).copied_seq));
+            }
         }
         bpf_sk_release(socket.cast());
         next
+    }
+}
+
+/// Whether a connection is a part of a Multipath TCP connection.
+///
+/// # Safety
+///
+/// `connection` is a `tcp_sock` that is held; the offsets are the kernel's own.
+#[inline(always)]
+unsafe fn is_part(connection: *const c_void, fields: *const SocketFields) -> bool {
+    // SAFETY: the caller's.
+    unsafe {
+        (&raw const (*fields).is_mptcp).read_volatile() != 0
+            && field::<u8>(connection, &raw const (*fields).is_mptcp) != 0
     }
 }
 
@@ -207,8 +224,7 @@ pub unsafe fn agreement(skb: *mut __sk_buff) -> Agreement {
         };
         let is_signed =
             is_set(&raw const (*fields).md5sig_info) || is_set(&raw const (*fields).ao_info);
-        let is_part = has(&raw const (*fields).is_mptcp)
-            && field::<u8>(connection, &raw const (*fields).is_mptcp) != 0;
+        let is_part = is_part(connection, fields);
         let counts_marks = has(&raw const (*fields).ecn_flags)
             && field::<u8>(connection, &raw const (*fields).ecn_flags) & !PLAIN_ECN != 0;
         if !has(&raw const (*fields).mss_cache) || is_signed || is_part || counts_marks {

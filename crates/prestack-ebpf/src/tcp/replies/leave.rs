@@ -20,10 +20,10 @@ use crate::tcp::{GREATEST_SCALE, doubt, flow, is_before, socket};
 const LATE_NS: u64 = 250_000_000;
 
 /// Takes note of what the segment in the scratch says of its flow; 0 if there are no replies to be looked
-/// at.
+/// at. `read` is what [`prestack_tcp_read`] has said.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn prestack_tcp_leave() -> u64 {
+pub extern "C" fn prestack_tcp_leave(read: u64) -> u64 {
     let (Some(scratch), Some(config)) = (scratch(), backend::config()) else {
         return 0;
     };
@@ -80,7 +80,12 @@ pub extern "C" fn prestack_tcp_leave() -> u64 {
         note_reply(flow);
         let has_taken_all = |flow: *mut Flow, owes| {
             let doubted_until = (&raw const (*flow).doubted_until).read_volatile();
-            owes == Flow::OWES_ANY && !is_before(ack, doubted_until)
+            let taken = if read & IS_KNOWN != 0 {
+                read as u32
+            } else {
+                ack
+            };
+            owes == Flow::OWES_ANY && !is_before(taken, doubted_until)
         };
         if (&raw const (*flow).owes).read_volatile() == Flow::OWES_ANY
             && has_taken_all(flow, Flow::OWES_ANY)
@@ -88,6 +93,10 @@ pub extern "C" fn prestack_tcp_leave() -> u64 {
             // memcached goes on; what it was at settles.
             backend::be_quiet(config, (*flow).backend as u8);
             doubt::paid(flow, has_taken_all);
+        }
+        if (&raw const (*flow).is_unsettled).read_volatile() != 0 {
+            // memcached reads several commands at once: it may have come to them only now.
+            backend::forget(config, (*flow).backend as u8);
         }
         if (*flow).doubt != 0 {
             doubt::hear(flow);
@@ -255,7 +264,7 @@ unsafe fn look_at_order(flow: *mut Flow, segment: &mut Segment) -> bool {
 }
 
 /// What the kernel says of what memcached has read of the requests of the flow of the segment in the scratch, if that
-/// is in doubt: [`HAS_READ_ALL`], [`IS_BEHIND`] or 0, which is nothing.
+/// is in doubt, or waited for: the sequence number of what comes next, and [`IS_KNOWN`]; or 0, which is nothing.
 ///
 /// # Safety
 ///
@@ -271,21 +280,18 @@ pub unsafe extern "C" fn prestack_tcp_read(ctx: *mut __sk_buff) -> u64 {
     };
     // SAFETY: a map element, and the caller's.
     unsafe {
-        if (*flow).doubt == 0 {
+        if (*flow).doubt == 0 && (&raw const (*flow).owes).read_volatile() != Flow::OWES_ANY {
             return 0;
         }
         match socket::next_to_read(&TcContext::new(ctx), &segment.key) {
-            Some(next) if next == segment.acknowledgement => HAS_READ_ALL,
-            Some(_) => IS_BEHIND,
+            Some(next) => IS_KNOWN | u64::from(next),
             None => 0,
         }
     }
 }
 
-/// memcached has read all that came.
-const HAS_READ_ALL: u64 = 1;
-/// It has not.
-const IS_BEHIND: u64 = 2;
+/// Set in what [`prestack_tcp_read`] returns if the kernel says it.
+const IS_KNOWN: u64 = 1 << 32;
 
 /// The segment has been gone over; `read` is what [`prestack_tcp_read`] has said.
 #[unsafe(no_mangle)]
@@ -319,16 +325,16 @@ pub extern "C" fn prestack_tcp_left(read: u64) -> u64 {
                 && (&raw const (*flow).carried).read_volatile() == 0
                 && (*flow).is_reply_data == 0
                 && (*flow).reply_carried == 0;
-            let is_known = read == HAS_READ_ALL || (read == 0 && (*flow).is_rested != 0);
-            if read == IS_BEHIND {
+            let has_read_all = if read & IS_KNOWN != 0 {
+                read as u32 == segment.acknowledgement
+            } else {
+                (*flow).is_rested != 0
+            };
+            if is_whole && has_read_all && segment.acknowledgement == next {
+                doubt::end_exchange(config, flow);
+            } else if is_whole || read & IS_KNOWN != 0 && !has_read_all {
                 // This reply may be that to an earlier command.
                 doubt::break_off(flow);
-            } else if is_whole && segment.acknowledgement == next {
-                if is_known {
-                    doubt::end_exchange(config, flow);
-                } else {
-                    doubt::break_off(flow);
-                }
             }
         }
         let answered = (*flow).answered;

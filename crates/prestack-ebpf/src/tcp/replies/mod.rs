@@ -50,7 +50,11 @@ pub fn segment(ctx: &TcContext) -> i32 {
         if what == OPEN {
             prestack_tcp_open(prestack_tcp_options(skb));
         }
-        if what != FOLLOW || prestack_tcp_leave() == 0 {
+        if what != FOLLOW {
+            return tx::NEXT;
+        }
+        let read = prestack_tcp_read(skb);
+        if prestack_tcp_leave(read) == 0 {
             return tx::NEXT;
         }
         for _ in 0..MAX_LOOKS {
@@ -62,7 +66,7 @@ pub fn segment(ctx: &TcContext) -> i32 {
                 learn::learn();
             }
         }
-        prestack_tcp_left(prestack_tcp_read(skb));
+        prestack_tcp_left(read);
     }
     tx::NEXT
 }
