@@ -7,9 +7,8 @@ use tracing::{debug, error, info, warn};
 
 use super::Daemon;
 use crate::{
-    destroy::Destroyer,
     discovery::procnet::connections,
-    drain::Carried,
+    drain::{Carried, destroy},
     host::{from_words, list},
     maps::{self, MapsError},
     receipts::{Due, Lost},
@@ -86,28 +85,30 @@ impl Daemon {
     /// Resets carried connections, and forgets them: what they send may not pass where it is translated.
     ///
     /// # Errors
-    /// They cannot be looked at or ended.
+    /// They cannot be looked at, or some of them cannot be ended; the others are.
     pub(super) fn reset_carried(
         &mut self,
         is_meant: impl Fn(&FlowKey) -> bool,
     ) -> anyhow::Result<()> {
-        let mut keys: HashSet<_> = Carried::by(&self.state)?.left()?.into_iter().collect();
+        let carried = Carried::by(&self.state)?;
+        let mut keys: HashSet<_> = carried.left()?.into_iter().collect();
         keys.retain(is_meant);
         if keys.is_empty() {
             return Ok(());
         }
-        let destroyer = Destroyer::new()?;
-        let mut reset = 0;
-        for connection in destroyer.find(&keys)? {
-            reset += usize::from(destroyer.destroy(&connection)?);
+        let mut reset = HashSet::new();
+        let refused = destroy(&keys, &mut reset);
+        if !reset.is_empty() {
+            info!("{} reset", counted(reset.len(), "translated connection"));
         }
-        // Nobody may see their end.
+        // Nobody may see their end. Those that are left go on, and are translated on.
+        let left = carried.left()?;
+        keys.retain(|key| reset.contains(key) || !left.contains(key));
         for (key, flow) in maps::open_flows(&self.datapath.maps)? {
             if keys.contains(&key) {
                 self.datapath.close_flow(&flow)?;
             }
         }
-        info!("{} reset", counted(reset, "translated connection"));
-        Ok(())
+        Ok(refused?)
     }
 }
