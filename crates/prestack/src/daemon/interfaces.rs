@@ -2,6 +2,7 @@
 
 use std::io;
 
+use prestack_abi::flow::FlowKey;
 use tracing::{error, info, warn};
 
 use super::Daemon;
@@ -32,8 +33,8 @@ impl Daemon {
         found.filter_map(Result::transpose).collect()
     }
 
-    /// Looks whether the programs are at every interface, of those found. Those that are gone are given up, and those that have
-    /// come back attached to anew.
+    /// Looks whether the programs are at every interface, of those found. Those that are gone are given up, and
+    /// those that have come back attached to anew.
     ///
     /// # Errors
     /// None is left.
@@ -42,10 +43,14 @@ impl Daemon {
             lost: self.give_up_lost(found),
             regained: self.regain(found),
         };
-        anyhow::ensure!(
-            !self.attachments.is_empty(),
-            "every interface that was served is gone: start prestack again when they are back"
-        );
+        if self.attachments.is_empty() {
+            // Nothing translates them, though their sockets are left: should an interface return they would go
+            // on as they are.
+            self.reset_astray(|_| true);
+            anyhow::bail!(
+                "every interface that was served is gone: start prestack again when they are back"
+            );
+        }
         let is_attached = |found: &&Interface| {
             let mut attached = self.attachments.iter().map(Attachment::interface);
             attached.any(|interface| interface.index == found.index)
@@ -131,18 +136,22 @@ impl Daemon {
             return false;
         }
         self.watch.forget_all(&self.controls, self.options.settle);
-        if self.options.tcp_hits {
-            let reset = match Host::look(&self.attached()) {
-                // Segments may have passed before the programs were there again, whatever their way.
-                Ok(host) if !moves.regained => {
-                    self.reset_carried(|key| !host.sees(from_words(key.server)))
-                }
-                _ => self.reset_carried(|_| true),
-            };
-            if let Err(error) = reset {
-                error!("connections could not be reset: {error:#}");
+        match Host::look(&self.attached()) {
+            // Segments may have passed before the programs were there again, whatever their way.
+            Ok(host) if !moves.regained => {
+                self.reset_astray(|key| !host.sees(from_words(key.server)));
             }
+            _ => self.reset_astray(|_| true),
         }
         true
+    }
+
+    /// Resets connections, of those that are carried, whose segments may go by untranslated.
+    pub(super) fn reset_astray(&mut self, is_meant: impl Fn(&FlowKey) -> bool) {
+        if self.options.tcp_hits
+            && let Err(error) = self.reset_carried(is_meant)
+        {
+            error!("connections could not be reset: {error:#}");
+        }
     }
 }
