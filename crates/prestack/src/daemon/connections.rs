@@ -17,9 +17,8 @@ use crate::{
 };
 
 /// Why no more answers are given.
-const LOST_ANSWERS: &str = "answers over TCP do not arrive at clients, so none are given any more, and the connections \
-    that wait for one are reset. Over a veth pair they arrive only while its other end has an XDP program, too: give \
-    it one, or run without --tcp-hits";
+const LOST_ANSWERS: &str = "answers over TCP do not arrive at clients, so none are given any more. Over a veth pair \
+    they arrive only while its other end has an XDP program, too: give it one, or run without --tcp-hits";
 
 impl Daemon {
     /// Resets connections at which answers over TCP do not arrive, and gives no more of them if that is usual.
@@ -43,17 +42,29 @@ impl Daemon {
             self.controls.stop_tcp_hits();
             error!("{LOST_ANSWERS}");
             self.lost_answers = Some(LOST_ANSWERS);
-        } else {
-            let clients = lost.connections.iter().map(|key| from_words(key.client));
+        }
+        // Where none can be ended it has been said.
+        if self.indestructible.is_none() {
+            self.reset_lost(&lost);
+        }
+        stops
+    }
+
+    /// Resets connections that wait in vain. Those that cannot be are told once.
+    fn reset_lost(&mut self, lost: &Lost) {
+        if !lost.new.is_empty() {
+            let clients = lost.new.iter().map(|key| from_words(key.client));
             warn!(
                 "answers over TCP do not arrive at {}: connections that wait for one are reset",
                 list(clients)
             );
         }
         if let Err(error) = self.reset_carried(|key| lost.connections.contains(key)) {
-            error!("connections could not be reset: {error:#}");
+            match lost.new.is_empty() {
+                true => debug!("connections could not be reset: {error:#}"),
+                false => error!("connections could not be reset: {error:#}"),
+            }
         }
-        stops
     }
 
     /// The connections that wait in vain for an answer.
