@@ -1,5 +1,6 @@
 //! One of several interfaces goes, and comes back as another.
 
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -43,6 +44,16 @@ impl Two {
     fn tcp(&self, link: usize) -> Result<TcpClient> {
         let server = (self.bed.links[link].server4, PORT).into();
         TcpClient::connect(&self.bed.client, server)
+    }
+
+    /// Reaches an address of the server's that is at neither interface, over the one that stays.
+    fn elsewhere(&self) -> Result<TcpClient> {
+        let (address, bed) = (Ipv4Addr::new(10, 99, 0, 1), &self.bed);
+        let net = format!("{address}/32");
+        bed.server.ip(["addr", "add", &net, "dev", "lo"])?;
+        let by = bed.links[0].server4.to_string();
+        bed.client.ip(["route", "add", &net, "via", &by])?;
+        TcpClient::connect(&bed.client, (address, PORT).into())
     }
 
     fn dev(&self, link: usize) -> &str {
@@ -155,16 +166,20 @@ fn what_was_carried_over_it_is_reset() -> Result<()> {
     let (mut here, mut there) = (two.tcp(0)?, two.tcp(GOES)?);
     carry(&two.prestack, &mut here)?;
     carry(&two.prestack, &mut there)?;
-    ensure!(two.status()?.contains("on: 2 connections translated"));
+    let mut elsewhere = two.elsewhere()?;
+    carry(&two.prestack, &mut elsewhere)?;
+    ensure!(two.status()?.contains("on: 3 connections translated"));
 
     two.bed.unplug(GOES)?;
     wait_for("a reset", Duration::from_secs(10), || {
         Ok(two
             .status()?
-            .contains("on: 1 connection translated")
+            .contains("on: 2 connections translated")
             .then_some(()))
     })?;
-    ensure!(here.get(b"key")?.as_deref() == Some(&b"value"[..]));
+    for client in [&mut here, &mut elsewhere] {
+        ensure!(client.get(b"key")?.as_deref() == Some(&b"value"[..]));
+    }
     two.bed.plug(GOES, None)?;
     ensure!(here.is_reset()?, "it is carried on");
     there.send(b"get key\r\n")?;

@@ -130,17 +130,21 @@ impl Daemon {
     }
 
     /// Forgets what may have changed unseen, and resets connections that would not be translated: where it cannot
-    /// be told, all of them. Returns whether there was something to do.
-    pub(super) fn follow(&mut self, moves: Moves) -> bool {
+    /// be told, all of them. `before` is the host as it was at the look before. Returns whether there was something
+    /// to do.
+    pub(super) fn follow(&mut self, moves: Moves, before: &Host) -> bool {
         if !moves.lost && !moves.regained {
             return false;
         }
         self.watch.forget_all(&self.controls, self.options.settle);
         match Host::look(&self.attached()) {
             // Segments may have passed before the programs were there again, whatever their way.
-            Ok(host) if !moves.regained => {
-                self.reset_astray(|key| !host.sees(from_words(key.server)));
-            }
+            Ok(host) if !moves.regained => self.reset_astray(|key| {
+                let address = from_words(key.server);
+                // What is for an address elsewhere comes over interfaces that are left.
+                let stays = before.has_elsewhere(address) && host.has_elsewhere(address);
+                !host.sees(address) && !stays
+            }),
             _ => self.reset_astray(|_| true),
         }
         true

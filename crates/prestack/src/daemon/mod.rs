@@ -388,7 +388,7 @@ impl Daemon {
         let attached = self.attachments.iter().map(Attachment::interface);
         let indices: Vec<_> = attached
             .map(|interface| interface.index)
-            .chain(self.watch.indices().iter().copied())
+            .chain(self.watch.host().indices())
             .collect();
         self.notices.concern(&indices)
     }
@@ -410,11 +410,12 @@ impl Daemon {
         };
         let moves = self.look_at_interfaces(&found)?;
         let attached = self.attached();
+        let before = self.watch.host().clone();
         let (changed, trouble) = match self.watch.rescan(&self.controls, &attached) {
             Ok(changed) => (self.watch_sockets() | changed, None),
             Err(error) => (true, Some(error.to_string())),
         };
-        Ok(self.follow(moves) | self.note_trouble(trouble) | changed)
+        Ok(self.follow(moves, &before) | self.note_trouble(trouble) | changed)
     }
 
     /// Notes why the host cannot be looked at. Returns whether that is new.
