@@ -14,6 +14,16 @@ use prestack_tests::stage::{LASTING, PORT, behind, store, until_hit};
 /// The pair that goes.
 const GOES: usize = 1;
 
+fn devs(bed: &Testbed) -> String {
+    let devs: Vec<_> = bed.links.iter().map(|l| l.server_dev.as_str()).collect();
+    devs.join(",")
+}
+
+fn all_args<'a>(devs: &'a str, args: &[&'a str]) -> Vec<&'a str> {
+    let usual = ["--interface", devs, "--no-watch-lo"];
+    [&usual, &LASTING[..], args].concat()
+}
+
 /// prestack on both of two interfaces.
 struct Two {
     prestack: Prestack,
@@ -25,15 +35,19 @@ impl Two {
     fn with(args: &[&str]) -> Result<Self> {
         let bed = Testbed::with_links(2)?;
         let memcached = Memcached::start(&bed.server, MemcachedOptions::default())?;
-        let devs: Vec<_> = bed.links.iter().map(|l| l.server_dev.as_str()).collect();
-        let devs = devs.join(",");
-        let usual = ["--interface", &devs, "--no-watch-lo"];
-        let prestack = Prestack::start(&bed.server, &[&usual, &LASTING[..], args].concat())?;
+        let devs = devs(&bed);
+        let prestack = Prestack::start(&bed.server, &all_args(&devs, args))?;
         Ok(Self {
             prestack,
             memcached,
             bed,
         })
+    }
+
+    /// Starts the instance again, whose daemon has ended.
+    fn restart(&mut self, args: &[&str]) -> Result<()> {
+        let devs = devs(&self.bed);
+        self.prestack.restart(&all_args(&devs, args))
     }
 
     fn udp(&self, link: usize) -> Result<UdpClient> {
@@ -193,5 +207,31 @@ fn what_was_carried_over_it_is_reset() -> Result<()> {
     drop(there);
     two.prestack.stop()?;
     ensure!(two.memcached.pid() > 0);
+    nothing_left(two.prestack.instance())
+}
+
+/// So it is if that happens while there is no daemon.
+#[test]
+fn what_was_carried_over_one_made_anew_is_reset_by_the_next_run() -> Result<()> {
+    let args = ["--tcp-hits"];
+    let mut two = Two::with(&args)?;
+    let (mut here, mut there) = (two.tcp(0)?, two.tcp(GOES)?);
+    store(&mut here, b"key", b"value")?;
+    carry(&two.prestack, &mut here)?;
+    carry(&two.prestack, &mut there)?;
+    // With the interfaces that there were nothing is.
+    two.prestack.kill()?;
+    two.restart(&args)?;
+    for client in [&mut here, &mut there] {
+        ensure!(client.get(b"key")?.as_deref() == Some(&b"value"[..]));
+    }
+    two.prestack.kill()?;
+    two.bed.unplug(GOES)?;
+    two.bed.plug(GOES, None)?;
+    two.restart(&args)?;
+    for mut client in [here, there] {
+        ensure!(client.is_reset()?, "it is carried on");
+    }
+    two.prestack.stop()?;
     nothing_left(two.prestack.instance())
 }

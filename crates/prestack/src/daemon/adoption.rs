@@ -94,6 +94,16 @@ impl Daemon {
         for number in 0..MAX_BACKENDS as u8 {
             self.controls.empty_and_settle(number, options.settle);
         }
-        self.begin(options)
+        self.begin(options)?;
+        // Segments have passed as they were at an interface that was made anew meanwhile.
+        let is_new = |attachment: &Attachment| {
+            let Interface { name, index, .. } = attachment.interface();
+            let mut earlier = state.interfaces.iter();
+            earlier.any(|earlier| earlier.name == *name && earlier.index != *index)
+        };
+        if self.attachments.iter().any(is_new) {
+            self.reset_astray(|_| true);
+        }
+        Ok(())
     }
 }
