@@ -4,6 +4,7 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use prestack_testbed::bpf::attach_pass;
 use prestack_testbed::{
     Memcached, MemcachedOptions, Prestack, TcpClient, Testbed, UdpClient, pace::wait_for,
 };
@@ -141,6 +142,27 @@ fn one_that_comes_back_is_attached_to_anew() -> Result<()> {
         nothing_attached(&two.bed.server, two.dev(link))?;
     }
     nothing_left(two.prestack.instance())
+}
+
+/// Why one that is back is not attached to is told; later it is.
+#[test]
+fn one_that_comes_back_with_a_program_has_to_wait() -> Result<()> {
+    let two = Two::with(&[])?;
+    let dev = two.dev(GOES);
+    two.bed.unplug(GOES)?;
+    two.until_told()?;
+    let server = &two.bed.server;
+    server.ip(["link", "add", "other", "type", "veth"])?;
+    let program = attach_pass(server, "other")?;
+    server.ip(["link", "set", "other", "name", dev])?;
+    let until = |told: &str| {
+        wait_for(told, Duration::from_secs(10), || {
+            Ok(two.status()?.contains(told).then_some(()))
+        })
+    };
+    until(&format!("interface {dev} is back, and not served"))?;
+    drop(program);
+    until(&format!("{dev} (native"))
 }
 
 /// When the last one is gone there is nothing to do.
