@@ -232,9 +232,9 @@ fn what_was_carried_over_it_is_reset() -> Result<()> {
     nothing_left(two.prestack.instance())
 }
 
-/// So it is if that happens while there is no daemon.
+/// So it is by the next run if that happens while there is no daemon.
 #[test]
-fn what_was_carried_over_one_made_anew_is_reset_by_the_next_run() -> Result<()> {
+fn what_was_carried_while_one_went_unseen_is_reset() -> Result<()> {
     let args = ["--tcp-hits"];
     let mut two = Two::with(&args)?;
     let (mut here, mut there) = (two.tcp(0)?, two.tcp(GOES)?);
@@ -254,6 +254,14 @@ fn what_was_carried_over_one_made_anew_is_reset_by_the_next_run() -> Result<()> 
     for mut client in [here, there] {
         ensure!(client.is_reset()?, "it is carried on");
     }
+
+    let mut here = two.tcp(0)?;
+    carry(&two.prestack, &mut here)?;
+    two.prestack.kill()?;
+    two.bed.unplug(GOES)?;
+    let dev = two.dev(0).to_owned();
+    two.prestack.restart(&all_args(&dev, &args))?;
+    ensure!(here.is_reset()?, "it is carried on");
     two.prestack.stop()?;
     nothing_left(two.prestack.instance())
 }

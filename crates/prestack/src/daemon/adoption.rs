@@ -12,7 +12,7 @@ use crate::{
     maps,
     netlink::Interface,
     settings::Options,
-    state::State,
+    state::{AttachedState, State},
 };
 
 /// How long programs may still be at work in whose place others have come: those that they hand packets to stay
@@ -95,13 +95,12 @@ impl Daemon {
             self.controls.empty_and_settle(number, options.settle);
         }
         self.begin(options)?;
-        // Segments have passed as they were at an interface that was made anew meanwhile.
-        let is_new = |attachment: &Attachment| {
-            let Interface { name, index, .. } = attachment.interface();
-            let mut earlier = state.interfaces.iter();
-            earlier.any(|earlier| earlier.name == *name && earlier.index != *index)
+        // Segments may have passed as they were where one has gone meanwhile, or was made anew.
+        let is_left = |earlier: &AttachedState| {
+            let mut attached = self.attachments.iter().map(Attachment::interface);
+            attached.any(|now| now.name == earlier.name && now.index == earlier.index)
         };
-        if self.attachments.iter().any(is_new) {
+        if !state.interfaces.iter().all(is_left) {
             self.reset_astray(|_| true);
         }
         Ok(())
