@@ -1,8 +1,10 @@
 //! One of several interfaces goes, and comes back as another.
 
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use prestack_testbed::bpf::attach_pass;
 use prestack_testbed::{
     Memcached, MemcachedOptions, Prestack, TcpClient, Testbed, UdpClient, pace::wait_for,
 };
@@ -12,6 +14,16 @@ use prestack_tests::stage::{LASTING, PORT, behind, store, until_hit};
 
 /// The pair that goes.
 const GOES: usize = 1;
+
+fn devs(bed: &Testbed) -> String {
+    let devs: Vec<_> = bed.links.iter().map(|l| l.server_dev.as_str()).collect();
+    devs.join(",")
+}
+
+fn all_args<'a>(devs: &'a str, args: &[&'a str]) -> Vec<&'a str> {
+    let usual = ["--interface", devs, "--no-watch-lo"];
+    [&usual, &LASTING[..], args].concat()
+}
 
 /// prestack on both of two interfaces.
 struct Two {
@@ -24,15 +36,19 @@ impl Two {
     fn with(args: &[&str]) -> Result<Self> {
         let bed = Testbed::with_links(2)?;
         let memcached = Memcached::start(&bed.server, MemcachedOptions::default())?;
-        let devs: Vec<_> = bed.links.iter().map(|l| l.server_dev.as_str()).collect();
-        let devs = devs.join(",");
-        let usual = ["--interface", &devs, "--no-watch-lo"];
-        let prestack = Prestack::start(&bed.server, &[&usual, &LASTING[..], args].concat())?;
+        let devs = devs(&bed);
+        let prestack = Prestack::start(&bed.server, &all_args(&devs, args))?;
         Ok(Self {
             prestack,
             memcached,
             bed,
         })
+    }
+
+    /// Starts the instance again, whose daemon has ended.
+    fn restart(&mut self, args: &[&str]) -> Result<()> {
+        let devs = devs(&self.bed);
+        self.prestack.restart(&all_args(&devs, args))
     }
 
     fn udp(&self, link: usize) -> Result<UdpClient> {
@@ -43,6 +59,16 @@ impl Two {
     fn tcp(&self, link: usize) -> Result<TcpClient> {
         let server = (self.bed.links[link].server4, PORT).into();
         TcpClient::connect(&self.bed.client, server)
+    }
+
+    /// Reaches an address of the server's that is at neither interface, over the one that stays.
+    fn elsewhere(&self) -> Result<TcpClient> {
+        let (address, bed) = (Ipv4Addr::new(10, 99, 0, 1), &self.bed);
+        let net = format!("{address}/32");
+        bed.server.ip(["addr", "add", &net, "dev", "lo"])?;
+        let by = bed.links[0].server4.to_string();
+        bed.client.ip(["route", "add", &net, "via", &by])?;
+        TcpClient::connect(&bed.client, (address, PORT).into())
     }
 
     fn dev(&self, link: usize) -> &str {
@@ -118,17 +144,52 @@ fn one_that_comes_back_is_attached_to_anew() -> Result<()> {
     nothing_left(two.prestack.instance())
 }
 
+/// Why one that is back is not attached to is told; later it is.
+#[test]
+fn one_that_comes_back_with_a_program_has_to_wait() -> Result<()> {
+    let two = Two::with(&[])?;
+    let dev = two.dev(GOES);
+    two.bed.unplug(GOES)?;
+    two.until_told()?;
+    let server = &two.bed.server;
+    server.ip(["link", "add", "other", "type", "veth"])?;
+    let program = attach_pass(server, "other")?;
+    server.ip(["link", "set", "other", "name", dev])?;
+    let until = |told: &str| {
+        wait_for(told, Duration::from_secs(10), || {
+            Ok(two.status()?.contains(told).then_some(()))
+        })
+    };
+    until(&format!("interface {dev} is back, and not served"))?;
+    drop(program);
+    until(&format!("{dev} (native"))
+}
+
 /// When the last one is gone there is nothing to do.
 #[test]
 fn when_all_are_gone_it_ends() -> Result<()> {
-    let mut two = Two::with(&[])?;
-    two.bed.unplug(GOES)?;
-    two.until_told()?;
-    two.bed.unplug(0)?;
-    let (status, said) = two.prestack.ended()?;
-    ensure!(!status.success(), "{said}");
-    ensure!(said.contains("every interface"), "{said}");
-    nothing_left(two.prestack.instance())
+    for args in [&[][..], &["--tcp-hits"]] {
+        let mut two = Two::with(args)?;
+        let mut client = two.tcp(0)?;
+        store(&mut client, b"key", b"value")?;
+        if two.prestack.carries_connections() {
+            carry(&two.prestack, &mut client)?;
+        }
+        two.bed.unplug(GOES)?;
+        two.until_told()?;
+        two.bed.unplug(0)?;
+        // Long before it would be over with connections whose sockets are left.
+        let (status, said) = two.prestack.ended()?;
+        ensure!(!status.success(), "{said}");
+        ensure!(said.contains("every interface"), "{said}");
+        nothing_left(two.prestack.instance())?;
+        two.bed.plug(0, None)?;
+        if two.prestack.carries_connections() {
+            client.send(b"get key\r\n")?;
+            ensure!(client.is_reset()?, "it goes on");
+        }
+    }
+    Ok(())
 }
 
 /// What is carried to an address that has gone is reset, and when the interface is back so is all that is carried:
@@ -141,16 +202,20 @@ fn what_was_carried_over_it_is_reset() -> Result<()> {
     let (mut here, mut there) = (two.tcp(0)?, two.tcp(GOES)?);
     carry(&two.prestack, &mut here)?;
     carry(&two.prestack, &mut there)?;
-    ensure!(two.status()?.contains("on: 2 connections translated"));
+    let mut elsewhere = two.elsewhere()?;
+    carry(&two.prestack, &mut elsewhere)?;
+    ensure!(two.status()?.contains("on: 3 connections translated"));
 
     two.bed.unplug(GOES)?;
     wait_for("a reset", Duration::from_secs(10), || {
         Ok(two
             .status()?
-            .contains("on: 1 connection translated")
+            .contains("on: 2 connections translated")
             .then_some(()))
     })?;
-    ensure!(here.get(b"key")?.as_deref() == Some(&b"value"[..]));
+    for client in [&mut here, &mut elsewhere] {
+        ensure!(client.get(b"key")?.as_deref() == Some(&b"value"[..]));
+    }
     two.bed.plug(GOES, None)?;
     ensure!(here.is_reset()?, "it is carried on");
     there.send(b"get key\r\n")?;
@@ -164,5 +229,39 @@ fn what_was_carried_over_it_is_reset() -> Result<()> {
     drop(there);
     two.prestack.stop()?;
     ensure!(two.memcached.pid() > 0);
+    nothing_left(two.prestack.instance())
+}
+
+/// So it is by the next run if that happens while there is no daemon.
+#[test]
+fn what_was_carried_while_one_went_unseen_is_reset() -> Result<()> {
+    let args = ["--tcp-hits"];
+    let mut two = Two::with(&args)?;
+    let (mut here, mut there) = (two.tcp(0)?, two.tcp(GOES)?);
+    store(&mut here, b"key", b"value")?;
+    carry(&two.prestack, &mut here)?;
+    carry(&two.prestack, &mut there)?;
+    // With the interfaces that there were nothing is.
+    two.prestack.kill()?;
+    two.restart(&args)?;
+    for client in [&mut here, &mut there] {
+        ensure!(client.get(b"key")?.as_deref() == Some(&b"value"[..]));
+    }
+    two.prestack.kill()?;
+    two.bed.unplug(GOES)?;
+    two.bed.plug(GOES, None)?;
+    two.restart(&args)?;
+    for mut client in [here, there] {
+        ensure!(client.is_reset()?, "it is carried on");
+    }
+
+    let mut here = two.tcp(0)?;
+    carry(&two.prestack, &mut here)?;
+    two.prestack.kill()?;
+    two.bed.unplug(GOES)?;
+    let dev = two.dev(0).to_owned();
+    two.prestack.restart(&all_args(&dev, &args))?;
+    ensure!(here.is_reset()?, "it is carried on");
+    two.prestack.stop()?;
     nothing_left(two.prestack.instance())
 }

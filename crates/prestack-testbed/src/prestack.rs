@@ -290,6 +290,8 @@ impl Drop for Prestack {
         // It removes by itself what it has written down. When it does not end it is killed.
         if let Ok(false) = self.process.has_ended() {
             let _ = self.process.signal(Signal::SIGTERM);
+            // A test that has frozen it may have failed.
+            let _ = self.process.signal(Signal::SIGCONT);
             let _ = self.process.wait(LIMIT);
         }
         // A pinned or a killed one has left something.

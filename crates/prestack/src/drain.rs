@@ -52,13 +52,6 @@ impl Carried {
     pub fn stop(&self) {
         if let Self::Translated(controls, _) = self {
             controls.stop_serving();
-        }
-        self.stop_hits();
-    }
-
-    /// The same, but what is answered over UDP goes on to be.
-    fn stop_hits(&self) {
-        if let Self::Translated(controls, _) = self {
             controls.stop_tcp_hits();
         }
     }
@@ -157,19 +150,6 @@ pub fn drain(
     Ok(Drained::Done { reset })
 }
 
-/// Has no more connections carried, and resets those that are at once. Returns how many there were.
-///
-/// # Errors
-/// Connections cannot be looked at or ended: then they stay translated.
-pub fn reset(carried: &Carried) -> anyhow::Result<usize> {
-    carried.stop_hits();
-    let mut pause = |span| {
-        std::thread::sleep(span);
-        Ok(false)
-    };
-    end(carried, carried.left()?, &mut pause)
-}
-
 /// Has the kernel reset connections, and waits until they are gone. Returns how many there were.
 fn end(
     carried: &Carried,
@@ -200,7 +180,10 @@ fn end(
 
 /// Has the kernel reset those of these connections that it can, and notes which it has; fails if there is
 /// another.
-fn destroy(keys: &HashSet<FlowKey>, reset: &mut HashSet<FlowKey>) -> io::Result<()> {
+///
+/// # Errors
+/// The kernel refused one of them, or does not describe its sockets.
+pub(crate) fn destroy(keys: &HashSet<FlowKey>, reset: &mut HashSet<FlowKey>) -> io::Result<()> {
     let destroyer = Destroyer::new()?;
     let mut result = Ok(());
     for connection in destroyer.find(keys)? {

@@ -73,6 +73,14 @@ impl Host {
         local.any(|here| here.attached && here.address() == address)
     }
 
+    /// Whether this is an address of interfaces alone that prestack is not attached to: packets for it may be seen
+    /// all the same, on their way to it.
+    #[must_use]
+    pub fn has_elsewhere(&self, address: IpAddr) -> bool {
+        let mut local = self.local.iter();
+        local.any(|here| here.address() == address) && !self.sees(address)
+    }
+
     /// Numbers of the attached interfaces and of those on top of them.
     #[must_use]
     pub fn indices(&self) -> Vec<u32> {
@@ -191,6 +199,26 @@ mod tests {
         assert!(Host::look(&[lo.clone()]).expect("readable").sees(local));
         lo.index += 1_000_000;
         assert!(!Host::look(&[lo]).expect("readable").sees(local));
+    }
+
+    #[test]
+    fn an_address_is_elsewhere_if_it_is_nowhere_else() {
+        let local = [("10.0.0.1/24", true), ("10.0.0.1/32", false)];
+        let local = [&local[..], &[("10.0.0.2/32", false)]].concat();
+        let local = local.iter().map(|(net, attached)| LocalAddress {
+            net: net.parse().expect("a net"),
+            interface: "eth0".into(),
+            attached: *attached,
+        });
+        let host = Host {
+            local: local.collect(),
+            links: Vec::new(),
+        };
+        let found = [1, 2, 3].map(|last| {
+            let address = IpAddr::from([10, 0, 0, last]);
+            (host.sees(address), host.has_elsewhere(address))
+        });
+        assert_eq!(found, [(true, false), (false, true), (false, false)]);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //! has no XDP program: then connections hang, each at the first answer that it does not get.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     time::{Duration, Instant},
 };
 
@@ -44,6 +44,8 @@ pub struct Waiting {
 pub struct Lost {
     /// Connections that wait in vain.
     pub connections: Vec<FlowKey>,
+    /// Those of them that have not been found before: such as could not be ended are found again.
+    pub new: Vec<FlowKey>,
     /// Whether others will.
     pub is_usual: bool,
 }
@@ -73,8 +75,10 @@ pub struct Receipts {
     asking: Known,
     /// Who did not acknowledge, nor ask again, when it was looked at all.
     silent: Known,
-    /// When connections were found that never got an answer.
-    never: Vec<Instant>,
+    /// When connections were found last that never got an answer.
+    never: HashMap<FlowKey, Instant>,
+    /// Who has been found.
+    found: HashSet<FlowKey>,
 }
 
 impl Receipts {
@@ -130,14 +134,18 @@ impl Receipts {
             }
             lost.connections.push(waits.key);
             if waits.is_first && has_asked_in_vain {
-                self.never.push(now);
+                self.never.insert(waits.key, now);
                 lost.is_usual |= stats.tcp_received == 0;
             }
         }
         if due == Due::All {
             self.silent = silent;
+            let waiting: HashSet<_> = waiting.iter().map(|waits| waits.key).collect();
+            self.found.retain(|key| waiting.contains(key));
         }
-        self.never.retain(|found| now - *found < LATELY);
+        let new = lost.connections.iter().copied();
+        lost.new = new.filter(|key| self.found.insert(*key)).collect();
+        self.never.retain(|_, found| now - *found < LATELY);
         lost.is_usual |= !lost.connections.is_empty() && self.never.len() >= MANY;
         lost
     }
@@ -248,6 +256,32 @@ mod tests {
             }
             assert_eq!(lost.is_usual, is_usual, "{apart} s");
         }
+    }
+
+    #[test]
+    fn one_that_cannot_be_ended_is_one() {
+        let (mut receipts, start) = (Receipts::default(), Instant::now());
+        let (one, stats) = ([waits(1, 3, true)], received(1));
+        let mut found = (0, 0);
+        for second in 0..200 {
+            let due = if second % 30 == 0 {
+                Due::All
+            } else {
+                Due::Asking
+            };
+            let lost = receipts.look(due, &one, &stats, start + Duration::from_secs(second));
+            assert!(!lost.is_usual);
+            found.0 += lost.connections.len();
+            found.1 += lost.new.len();
+        }
+        assert_eq!(found, (100, 1));
+        // It is not known for ever: another one may have its ends.
+        let mut look = |due, waiting: &[Waiting], second| {
+            receipts.look(due, waiting, &stats, start + Duration::from_secs(second))
+        };
+        look(Due::All, &[], 300);
+        look(Due::Asking, &one, 400);
+        assert_eq!(look(Due::Asking, &one, 401).new.len(), 1);
     }
 
     #[test]

@@ -80,8 +80,8 @@ pub struct Watch {
     scanner: Scanner,
     slots: Slots,
     layout: Layout,
-    /// Numbers of the interfaces on which all that rests.
-    indices: Vec<u32>,
+    /// The host as it was seen last.
+    host: Host,
     /// What earlier looks have changed that the datapath has not been told: something went wrong.
     pending: Changes,
     /// Readable when the process of a backend ends.
@@ -125,7 +125,7 @@ impl Watch {
             scanner: Scanner::default(),
             slots: Slots::resumed(earlier),
             layout: Layout::default(),
-            indices: Vec::new(),
+            host: host.clone(),
             pending: Changes::default(),
             ends: BTreeMap::new(),
             problems: Vec::new(),
@@ -142,9 +142,8 @@ impl Watch {
         watch.pending = changes;
         watch.watch_ends()?;
         watch.pending = Changes::default();
-        watch.layout = watch.lay_out(host)?;
-        watch.indices = host.indices();
-        watch.unseen = watch.unseen_ways(&host.local);
+        watch.layout = watch.lay_out()?;
+        watch.unseen = watch.unseen_ways();
         if let Some(error) = watch.unreachable().into_iter().next() {
             return Err(error);
         }
@@ -257,8 +256,7 @@ impl Watch {
         controls: &Controls,
         attached: &[Interface],
     ) -> Result<bool, WatchError> {
-        let host = Host::look(attached)?;
-        self.indices = host.indices();
+        self.host = Host::look(attached)?;
         let Found { backends, problems } = self.scanner.scan(&self.selection)?;
         let changes = self.slots.update(backends);
         for number in &changes.died {
@@ -267,7 +265,7 @@ impl Watch {
         }
         self.pending.add(changes);
         let layout = self.watch_ends().map_err(WatchError::from);
-        let layout = layout.and_then(|()| self.lay_out(&host));
+        let layout = layout.and_then(|()| self.lay_out());
         let layout = layout.inspect_err(|_| self.hold(controls))?;
         let changes = std::mem::take(&mut self.pending);
         for &number in &changes.renewed {
@@ -283,7 +281,7 @@ impl Watch {
             }
         }
         let changed = self.apply(layout, &changes, controls);
-        let unseen = self.unseen_ways(&host.local);
+        let unseen = self.unseen_ways();
         let said = self.say_problems(&problems, &changes);
         Ok(changed | said | (std::mem::replace(&mut self.unseen, unseen) != self.unseen))
     }
@@ -324,7 +322,8 @@ impl Watch {
     }
 
     /// The doors of the backends at the addresses the host has now.
-    fn lay_out(&self, host: &Host) -> Result<Layout, WatchError> {
+    fn lay_out(&self) -> Result<Layout, WatchError> {
+        let host = &self.host;
         let tenants: Vec<_> = self
             .slots
             .iter()
@@ -414,14 +413,14 @@ impl Watch {
 
     /// Ways over which memcached is written to unseen: the loopback interface, and addresses of the host
     /// that others reach over interfaces that are not attached.
-    fn unseen_ways(&self, local: &[LocalAddress]) -> Vec<String> {
+    fn unseen_ways(&self) -> Vec<String> {
         let live: Vec<_> = self.slots.iter().filter(|(_, slot)| slot.alive).collect();
         let takes = |address| {
             let mut sockets = live.iter().flat_map(|(_, slot)| &slot.memcached.sockets);
             sockets.any(|socket| socket.takes(address))
         };
+        let local = self.host.local.iter();
         let addresses: BTreeSet<_> = local
-            .iter()
             .filter(|here| !here.attached && !here.address().is_loopback())
             .map(LocalAddress::address)
             .filter(|address| takes(*address))
@@ -454,10 +453,10 @@ impl Watch {
         &self.problems
     }
 
-    /// Numbers of the attached interfaces and of those on top of them.
+    /// The host as it was seen last.
     #[must_use]
-    pub fn indices(&self) -> &[u32] {
-        &self.indices
+    pub fn host(&self) -> &Host {
+        &self.host
     }
 
     /// Who may be served.

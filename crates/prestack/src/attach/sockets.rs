@@ -56,27 +56,32 @@ impl Attached {
     /// Watches the sockets of a backend; `process` is its descriptor. Those that are closed meanwhile are left out.
     ///
     /// # Errors
-    /// One of them cannot be had, and is not watched; the others are.
+    /// One of them cannot be had, and is not watched; the others are, or stay so.
     pub fn watch(
         &mut self,
         number: u8,
         memcached: &Memcached,
         process: BorrowedFd<'_>,
     ) -> Result<(), Unwatched> {
-        let is_known = |inode| {
-            let known = self.known.get(&number);
-            known.is_some_and(|known| known.iter().any(|(i, _)| *i == inode))
-        };
-        let missing = memcached.sockets.iter().any(|s| !is_known(s.inode));
-        if !missing {
+        let known = self.known.entry(number).or_default();
+        let is_known = |inode| known.iter().any(|(i, _)| *i == inode);
+        let sockets = memcached.sockets.iter().map(|socket| socket.inode);
+        let missing: Vec<_> = sockets.filter(|inode| !is_known(*inode)).collect();
+        if missing.is_empty() {
             return Ok(());
+        }
+        let is_there = |inode| memcached.sockets.iter().any(|s| s.inode == inode);
+        let gone = known.extract_if(.., |(inode, _)| !is_there(*inode));
+        for (_, cookie) in gone {
+            // It is of no harm if it stays: cookies are not used again.
+            let _ = self.sockets.remove(&cookie);
         }
         let unwatched = |error: io::Error| Unwatched(error.to_string());
         let failed = |error: MapError| Unwatched(error.to_string());
         let descriptors = memcached.process.socket_descriptors();
-        let (mut now, mut failure) = (Vec::new(), None);
-        for socket in &memcached.sockets {
-            let Some(fd) = descriptors.get(&socket.inode) else {
+        let mut result = Ok(());
+        for inode in missing {
+            let Some(fd) = descriptors.get(&inode) else {
                 continue;
             };
             let cookie = match cookie(process, *fd) {
@@ -88,18 +93,11 @@ impl Attached {
                 inserted.map(|()| cookie).map_err(failed)
             });
             match watched {
-                Ok(cookie) => now.push((socket.inode, cookie)),
-                Err(error) => failure = Some(error),
+                Ok(cookie) => known.push((inode, cookie)),
+                Err(error) => result = Err(error),
             }
         }
-        for (_, cookie) in self.known.remove(&number).unwrap_or_default() {
-            if !now.iter().any(|(_, new)| *new == cookie) {
-                // It is of no harm if it stays: cookies are not used again.
-                let _ = self.sockets.remove(&cookie);
-            }
-        }
-        self.known.insert(number, now);
-        failure.map_or(Ok(()), Err)
+        result
     }
 
     /// Forgets all sockets but those that are watched: an earlier run has left others.

@@ -12,7 +12,7 @@ use crate::{
     maps,
     netlink::Interface,
     settings::Options,
-    state::State,
+    state::{AttachedState, State},
 };
 
 /// How long programs may still be at work in whose place others have come: those that they hand packets to stay
@@ -94,6 +94,15 @@ impl Daemon {
         for number in 0..MAX_BACKENDS as u8 {
             self.controls.empty_and_settle(number, options.settle);
         }
-        self.begin(options)
+        self.begin(options)?;
+        // Segments may have passed as they were where one has gone meanwhile, or was made anew.
+        let is_left = |earlier: &AttachedState| {
+            let mut attached = self.attachments.iter().map(Attachment::interface);
+            attached.any(|now| now.name == earlier.name && now.index == earlier.index)
+        };
+        if !state.interfaces.iter().all(is_left) {
+            self.reset_astray(|_| true);
+        }
+        Ok(())
     }
 }

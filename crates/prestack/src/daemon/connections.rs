@@ -7,9 +7,8 @@ use tracing::{debug, error, info, warn};
 
 use super::Daemon;
 use crate::{
-    destroy::Destroyer,
     discovery::procnet::connections,
-    drain::Carried,
+    drain::{Carried, destroy},
     host::{from_words, list},
     maps::{self, MapsError},
     receipts::{Due, Lost},
@@ -18,9 +17,8 @@ use crate::{
 };
 
 /// Why no more answers are given.
-const LOST_ANSWERS: &str = "answers over TCP do not arrive at clients, so none are given any more, and the connections \
-    that wait for one are reset. Over a veth pair they arrive only while its other end has an XDP program, too: give \
-    it one, or run without --tcp-hits";
+const LOST_ANSWERS: &str = "answers over TCP do not arrive at clients, so none are given any more. Over a veth pair \
+    they arrive only while its other end has an XDP program, too: give it one, or run without --tcp-hits";
 
 impl Daemon {
     /// Resets connections at which answers over TCP do not arrive, and gives no more of them if that is usual.
@@ -44,17 +42,29 @@ impl Daemon {
             self.controls.stop_tcp_hits();
             error!("{LOST_ANSWERS}");
             self.lost_answers = Some(LOST_ANSWERS);
-        } else {
-            let clients = lost.connections.iter().map(|key| from_words(key.client));
+        }
+        // Where none can be ended it has been said.
+        if self.indestructible.is_none() {
+            self.reset_lost(&lost);
+        }
+        stops
+    }
+
+    /// Resets connections that wait in vain. Those that cannot be are told once.
+    fn reset_lost(&mut self, lost: &Lost) {
+        if !lost.new.is_empty() {
+            let clients = lost.new.iter().map(|key| from_words(key.client));
             warn!(
                 "answers over TCP do not arrive at {}: connections that wait for one are reset",
                 list(clients)
             );
         }
         if let Err(error) = self.reset_carried(|key| lost.connections.contains(key)) {
-            error!("connections could not be reset: {error:#}");
+            match lost.new.is_empty() {
+                true => debug!("connections could not be reset: {error:#}"),
+                false => error!("connections could not be reset: {error:#}"),
+            }
         }
-        stops
     }
 
     /// The connections that wait in vain for an answer.
@@ -86,28 +96,30 @@ impl Daemon {
     /// Resets carried connections, and forgets them: what they send may not pass where it is translated.
     ///
     /// # Errors
-    /// They cannot be looked at or ended.
+    /// They cannot be looked at, or some of them cannot be ended; the others are.
     pub(super) fn reset_carried(
         &mut self,
         is_meant: impl Fn(&FlowKey) -> bool,
     ) -> anyhow::Result<()> {
-        let mut keys: HashSet<_> = Carried::by(&self.state)?.left()?.into_iter().collect();
+        let carried = Carried::by(&self.state)?;
+        let mut keys: HashSet<_> = carried.left()?.into_iter().collect();
         keys.retain(is_meant);
         if keys.is_empty() {
             return Ok(());
         }
-        let destroyer = Destroyer::new()?;
-        let mut reset = 0;
-        for connection in destroyer.find(&keys)? {
-            reset += usize::from(destroyer.destroy(&connection)?);
+        let mut reset = HashSet::new();
+        let refused = destroy(&keys, &mut reset);
+        if !reset.is_empty() {
+            info!("{} reset", counted(reset.len(), "translated connection"));
         }
-        // Nobody may see their end.
+        // Nobody may see their end. Those that are left go on, and are translated on.
+        let left = carried.left()?;
+        keys.retain(|key| reset.contains(key) || !left.contains(key));
         for (key, flow) in maps::open_flows(&self.datapath.maps)? {
             if keys.contains(&key) {
                 self.datapath.close_flow(&flow)?;
             }
         }
-        info!("{} reset", counted(reset, "translated connection"));
-        Ok(())
+        Ok(refused?)
     }
 }

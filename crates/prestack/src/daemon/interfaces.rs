@@ -2,6 +2,7 @@
 
 use std::io;
 
+use prestack_abi::flow::FlowKey;
 use tracing::{error, info, warn};
 
 use super::Daemon;
@@ -19,6 +20,17 @@ pub(super) struct Moves {
     lost: bool,
     /// They are at one that has come back.
     regained: bool,
+    /// There is something else to tell of one that is missing.
+    told: bool,
+}
+
+/// An interface that is to be attached to, and is not.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) struct Missing {
+    /// Why it is not.
+    pub(super) problem: String,
+    /// The number of the one of its name that could not be attached to.
+    refused: Option<u32>,
 }
 
 impl Daemon {
@@ -32,20 +44,25 @@ impl Daemon {
         found.filter_map(Result::transpose).collect()
     }
 
-    /// Looks whether the programs are at every interface, of those found. Those that are gone are given up, and those that have
-    /// come back attached to anew.
+    /// Looks whether the programs are at every interface, of those found. Those that are gone are given up, and
+    /// those that have come back attached to anew.
     ///
     /// # Errors
     /// None is left.
     pub(super) fn look_at_interfaces(&mut self, found: &[Interface]) -> anyhow::Result<Moves> {
-        let moves = Moves {
+        let mut moves = Moves {
             lost: self.give_up_lost(found),
-            regained: self.regain(found),
+            ..Moves::default()
         };
-        anyhow::ensure!(
-            !self.attachments.is_empty(),
-            "every interface that was served is gone: start prestack again when they are back"
-        );
+        self.regain(found, &mut moves);
+        if self.attachments.is_empty() {
+            // Nothing translates them, though their sockets are left: should an interface return they would go
+            // on as they are.
+            self.reset_astray(|_| true);
+            anyhow::bail!(
+                "every interface that was served is gone: start prestack again when they are back"
+            );
+        }
         let is_attached = |found: &&Interface| {
             let mut attached = self.attachments.iter().map(Attachment::interface);
             attached.any(|interface| interface.index == found.index)
@@ -73,7 +90,7 @@ impl Daemon {
         let is_any = !lost.is_empty();
         for attachment in lost {
             let name = attachment.interface().name.clone();
-            self.note_missing(&name, format!("interface {name} is gone"));
+            self.note_missing(&name, format!("interface {name} is gone"), None);
             if let Err(error) = attachment.give_up(&self.instance.pin_folder()) {
                 warn!("{error}");
             }
@@ -82,9 +99,8 @@ impl Daemon {
     }
 
     /// Attaches to interfaces that have come back.
-    fn regain(&mut self, found: &[Interface]) -> bool {
-        let mut is_any = false;
-        for Interface { name, .. } in found {
+    fn regain(&mut self, found: &[Interface], moves: &mut Moves) {
+        for Interface { name, index, .. } in found {
             if !self.missing.contains_key(name) {
                 continue;
             }
@@ -92,22 +108,33 @@ impl Daemon {
                 Ok(()) => {
                     info!("interface {name} is back, and attached to again");
                     self.missing.remove(name);
-                    is_any = true;
+                    moves.regained = true;
                 }
                 Err(error) => {
                     let problem = format!("interface {name} is back, and not served: {error:#}");
-                    self.note_missing(name, problem);
+                    moves.told |= self.note_missing(name, problem, Some(*index));
                 }
             }
         }
-        is_any
     }
 
-    fn note_missing(&mut self, name: &str, problem: String) {
-        let before = self.missing.insert(name.to_owned(), problem.clone());
-        if before.as_ref() != Some(&problem) {
-            warn!("{problem}");
+    /// Notes why an interface is not attached to. Returns whether that is new.
+    fn note_missing(&mut self, name: &str, problem: String, refused: Option<u32>) -> bool {
+        let missing = Missing { problem, refused };
+        let before = self.missing.insert(name.to_owned(), missing.clone());
+        let is_new = before.is_none_or(|before| before.problem != missing.problem);
+        if is_new {
+            warn!("{}", missing.problem);
         }
+        is_new
+    }
+
+    /// Whether there is a missing interface that was not there when the host was looked at.
+    pub(super) fn has_come_back(&self) -> bool {
+        self.missing.iter().any(|(name, missing)| {
+            let found = netlink::interface(name).ok().flatten();
+            found.is_some_and(|found| missing.refused != Some(found.index))
+        })
     }
 
     fn attach_anew(&mut self, name: &str) -> anyhow::Result<()> {
@@ -125,24 +152,32 @@ impl Daemon {
     }
 
     /// Forgets what may have changed unseen, and resets connections that would not be translated: where it cannot
-    /// be told, all of them. Returns whether there was something to do.
-    pub(super) fn follow(&mut self, moves: Moves) -> bool {
+    /// be told, all of them. `before` is the host as it was at the look before. Returns whether there is something
+    /// to tell.
+    pub(super) fn follow(&mut self, moves: Moves, before: &Host) -> bool {
         if !moves.lost && !moves.regained {
-            return false;
+            return moves.told;
         }
         self.watch.forget_all(&self.controls, self.options.settle);
-        if self.options.tcp_hits {
-            let reset = match Host::look(&self.attached()) {
-                // Segments may have passed before the programs were there again, whatever their way.
-                Ok(host) if !moves.regained => {
-                    self.reset_carried(|key| !host.sees(from_words(key.server)))
-                }
-                _ => self.reset_carried(|_| true),
-            };
-            if let Err(error) = reset {
-                error!("connections could not be reset: {error:#}");
-            }
+        match Host::look(&self.attached()) {
+            // Segments may have passed before the programs were there again, whatever their way.
+            Ok(host) if !moves.regained => self.reset_astray(|key| {
+                let address = from_words(key.server);
+                // What is for an address elsewhere comes over interfaces that are left.
+                let stays = before.has_elsewhere(address) && host.has_elsewhere(address);
+                !host.sees(address) && !stays
+            }),
+            _ => self.reset_astray(|_| true),
         }
         true
+    }
+
+    /// Resets connections, of those that are carried, whose segments may go by untranslated.
+    pub(super) fn reset_astray(&mut self, is_meant: impl Fn(&FlowKey) -> bool) {
+        if self.options.tcp_hits
+            && let Err(error) = self.reset_carried(is_meant)
+        {
+            error!("connections could not be reset: {error:#}");
+        }
     }
 }

@@ -21,6 +21,8 @@ use nix::{
 use prestack_abi::extent::Extent;
 use tracing::{debug, info, warn};
 
+use interfaces::Missing;
+
 use crate::{
     adopt,
     attach::{
@@ -46,7 +48,7 @@ pub use signals::Signals;
 const HEARTBEAT_MS: u8 = 100;
 /// How long the datapath serves from then on.
 const SERVE_AHEAD: Duration = Duration::from_secs(1);
-/// How often the host is looked at while a backend or an interface is missing.
+/// How often the host is looked at while a backend is missing.
 const RESCAN_WAITING: Duration = Duration::from_millis(200);
 /// How often the host is looked at otherwise.
 const RESCAN: Duration = Duration::from_secs(1);
@@ -79,7 +81,7 @@ pub struct Daemon {
     mtu: u32,
     options: Options,
     /// Why interfaces that are to be attached to are not, by their names.
-    missing: BTreeMap<String, String>,
+    missing: BTreeMap<String, Missing>,
     /// Why connections cannot be ended.
     indestructible: Option<String>,
     /// Why no more answers are given over TCP.
@@ -311,12 +313,12 @@ impl Daemon {
             }
             let mut changed = self.watch.notice_ends(&self.controls);
             let notified = self.is_notified()?;
-            let pause = if self.watch.is_waiting() || !self.missing.is_empty() {
+            let pause = if self.watch.is_waiting() {
                 RESCAN_WAITING
             } else {
                 RESCAN
             };
-            if changed || notified || looked.elapsed() >= pause {
+            if changed || notified || looked.elapsed() >= pause || self.has_come_back() {
                 changed |= self.look()?;
                 changed |= self.unwritten;
                 looked = Instant::now();
@@ -388,7 +390,7 @@ impl Daemon {
         let attached = self.attachments.iter().map(Attachment::interface);
         let indices: Vec<_> = attached
             .map(|interface| interface.index)
-            .chain(self.watch.indices().iter().copied())
+            .chain(self.watch.host().indices())
             .collect();
         self.notices.concern(&indices)
     }
@@ -410,11 +412,12 @@ impl Daemon {
         };
         let moves = self.look_at_interfaces(&found)?;
         let attached = self.attached();
+        let before = self.watch.host().clone();
         let (changed, trouble) = match self.watch.rescan(&self.controls, &attached) {
             Ok(changed) => (self.watch_sockets() | changed, None),
             Err(error) => (true, Some(error.to_string())),
         };
-        Ok(self.follow(moves) | self.note_trouble(trouble) | changed)
+        Ok(self.follow(moves, &before) | self.note_trouble(trouble) | changed)
     }
 
     /// Notes why the host cannot be looked at. Returns whether that is new.
@@ -446,7 +449,9 @@ impl Daemon {
         self.state.allow = self.watch.allowed().to_vec();
         self.state.problems = self.watch.problems().to_vec();
         self.state.problems.extend(self.trouble.clone());
-        self.state.problems.extend(self.missing.values().cloned());
+        let missing = self.missing.values();
+        let missing = missing.map(|missing| missing.problem.clone());
+        self.state.problems.extend(missing);
         self.state.lo = match &self.lo {
             Some(Ok(lo)) => Some(lo.state()),
             Some(Err(error)) => {
