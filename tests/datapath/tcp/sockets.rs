@@ -16,8 +16,8 @@ use super::{assert_forgotten, assert_key_written, assert_untouched};
 use crate::harness::{Datapath, Setup, wait};
 use crate::packet::{ACK, FIN, PSH, PacketBuilder, RST, SYN};
 
-/// A cache with two keys, of a memcached at this address.
-fn filled(server: SocketAddr) -> Datapath {
+/// A memcached that is at this address as well.
+fn of(server: SocketAddr) -> Setup {
     let usual = Setup::default();
     let own = DoorSpec {
         address: Some(server.ip()),
@@ -25,10 +25,15 @@ fn filled(server: SocketAddr) -> Datapath {
         backend: 0,
         serve_udp: false,
     };
-    let mut path = Datapath::with(&Setup {
+    Setup {
         doors: [vec![own], usual.doors.clone()].concat(),
         ..usual
-    });
+    }
+}
+
+/// A cache with two keys, of a memcached at this address.
+fn filled(server: SocketAddr) -> Datapath {
+    let mut path = Datapath::with(&of(server));
     path.fill("key", "value");
     path.fill("other", "value");
     path
@@ -258,17 +263,9 @@ impl Doubted {
         client.stream.write_all(b"x").expect("a connection");
         accepted.read_exact(&mut [0]).expect("a byte");
         client.next = client.next.wrapping_add(1);
-        let usual = Setup::default();
-        let own = DoorSpec {
-            address: Some(server.ip()),
-            port: server.port(),
-            backend: 0,
-            serve_udp: false,
-        };
         let path = Datapath::with(&Setup {
             settle: SETTLE,
-            doors: [vec![own], usual.doors.clone()].concat(),
-            ..usual
+            ..of(server)
         });
         Self {
             path,
