@@ -2,10 +2,11 @@
 //! remembered.
 
 use std::net::Ipv4Addr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use prestack_abi::requests::LOST_SHIFT;
 use prestack_abi::time::{CLAIM_SHIFT, CLAIM_UNITS};
+use prestack_testbed::pace;
 
 use crate::bytes::{get, hit, item};
 use crate::harness::{Datapath, Setup, Verdict, wait};
@@ -180,7 +181,8 @@ fn a_name_is_free_after_its_time() {
 /// What was forgotten is in doubt no longer than it would have been remembered.
 #[test]
 fn a_forgotten_quiet_write_leaves_its_name_soon() {
-    let settle = Duration::from_millis(10);
+    // Long enough that what overflows has not been forgotten by its time.
+    let settle = pace::patience(Duration::from_millis(100));
     let path = Datapath::with(&Setup {
         settle,
         ..Setup::default()
@@ -258,6 +260,7 @@ fn odd_requests_are_forgotten_last() {
 #[test]
 fn a_forgotten_name_is_free_after_its_time() {
     let mut path = Datapath::new();
+    let start = Instant::now();
     path.pass(&ask());
     flood(&path, 50_000, FLOOD);
     path.configure(&Setup {
@@ -267,7 +270,10 @@ fn a_forgotten_name_is_free_after_its_time() {
     wait(Duration::from_millis(5));
     path.pass(&ask());
     path.tx(&ask().reply(hit("key", "value")));
-    assert_eq!(path.stats().fills, 0);
+    // On a machine that is slow and busy it may be over already.
+    if start.elapsed() < Duration::from_nanos(1 << LOST_SHIFT) {
+        assert_eq!(path.stats().fills, 0);
+    }
     // Two units more than requests are remembered.
     wait(Duration::from_nanos(3 << LOST_SHIFT));
     path.pass(&ask());
