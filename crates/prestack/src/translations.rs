@@ -99,7 +99,7 @@ impl Translations {
         places.into_iter().map(key).collect()
     }
 
-    /// The open ones whose last answer is not acknowledged.
+    /// The open ones whose last answer was sent again, and is not acknowledged.
     ///
     /// # Errors
     /// As for [`count`](Self::count).
@@ -107,7 +107,8 @@ impl Translations {
         let mut found = Vec::new();
         self.each(|place, translated| {
             let translation = translated.translation;
-            if translated.over_at == 0 && translation.is_unacknowledged() {
+            let is_lacking = translation.is_unacknowledged() && translation.resends != 0;
+            if translated.over_at == 0 && is_lacking {
                 found.push((place, translation));
             }
         })?;

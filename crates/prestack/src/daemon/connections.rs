@@ -11,7 +11,7 @@ use crate::{
     drain::{Carried, destroy},
     host::{from_words, list},
     maps::{self, MapsError},
-    receipts::{Due, Lost},
+    receipts::Lost,
     translations::Translations,
     units::counted,
 };
@@ -71,13 +71,11 @@ impl Daemon {
     fn lost(&mut self) -> Result<Lost, MapsError> {
         let (maps, now) = (&self.datapath.maps, Instant::now());
         let stats = maps::counters(maps)?;
-        let due = self.receipts.due(&stats, now);
-        if due == Due::Nothing {
+        if !self.receipts.is_due(&stats, now) {
             return Ok(Lost::default());
         }
-        let mut waiting = Translations::open(maps)?.waiting()?;
-        waiting.retain(|waits| due == Due::All || waits.resends != 0);
-        Ok(self.receipts.look(due, &waiting, &stats, now))
+        let waiting = Translations::open(maps)?.waiting()?;
+        Ok(self.receipts.look(&waiting, &stats, now))
     }
 
     /// Closes the TCP flows that have lost their sockets.
