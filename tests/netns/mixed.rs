@@ -40,7 +40,9 @@ pub const HITS: &[&str] = &["--tcp-hits"];
 /// The same where most connections come to be in doubt, which empties the cache and ends only with time.
 const SETTLING: &[&str] = &["--tcp-hits", "--settle", "300ms"];
 
-/// What may be flagged so often over a bad network, whatever the server.
+/// What may be flagged so often over a bad network, whatever the server. (Of an answer sent again in two
+/// pieces the second begins at a multiple of 8 bytes of it, which the first may hold the begin of; tshark
+/// takes the acknowledgement of the second for one of what it has not seen.)
 const RARE: u64 = 20;
 
 /// A good network with VLAN tags.
@@ -239,6 +241,14 @@ fn nothing_flagged(prestack: Arguments) -> Result<()> {
     Ok(())
 }
 
+/// The same flags with one count for segments that are late, as tshark tells those that were overtaken
+/// from those that were sent again by how many milliseconds late they are.
+fn with_one_for_late(mut flags: BTreeMap<&'static str, u64>) -> BTreeMap<&'static str, u64> {
+    let overtaken = flags.remove("out_of_order").unwrap_or_default();
+    *flags.entry("retransmission").or_default() += overtaken;
+    flags
+}
+
 /// Fails when tshark flags something over a bad network that it would not, or not as often, in
 /// memcached's own connections.
 fn nothing_odd(prestack: Arguments) -> Result<()> {
@@ -247,7 +257,13 @@ fn nothing_odd(prestack: Arguments) -> Result<()> {
     }
     let seed = seed()?;
     for course in &LOSSY[..2] {
-        let (bare, flags) = (flags(course, None, seed)?, flags(course, prestack, seed)?);
+        // How often larger ones have to be sent again differs widely from run to run.
+        let course = &Course {
+            largest: 20_000,
+            ..*course
+        };
+        let bare = with_one_for_late(flags(course, None, seed)?);
+        let flags = with_one_for_late(flags(course, prestack, seed)?);
         for (flag, count) in flags {
             let by_itself = bare.get(flag).copied().unwrap_or_default();
             ensure!(
