@@ -88,7 +88,7 @@ impl Fleet {
                 largest: 100_000,
                 seed,
             };
-            let tally = load.run(&self.bed.client);
+            let tally = load.run(&self.bed.client, || {});
             say(&format!("behind twemproxy: {:?}", tally.as_ref().ok()));
             tally.with_context(|| format!("{habit:?}, PRESTACK_SEED={seed}"))?;
         }

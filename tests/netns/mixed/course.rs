@@ -217,7 +217,8 @@ impl Ground {
             thread::sleep(QUIET);
         }
         let start = Instant::now();
-        let tally = load.run(&self.bed.client);
+        let bed = &self.bed;
+        let tally = load.run(&bed.client, || say_what_connections_are_at(bed));
         let relayed = self.relayed();
         say(&format!(
             "{}: {:?} in {:?}, {relayed:?}",
@@ -268,8 +269,8 @@ pub struct Load {
 }
 
 impl Load {
-    /// Has the clients, in `namespace`, do their commands.
-    pub fn run(&self, namespace: &Namespace) -> Result<Tally> {
+    /// Has the clients, in `namespace`, do their commands. `look` is called when one fails, and has its connection yet.
+    pub fn run(&self, namespace: &Namespace, look: impl Fn() + Sync) -> Result<Tally> {
         let shared: Arc<Vec<Shared>> = Arc::new((0..SHARED).map(|_| Shared::default()).collect());
         let clients = (0..self.connections).map(|number| {
             let stream = namespace.run(|| TcpStream::connect(self.server))?;
@@ -292,10 +293,10 @@ impl Load {
             let threads: Vec<_> = clients
                 .into_iter()
                 .map(|mut client| {
-                    let start = &start;
+                    let (start, look) = (&start, &look);
                     scope.spawn(move || {
                         start.wait();
-                        client.run(self.habit, commands)
+                        client.run(self.habit, commands).inspect_err(|_| look())
                     })
                 })
                 .collect();
@@ -304,6 +305,18 @@ impl Load {
                 .map(|thread| thread.join().expect("a client does not panic"))
                 .try_fold(Tally::default(), |all, one| anyhow::Ok(all.and(one?)))
         })
+    }
+}
+
+/// Says what the kernel knows of the connections at both ends.
+fn say_what_connections_are_at(bed: &Testbed) {
+    for (end, namespace) in [("client", &bed.client), ("server", &bed.server)] {
+        let sockets = namespace.command("ss").arg("-tinmoOH").output();
+        let said = sockets.map(|output| String::from_utf8_lossy(&output.stdout).into_owned());
+        say(&format!(
+            "connections at the {end}:\n{}",
+            said.unwrap_or_default()
+        ));
     }
 }
 
