@@ -6,6 +6,8 @@ use crate::bytes::{get, hit};
 use crate::harness::{Datapath, Verdict};
 use crate::packet::{ACK, PSH, PacketBuilder, SYN};
 
+const SET: u8 = 0x01;
+const APPEND: u8 = 0x0e;
 const SETQ: u8 = 0x11;
 const STAT: u8 = 0x10;
 const TOUCH: u8 = 0x1c;
@@ -91,6 +93,22 @@ fn a_write_behind_verbosity() {
     noop.extend(body);
     send(&path, &mut next, noop);
     is_seen(&mut path, "verbosity");
+}
+
+/// A body of 2 GiB or more is a negative length to memcached, which refuses the request and skips nothing.
+#[test]
+fn a_write_behind_a_request_with_an_endless_body() {
+    for opcode in [SET, APPEND] {
+        let mut path = Datapath::new();
+        path.fill("key", "old");
+        let mut next = open(&path);
+        let extras: &[u8] = if opcode == SET { &[0; 8] } else { &[] };
+        let mut endless = frame(opcode, extras, b"other", b"", 0);
+        endless[8..12].copy_from_slice(&0xf000_0000_u32.to_be_bytes());
+        send(&path, &mut next, endless);
+        send(&path, &mut next, hidden());
+        is_seen(&mut path, "write in an endless body");
+    }
 }
 
 /// A reply from another host behind this one, at the same port and to the same name.

@@ -14,6 +14,9 @@ const WRITES: u64 = opcodes(&[
 /// Requests of which memcached 1.6.18 consumes extras and key, whatever the length of the body: what
 /// is left of the body it takes for the next request.
 const WITHOUT_VALUE: u64 = opcodes(&[TOUCH, GAT, GATQ, GATK, GATKQ, STAT]);
+/// Bytes of the longest body that is one to memcached 1.6.18: it computes the length of the value as an `int`, and of
+/// a negative one (`write_bin_error` in proto_bin.c) it skips nothing.
+const LONGEST_BODY: u64 = i32::MAX as u64;
 const FLUSHES: u64 = opcodes(&[FLUSH, FLUSHQ]);
 const READS: u64 = opcodes(&[
     NOOP,
@@ -57,7 +60,7 @@ pub fn parse(window: &Window, at: u64, limit: u64) -> Command {
         next,
         ..Command::of(Effect::Unknown, Form::Binary)
     };
-    if opcode > 63 || key_len + extras > body {
+    if opcode > 63 || key_len + extras > body || body > LONGEST_BODY {
         return command;
     }
     let opcode = 1 << (opcode & 63);
@@ -116,7 +119,7 @@ mod tests {
             next: 24 + body as u64,
             ..Command::of(Effect::Unknown, Form::Binary)
         };
-        if key_len + extras > body {
+        if key_len + extras > body || body > i32::MAX as usize {
             return command;
         }
         let has_key = (1..=250).contains(&key_len);
@@ -188,6 +191,16 @@ mod tests {
             }
             prop_assert_eq!(fast_parse(&bytes), slow_parse(&bytes));
         }
+    }
+
+    #[test]
+    fn a_body_of_negative_length_is_unknown() {
+        // Of a stream more may follow, however long.
+        let effect =
+            |body| parse(&Window::showing(&header(SET, 3, 8, 0, body)), 0, u64::MAX).effect;
+        assert_eq!(effect(0x7fff_ffff), Effect::Write);
+        assert_eq!(effect(0x8000_0000), Effect::Unknown);
+        assert_eq!(effect(u32::MAX), Effect::Unknown);
     }
 
     #[test]
