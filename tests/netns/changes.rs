@@ -11,17 +11,21 @@ use prestack_tests::stage::{Stage, store, until_hit};
 /// How often a test changes something. Each change is made as soon as the one before has shown: if
 /// the host were only looked at once in a second, each would take that long.
 const ROUNDS: u8 = 6;
-/// What all of them may take.
-const AT_ONCE: Duration = Duration::from_secs(3);
+/// What half of them may take; a busy machine may delay others.
+const AT_ONCE: Duration = Duration::from_millis(500);
 
 /// Makes the changes, one after the other, with `change` waiting until each has shown.
 fn in_no_time(mut change: impl FnMut(u8) -> Result<()>) -> Result<()> {
-    let start = Instant::now();
-    for round in 0..ROUNDS {
-        change(round)?;
-    }
-    let took = start.elapsed();
-    ensure!(took < patience(AT_ONCE), "{ROUNDS} changes took {took:?}");
+    let mut took = (0..ROUNDS)
+        .map(|round| {
+            let start = Instant::now();
+            change(round)?;
+            Ok(start.elapsed())
+        })
+        .collect::<Result<Vec<_>>>()?;
+    took.sort_unstable();
+    let half = took[took.len() / 2 - 1];
+    ensure!(half < patience(AT_ONCE), "the changes took {took:?}");
     Ok(())
 }
 

@@ -4,23 +4,25 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use prestack_testbed::pace::wait_for;
 use prestack_testbed::{Memcached, MemcachedOptions, Testbed, UdpClient};
 use prestack_tests::stage::{LASTING, PORT, Stage, behind, start_prestack, store, until_hit};
 
 const VLAN_SERVER: Ipv4Addr = Ipv4Addr::new(10, 88, 0, 1);
 const VLAN_CLIENT: Ipv4Addr = Ipv4Addr::new(10, 88, 0, 2);
 
-/// None of some GETs of `key` to `server` is answered, neither by the cache nor by memcached.
+/// Soon none of some GETs of `key` to `server` is answered, neither by the cache nor by memcached.
 fn until_unanswered(stage: &Stage, server: SocketAddr) -> Result<()> {
     let mut client = UdpClient::connect(&stage.bed.client, server)?;
-    let before = stage.hits()?;
-    for _ in 0..20 {
-        client.send(b"get key\r\n")?;
-    }
-    std::thread::sleep(Duration::from_millis(200));
-    let hits = stage.hits()? - before;
-    ensure!(hits == 0, "{hits} GETs were answered");
-    Ok(())
+    wait_for("no GET to be answered", Duration::from_secs(10), || {
+        let before = stage.hits()?;
+        for _ in 0..20 {
+            // That nobody takes it may be told when the next is sent.
+            let _ = client.send(b"get key\r\n");
+        }
+        std::thread::sleep(Duration::from_millis(200));
+        Ok((stage.hits()? == before).then_some(()))
+    })
 }
 
 fn mac_of(stage: &Stage) -> Result<String> {
@@ -67,7 +69,6 @@ fn a_vlan_comes_and_goes() -> Result<()> {
 
     // A device that is down keeps its address.
     stage.bed.server.ip(["link", "set", &dev, "down"])?;
-    std::thread::sleep(Duration::from_millis(500));
     until_unanswered(&stage, server)?;
     stage.bed.server.ip(["link", "set", &dev, "up"])?;
     until_hit(&stage.prestack, &mut client, b"key", b"value")?;
@@ -75,7 +76,6 @@ fn a_vlan_comes_and_goes() -> Result<()> {
     // What is left knows the address, but not the VLAN.
     stage.bed.server.ip(["link", "delete", &dev])?;
     stage.bed.add_server_address(0, VLAN_SERVER.into())?;
-    std::thread::sleep(Duration::from_millis(500));
     until_hit(&stage.prestack, &mut stage.udp()?, b"key", b"value")?;
     until_unanswered(&stage, server)
 }
@@ -121,7 +121,8 @@ fn a_source_from_the_subnet_of_another_interface() -> Result<()> {
         let before = prestack.stats()?.get("udp.hits")?;
         // Whether the kernel takes them depends on its reverse path filter.
         for _ in 0..5 {
-            client.send(b"get key\r\n")?;
+            // That nobody takes it may be told when the next is sent.
+            let _ = client.send(b"get key\r\n");
         }
         std::thread::sleep(Duration::from_millis(200));
         let hits = prestack.stats()?.get("udp.hits")? - before;

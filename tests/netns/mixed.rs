@@ -17,8 +17,8 @@ mod value;
 use crate::clients::are_installed;
 use anyhow::{Context, Result, ensure};
 pub use client::Habit;
-pub use course::Load;
 use course::{Arguments, Course, Ground, Offloads, PLAIN, run};
+pub use course::{Load, STALL};
 use prestack_tests::environment::{say, seed};
 pub use source::Dialect;
 use std::collections::BTreeMap;
@@ -40,9 +40,12 @@ pub const HITS: &[&str] = &["--tcp-hits"];
 /// The same where most connections come to be in doubt, which empties the cache and ends only with time.
 const SETTLING: &[&str] = &["--tcp-hits", "--settle", "300ms"];
 
-/// What may be flagged so often over a bad network, whatever the server. (Of an answer sent again in two
-/// pieces the second begins at a multiple of 8 bytes of it, which the first may hold the begin of; tshark
-/// takes the acknowledgement of the second for one of what it has not seen.)
+/// What may be flagged as often as you like where answers are lost: of one that is sent again in two pieces the
+/// second begins at a multiple of 8 bytes of it, some of which are in the first, and tshark takes the
+/// acknowledgement of such a piece for one of what it has not seen.
+const IN_PIECES: &str = "ack_lost_segment";
+
+/// What may be flagged so often over a bad network, whatever the server.
 const RARE: u64 = 20;
 
 /// A good network with VLAN tags.
@@ -123,8 +126,8 @@ const LOSSY: [Course; 6] = [
         relay: Some(BAD),
         connections: 32,
         commands: 6_000,
-        // Over a good network it is hardly twice as much.
-        hits: 0.2,
+        // Mostly it is more than 0.3, but doubt empties the cache for a while.
+        hits: 0.05,
         ..READING
     },
     Course {
@@ -267,7 +270,7 @@ fn nothing_odd(prestack: Arguments) -> Result<()> {
         for (flag, count) in flags {
             let by_itself = bare.get(flag).copied().unwrap_or_default();
             ensure!(
-                HARMLESS.contains(&flag) || count <= 2 * by_itself + RARE,
+                HARMLESS.contains(&flag) || flag == IN_PIECES || count <= 2 * by_itself + RARE,
                 "{}: {flag} {count} times, without prestack {by_itself} times",
                 course.name
             );

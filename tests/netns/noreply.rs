@@ -18,8 +18,9 @@ const PERIOD: Duration = Duration::from_millis(2);
 /// As users run it: a write without a reply that were over by time alone would be so after a second, in
 /// which five more of the same key have come.
 const ARGS: [&str; 2] = ["--max-age", "1s"];
-/// How much lower the hit rate may be.
-const MARGIN: f64 = 0.05;
+/// How much lower the hit rate may be: each of the misses after a write counts the more, the fewer reads the machine does
+/// between two writes.
+const MARGIN: f64 = 0.15;
 
 /// A client of pymemcache's, whose writes wait for no reply unless told to.
 const PYMEMCACHE: &str = r#"

@@ -12,7 +12,7 @@ use prestack_tests::stage::{LASTING, PORT, start_prestack};
 use tempfile::TempDir;
 
 use crate::clients::are_installed;
-use crate::mixed::{Dialect, HITS, Habit, Load};
+use crate::mixed::{Dialect, HITS, Habit, Load, STALL};
 
 /// Where the proxy listens, in the clients' namespace.
 const PROXY: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 22_121);
@@ -87,6 +87,7 @@ impl Fleet {
                 dialect: Dialect::Proxy,
                 largest: 100_000,
                 seed,
+                stall: STALL,
             };
             let tally = load.run(&self.bed.client, || {});
             say(&format!("behind twemproxy: {:?}", tally.as_ref().ok()));

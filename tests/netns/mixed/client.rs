@@ -15,8 +15,6 @@ use super::answer::{Checker, Part};
 use super::shared::Shared;
 use super::source::{Batch, Source};
 
-/// How long nothing may move on a connection that is owed something.
-const STALL: Duration = Duration::from_secs(10);
 /// Requests up to this length are at times cut into single bytes.
 const SHORT: usize = 150;
 
@@ -59,12 +57,19 @@ pub struct Client {
     source: Source,
     checker: Checker,
     tally: Tally,
+    /// How long nothing may move while it is owed something.
+    stall: Duration,
     /// The beginnings of what was sent last, and where it was cut.
     history: VecDeque<String>,
 }
 
 impl Client {
-    pub fn new(stream: TcpStream, source: Source, shared: Arc<Vec<Shared>>) -> Result<Self> {
+    pub fn new(
+        stream: TcpStream,
+        source: Source,
+        shared: Arc<Vec<Shared>>,
+        stall: Duration,
+    ) -> Result<Self> {
         stream.set_nodelay(true)?;
         stream.set_nonblocking(true)?;
         Ok(Self {
@@ -72,6 +77,7 @@ impl Client {
             source,
             checker: Checker::new(shared),
             tally: Tally::default(),
+            stall: patience(stall),
             history: VecDeque::new(),
         })
     }
@@ -148,7 +154,7 @@ impl Client {
     /// Ends the connection, on which nothing more may come.
     fn end(&mut self) -> Result<()> {
         self.stream.set_nonblocking(false)?;
-        self.stream.set_read_timeout(Some(patience(STALL)))?;
+        self.stream.set_read_timeout(Some(self.stall))?;
         self.stream.write_all(b"quit\r\n")?;
         let mut more = Vec::new();
         self.stream
@@ -236,7 +242,7 @@ impl Client {
                 continue;
             }
             ensure!(
-                now - moved < patience(STALL),
+                now - moved < self.stall,
                 "nothing has moved for {:?}; {} bytes are sent, {} answers open",
                 now - moved,
                 sent,
