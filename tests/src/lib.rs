@@ -3,10 +3,12 @@
 pub mod attached;
 pub mod binary;
 pub mod classic;
+pub mod crafted;
 pub mod environment;
 pub mod flood;
 pub mod history;
 pub mod kernel;
 pub mod pinned;
 pub mod progress;
+mod raw;
 pub mod stage;

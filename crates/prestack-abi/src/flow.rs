@@ -204,7 +204,7 @@ pub struct Flow {
     pub doubt: u32,
     /// Exchanges since then that were as expected.
     pub exchanges: u32,
-    /// Non-zero while an exchange is under way in doubt.
+    /// [`Flow::ASKED`] or [`Flow::REPLIED`] while an exchange is under way in doubt.
     pub is_tentative: u32,
     /// [`Flow::CLOSED`], [`Flow::OPENING`], ...
     pub state: u32,
@@ -323,6 +323,11 @@ impl Flow {
     pub const TEXT: u32 = 1;
     /// The flow speaks the binary protocol.
     pub const BINARY: u32 = 2;
+
+    /// Nothing has left in the exchange yet.
+    pub const ASKED: u32 = 1;
+    /// Replies have begun to leave.
+    pub const REPLIED: u32 = 2;
 
     /// The backend waits for the reply to the command `owed_number`.
     pub const OWES_REPLY: u64 = 1;

@@ -10,6 +10,11 @@ pub struct SocketFields {
     pub rcv_nxt: u32,
     /// `tcp_sock.copied_seq`: sequence number of the next byte that the process will read (`u32`).
     pub copied_seq: u32,
+    /// `sock.sk_lock.owned`: an `int` that is not 0 while a process is at the socket.
+    pub owned: u32,
+    /// `tcp_sock.chrono_type`: offset in bits of two bits, what sending waits for (`enum tcp_chrono` in
+    /// include/net/tcp.h).
+    pub chrono_bit: u32,
     /// `tcp_sock.snd_nxt`: sequence number of the next byte that will be sent (`u32`).
     pub snd_nxt: u32,
     /// `tcp_sock.bytes_received`: bytes received in order (`u64`).
@@ -47,6 +52,8 @@ impl SocketFields {
     pub const UNKNOWN: Self = Self {
         rcv_nxt: 0,
         copied_seq: 0,
+        owned: 0,
+        chrono_bit: 0,
         snd_nxt: 0,
         bytes_received: 0,
         bytes_sent: 0,

@@ -51,6 +51,8 @@ fn read(btf: &[u8]) -> Option<SocketFields> {
     let connection = types.structure("tcp_sock")?;
     let request = types.structure("tcp_request_sock")?;
     let options = types.structure("tcp_options_received")?;
+    let socket = types.structure("sock")?;
+    let lock = types.nameless_structure(&["slock", "owned"])?;
     let options_bit = 8 * types.offset(connection, "rx_opt")?;
     let option_bit = |name| Some(options_bit + types.bit_offset(options, name)?);
     // These are there if the kernel was built with them.
@@ -58,6 +60,9 @@ fn read(btf: &[u8]) -> Option<SocketFields> {
     Some(SocketFields {
         rcv_nxt: types.offset(connection, "rcv_nxt")?,
         copied_seq: types.offset(connection, "copied_seq")?,
+        owned: types.offset(socket, "sk_lock")? + types.offset(lock, "owned")?,
+        // A bit field on older kernels, a byte on newer ones.
+        chrono_bit: types.place(connection, "chrono_type")?.0,
         snd_nxt: types.offset(connection, "snd_nxt")?,
         bytes_received: types.offset(connection, "bytes_received")?,
         bytes_sent: types.offset(connection, "bytes_sent")?,
@@ -115,6 +120,19 @@ impl<'a> Types<'a> {
     }
 
     fn structure(&self, name: &str) -> Option<Structure<'a>> {
+        self.find(|name_at, _| self.is_named(name_at, name))
+    }
+
+    /// The first one without a name that has these members.
+    fn nameless_structure(&self, members: &[&str]) -> Option<Structure<'a>> {
+        self.find(|name_at, structure| {
+            let has = |name: &&str| self.place(structure, name).is_some();
+            name_at == 0 && members.iter().all(has)
+        })
+    }
+
+    /// The first structure, of this name, that is the wanted one.
+    fn find(&self, is_wanted: impl Fn(u32, Structure<'a>) -> bool) -> Option<Structure<'a>> {
         let mut at = 0;
         loop {
             let (name_at, info) = (word(self.types, at)?, word(self.types, at + 4)?);
@@ -126,12 +144,12 @@ impl<'a> Types<'a> {
                 KIND_ENUM | KIND_FUNC_PROTO => 8 * count,
                 _ => 0,
             };
-            let rest = self.types.get(at + 12..at + 12 + len)?;
-            if kind == KIND_STRUCT && count != 0 && self.is_named(name_at, name) {
-                return Some(Structure {
-                    members: rest,
-                    has_bit_fields: info >> 31 != 0,
-                });
+            let structure = Structure {
+                members: self.types.get(at + 12..at + 12 + len)?,
+                has_bit_fields: info >> 31 != 0,
+            };
+            if kind == KIND_STRUCT && count != 0 && is_wanted(name_at, structure) {
+                return Some(structure);
             }
             at += 12 + len;
         }
@@ -173,7 +191,7 @@ fn word(bytes: &[u8], at: usize) -> Option<u32> {
 mod tests {
     use super::*;
 
-    /// Types of a kernel: an integer, a union to be passed over, and the two structures.
+    /// Types of a kernel: an integer, a union to be passed over, and the structures.
     fn types() -> Vec<u8> {
         let mut strings = vec![0];
         let mut name = |name: &str| {
@@ -186,8 +204,9 @@ mod tests {
         let mut words = vec![name("u32"), plain(KIND_INT, 0), 4, 32];
         words.extend([name("tcp_sock"), plain(KIND_UNION, 1), 4, name("x"), 1, 0]);
         let bit_fields = 1 << 31;
-        words.extend([name("tcp_sock"), plain(KIND_STRUCT, 10) | bit_fields, 64]);
+        words.extend([name("tcp_sock"), plain(KIND_STRUCT, 11) | bit_fields, 64]);
         words.extend([name("flag"), 1, 3 << 24 | 800]);
+        words.extend([name("chrono_type"), 1, 2 << 24 | 808]);
         words.extend([name("mss_cache"), 1, 8 * 60]);
         words.extend([name("rx_opt"), 1, 8 * 100]);
         words.extend([name("is_mptcp"), 1, 8 * 130]);
@@ -208,6 +227,11 @@ mod tests {
         words.extend([name("tstamp_ok"), 1, 1 << 24 | 129]);
         words.extend([name("snd_wscale"), 1, 4 << 24 | 136]);
         words.extend([name("rcv_wscale"), 1, 4 << 24 | 140]);
+        words.extend([0, plain(KIND_STRUCT, 1), 4, name("owned"), 1, 0]);
+        words.extend([0, plain(KIND_STRUCT, 2), 8]);
+        words.extend([name("slock"), 1, 0, name("owned"), 1, 32]);
+        words.extend([name("sock"), plain(KIND_STRUCT, 1), 64]);
+        words.extend([name("sk_lock"), 1, 8 * 20]);
         let len = 4 * words.len() as u32;
         let mut btf = u32::from(MAGIC).to_ne_bytes().to_vec();
         for word in [24, 0, len, len, strings.len() as u32] {
@@ -223,6 +247,8 @@ mod tests {
         let expected = SocketFields {
             rcv_nxt: 8,
             copied_seq: 56,
+            owned: 20 + 4,
+            chrono_bit: 808,
             snd_nxt: 16,
             bytes_received: 24,
             bytes_sent: 32,

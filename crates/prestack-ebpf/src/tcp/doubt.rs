@@ -12,7 +12,8 @@
 //! That all is acknowledged does not mean that all is answered: the replies of a client that is always one
 //! command ahead look just as those of one that waits. So it is asked whether memcached has read all that
 //! came when a reply leaves. memcached reads only when it owes nothing: then the reply is that to the last
-//! command. Where the kernel does not say, the first exchange has to begin after neither end has sent anything
+//! command, unless the kernel has held it back, for want of a window say, and memcached has read more since. So
+//! the first segment of an exchange's replies has to leave while memcached writes it. Where the kernel does not say, the first exchange has to begin after neither end has sent anything
 //! for the settle time: what memcached had to answer before, it has answered by then, unless it sits on a
 //! command for longer than that.
 
@@ -288,7 +289,7 @@ pub unsafe fn start_exchange(flow: *mut Flow, sequence: u32, was_quiet: bool) {
         (*flow).reply_carried = 0;
         (*flow).counted = (*flow).asked;
         (*flow).exchange_from = (*flow).asked;
-        (*flow).is_tentative = 1;
+        (*flow).is_tentative = Flow::ASKED;
     }
 }
 

@@ -23,6 +23,9 @@ const ESTABLISHED: u32 = 1;
 const TIME_WAIT: u32 = 6;
 const LISTEN: u32 = 10;
 const NEW_SYN_RECV: u32 = 12;
+/// `tcp_sock.chrono_type` (`enum tcp_chrono` in include/net/tcp.h): up to this, sending waits for no window and no room.
+const CHRONO_BUSY: u8 = 1;
+const CHRONO_MASK: u8 = 3;
 /// The network namespace of the device (`BPF_F_CURRENT_NETNS`).
 const CURRENT_NETNS: u64 = u64::MAX;
 
@@ -150,13 +153,22 @@ unsafe fn of_connection(socket: *mut bpf_sock, segment: &Segment) -> Taker {
     }
 }
 
-/// The sequence number of the next byte that the process will read of the connection with this name; `None` if the
-/// kernel does not say.
+/// What the kernel says of a connection of which data leaves.
+#[derive(Clone, Copy)]
+pub struct Reading {
+    /// The sequence number of the next byte that the process will read.
+    pub next: u32,
+    /// Whether the process is writing the data at this moment: what the kernel has held back leaves later, when the
+    /// process may have read more.
+    pub is_written: bool,
+}
+
+/// What the connection with this name says; `None` if the kernel does not.
 #[inline(always)]
-pub fn next_to_read<C: EbpfContext>(ctx: &C, key: &FlowKey) -> Option<u32> {
+pub fn reading<C: EbpfContext>(ctx: &C, key: &FlowKey) -> Option<Reading> {
     let fields = fields()?;
     let mut tuple = Tuple::of(key);
-    // SAFETY: the program's context; the tuple is of the size given, and the socket is released. The offset is the
+    // SAFETY: the program's context; the tuple is of the size given, and the socket is released. The offsets are the
     // kernel's own.
     unsafe {
         let socket = bpf_skc_lookup_tcp(
@@ -169,17 +181,23 @@ pub fn next_to_read<C: EbpfContext>(ctx: &C, key: &FlowKey) -> Option<u32> {
         if socket.is_null() {
             return None;
         }
-        let mut next = None;
+        let mut reading = None;
         // A listener, or what is left of a closed connection, is none.
         let connection: *const c_void = bpf_skc_to_tcp_sock(socket.cast()).cast();
         if !connection.is_null() && (&raw const (*socket).state).read_volatile() == ESTABLISHED {
             // Of a part of another connection that takes everything at once; it is that one that is read.
             if !is_part(connection, fields) {
-                next = Some(field::<u32>(connection, &raw const (*fields).copied_seq));
+                // A process that reads may send what was held back as well, but then sending waited for the window.
+                let is_owned = field::<u32>(connection, &raw const (*fields).owned) != 0;
+                let waits_for = bits(connection, &raw const (*fields).chrono_bit) & CHRONO_MASK;
+                reading = Some(Reading {
+                    next: field::<u32>(connection, &raw const (*fields).copied_seq),
+                    is_written: is_owned && waits_for <= CHRONO_BUSY,
+                });
             }
         }
         bpf_sk_release(socket.cast());
-        next
+        reading
     }
 }
 

@@ -100,11 +100,14 @@ pub extern "C" fn prestack_tcp_leave(read: u64) -> u64 {
         }
         if (*flow).doubt != 0 {
             doubt::hear(flow);
-            if (*flow).is_tentative == 0 {
+            let is_first = (*flow).is_tentative == Flow::ASKED;
+            let was_held_back = read & IS_KNOWN != 0 && read & IS_WRITTEN == 0;
+            if (*flow).is_tentative == 0 || is_first && was_held_back {
                 // More was owed than is known.
                 doubt::break_off(flow);
                 return 0;
             }
+            (*flow).is_tentative = Flow::REPLIED;
         }
         (&raw mut (*scratch).segment).write_volatile(segment);
         (&raw mut (*scratch).walk.odd).write_volatile(0);
@@ -264,7 +267,8 @@ unsafe fn look_at_order(flow: *mut Flow, segment: &mut Segment) -> bool {
 }
 
 /// What the kernel says of what memcached has read of the requests of the flow of the segment in the scratch, if that
-/// is in doubt, or waited for: the sequence number of what comes next, and [`IS_KNOWN`]; or 0, which is nothing.
+/// is in doubt, or waited for: the sequence number of what comes next, [`IS_KNOWN`], and [`IS_WRITTEN`] or not; or 0,
+/// which is nothing.
 ///
 /// # Safety
 ///
@@ -283,8 +287,9 @@ pub unsafe extern "C" fn prestack_tcp_read(ctx: *mut __sk_buff) -> u64 {
         if (*flow).doubt == 0 && (&raw const (*flow).owes).read_volatile() != Flow::OWES_ANY {
             return 0;
         }
-        match socket::next_to_read(&TcContext::new(ctx), &segment.key) {
-            Some(next) => IS_KNOWN | u64::from(next),
+        match socket::reading(&TcContext::new(ctx), &segment.key) {
+            Some(reading) if reading.is_written => IS_WRITTEN | IS_KNOWN | u64::from(reading.next),
+            Some(reading) => IS_KNOWN | u64::from(reading.next),
             None => 0,
         }
     }
@@ -292,6 +297,8 @@ pub unsafe extern "C" fn prestack_tcp_read(ctx: *mut __sk_buff) -> u64 {
 
 /// Set in what [`prestack_tcp_read`] returns if the kernel says it.
 const IS_KNOWN: u64 = 1 << 32;
+/// Set in it if memcached is writing at this moment.
+const IS_WRITTEN: u64 = 1 << 33;
 
 /// The segment has been gone over; `read` is what [`prestack_tcp_read`] has said.
 #[unsafe(no_mangle)]
