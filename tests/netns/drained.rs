@@ -34,7 +34,9 @@ fn is_over(stage: &Stage) -> Result<()> {
 fn until_draining(stage: &Stage) -> Result<()> {
     pace::wait_for("draining", Duration::from_secs(5), || {
         let status = stage.prestack.instance().command(&["status"])?;
-        Ok(status.contains("draining: 1 connection left").then_some(()))
+        let is_draining = status.contains("draining: 1 connection left");
+        let is_told = status.contains("is not served: prestack is ending");
+        Ok((is_draining && is_told).then_some(()))
     })
 }
 

@@ -7,10 +7,17 @@ use anyhow::Result;
 use crate::{
     build::{self, BPF_PACKAGES, HOST_PACKAGES},
     process,
+    toolchain::tools,
 };
+
+/// What it takes to check them.
+pub fn requirements() -> Result<()> {
+    tools::provide(&tools::CHECKS)
+}
 
 /// Checks them all; any warning is an error.
 pub fn run() -> Result<()> {
+    requirements()?;
     process::run(process::cargo().args(["fmt", "--all", "--check"]))?;
     // Crates for the host do not compile without what they embed.
     build::embedded()?;

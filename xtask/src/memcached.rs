@@ -26,9 +26,14 @@ const PROGRAM: &str = "usr/bin/memcached";
 const LOADER: &str = "usr/lib64/ld-linux-x86-64.so.2";
 const LIBRARIES: &str = "usr/lib/x86_64-linux-gnu";
 
+/// What it takes to fetch one.
+pub fn requirements() -> Result<()> {
+    packages::provide(REQUIREMENTS.iter())
+}
+
 /// The path of the suite's memcached. One that has been downloaded before stays.
 pub fn fetch(suite: &str) -> Result<PathBuf> {
-    packages::provide(REQUIREMENTS.iter())?;
+    requirements()?;
     let directory = process::workspace().join("target/memcached");
     let root = directory.join(suite);
     if !root.exists() {

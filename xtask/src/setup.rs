@@ -5,7 +5,7 @@ use std::fs;
 use anyhow::{Context, Result, bail};
 use nix::mount::{MsFlags, mount};
 
-use crate::{packages, packages::Requirement, toolchain, vm};
+use crate::{lint, memcached, packages, packages::Requirement, toolchain, vm};
 
 /// What `prestack demo` and `prestack bench` need.
 const RUNTIME: &[Requirement] = &[
@@ -31,7 +31,9 @@ const BPFFS: &str = "/sys/fs/bpf";
 /// Everything that any of the commands needs.
 pub fn everything() -> Result<()> {
     toolchain::find_or_install()?;
+    lint::requirements()?;
     tests()?;
+    memcached::requirements()?;
     vm::requirements()
 }
 

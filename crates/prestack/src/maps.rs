@@ -217,6 +217,13 @@ impl Controls {
         self.config().serve_until > clock::now_ns()
     }
 
+    /// Whether the datapath serves nothing since it was told so, or as it was not told to yet: not because the
+    /// heartbeat has run out.
+    #[must_use]
+    pub fn has_stopped_serving(&self) -> bool {
+        self.config().serve_until == 0
+    }
+
     /// Sets the longest IP packet that is sent, in bytes.
     pub fn set_mtu(&self, mtu: u32) {
         self.config

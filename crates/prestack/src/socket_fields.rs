@@ -33,6 +33,15 @@ unsafe impl Pod for Fields {}
 impl Fields {
     /// Those of a kernel that does not say.
     pub const UNKNOWN: Self = Self(SocketFields::UNKNOWN);
+
+    /// Why nothing is answered over TCP on a kernel with these; `None` if they are known.
+    #[must_use]
+    pub fn why_unanswered(&self) -> Option<&'static str> {
+        (*self == Self::UNKNOWN).then_some(
+            "nothing is answered over TCP: this kernel does not say where it keeps what --tcp-hits asks about \
+             connections (/sys/kernel/btf/vmlinux; CONFIG_DEBUG_INFO_BTF)",
+        )
+    }
 }
 
 /// The offsets on this kernel; zeros if it does not say.
@@ -274,6 +283,18 @@ mod tests {
             let cut = read(&types[..len]);
             assert!(cut.is_none(), "{len} bytes: {cut:?}");
         }
+    }
+
+    #[test]
+    fn a_kernel_that_says_nothing_is_told() {
+        let unknown =
+            [&[][..], &types()[..100]].map(|types| Fields(read(types).unwrap_or_default()));
+        for fields in unknown {
+            let problem = fields.why_unanswered().expect("nothing is known");
+            assert!(problem.contains(KERNEL_TYPES), "{problem}");
+        }
+        let known = Fields(read(&types()).expect("the fields"));
+        assert_eq!(known.why_unanswered(), None);
     }
 
     /// Wherever there is type information, it knows TCP.

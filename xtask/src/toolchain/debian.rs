@@ -9,7 +9,8 @@ use super::{Compiler, Source, has_library_sources, unsteered};
 use crate::{packages, process};
 
 const RUSTC: &str = "/usr/bin/rustc";
-const CARGO: &str = "/usr/bin/cargo";
+/// Where it is.
+pub(super) const CARGO: &str = "/usr/bin/cargo";
 const PACKAGES: [&str; 3] = ["rustc-web", "cargo-web", "rust-web-src"];
 
 /// The pair that is installed, if it has what it takes.

@@ -3,6 +3,7 @@
 
 mod debian;
 mod nightly;
+pub mod tools;
 
 use std::{
     path::{Path, PathBuf},

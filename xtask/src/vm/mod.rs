@@ -71,7 +71,8 @@ pub struct Options {
     /// Run this test program only (repeatable); all of the prestack-tests package otherwise
     #[arg(long = "test", value_name = "NAME")]
     tests: Vec<String>,
-    /// Minutes after which the machine is stopped and the tests have failed
+    /// Minutes after which the machine is stopped and the tests have failed: in software emulation all
+    /// tests may take two hours
     #[arg(long, default_value_t = 20, value_name = "MINUTES")]
     timeout: u64,
     /// Passed to every test program: a filter, --nocapture and the like

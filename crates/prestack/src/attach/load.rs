@@ -1,12 +1,14 @@
 //! Loads the BPF object into the kernel.
 
-use std::{fs, io, path::Path};
+use std::{fmt, fs, io, path::Path};
 
 use aya::{
     Ebpf, EbpfError, EbpfLoader,
     maps::{Map, MapData, MapError},
     programs::{CgroupSock, ProgramError, ProgramFd, SchedClassifier, Xdp},
 };
+use bytesize::ByteSize;
+use nix::libc;
 use prestack_abi::{config::RATED_SOURCES, flow::Dead, names};
 
 use crate::{
@@ -36,13 +38,10 @@ pub enum LoadError {
         program: &'static str,
         source: Box<ProgramError>,
     },
-    #[error(
-        "the kernel could not make map {map} for a cache of {memory}: {source}{}",
-        if source.raw_os_error() == Some(nix::libc::ENOMEM) { "; give less with --memory" } else { "" }
-    )]
+    #[error("the kernel could not make map {map} for {purpose}: {source}{}", remedy(.source, .purpose))]
     Map {
         map: String,
-        memory: bytesize::ByteSize,
+        purpose: Purpose,
         source: io::Error,
     },
     #[error("the BPF object inside this binary cannot be loaded: {0}")]
@@ -51,6 +50,45 @@ pub enum LoadError {
     Missing(&'static str),
     #[error("cannot ask the kernel about what it has loaded: {0}")]
     Info(Box<dyn std::error::Error + Send + Sync>),
+}
+
+/// What a map is for that is as large as it is asked for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Purpose {
+    /// The cache.
+    Cache(ByteSize),
+    /// So many TCP connections.
+    Flows(u32),
+}
+
+impl Purpose {
+    /// That of a map, by its name. Maps whose size is not asked for make room if the cache does.
+    fn of(map: &str, options: &Options) -> Self {
+        match map {
+            names::FLOW_SETS | names::FLOWS | names::TRANSLATIONS | names::ANSWER_RESTS => {
+                Self::Flows(options.max_flows())
+            }
+            _ => Self::Cache(options.memory),
+        }
+    }
+}
+
+impl fmt::Display for Purpose {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Cache(memory) => write!(f, "a cache of {memory}"),
+            Self::Flows(count) => write!(f, "{count} TCP connections"),
+        }
+    }
+}
+
+/// What helps if there was not enough memory.
+fn remedy(error: &io::Error, purpose: &Purpose) -> &'static str {
+    match (error.raw_os_error(), purpose) {
+        (Some(libc::ENOMEM), Purpose::Cache(_)) => "; give less with --memory",
+        (Some(libc::ENOMEM), Purpose::Flows(_)) => "; give fewer with --max-flows",
+        _ => "",
+    }
 }
 
 /// The loaded programs and maps; they go when this and everything attached is gone.
@@ -70,7 +108,6 @@ impl Datapath {
     /// # Errors
     /// The kernel refused.
     pub fn load(options: &Options, adopted: Option<&Path>) -> Result<Self, LoadError> {
-        let memory = options.memory;
         let pinned = match adopted {
             Some(folder) => bpffs::names(folder).map_err(info)?,
             None => Vec::new(),
@@ -85,8 +122,8 @@ impl Datapath {
         }
         let mut ebpf = loader.load(OBJECT).map_err(|error| match error {
             EbpfError::MapError(MapError::CreateError { name, io_error }) => LoadError::Map {
+                purpose: Purpose::of(&name, options),
                 map: name,
-                memory,
                 source: io_error,
             },
             error => LoadError::Object(Box::new(error)),
@@ -277,6 +314,38 @@ fn locked_down() -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::settings::Settings;
+
+    #[test]
+    fn it_is_said_of_what_to_give_less() {
+        let options = Settings {
+            interface: vec!["vs".into()],
+            tcp_hits: true,
+            max_flows: Some(65_536),
+            ..Settings::default()
+        };
+        let options = options.resolve("").expect("in range");
+        let error = |map: &str, number| {
+            let error = LoadError::Map {
+                map: map.into(),
+                purpose: Purpose::of(map, &options),
+                source: io::Error::from_raw_os_error(number),
+            };
+            error.to_string()
+        };
+        for (map, _) in sizes(&options) {
+            let option = match map {
+                names::INDEX | names::BLOCKS | names::RATES => "--memory",
+                _ => {
+                    "65536 TCP connections: Cannot allocate memory (os error 12); give fewer with --max-flows"
+                }
+            };
+            let said = error(map, libc::ENOMEM);
+            assert!(said.contains(option), "{said}");
+        }
+        assert!(error(names::STATS, libc::ENOMEM).contains("256.0 MiB"));
+        assert!(!error(names::FLOWS, libc::EPERM).contains("--"));
+    }
 
     #[test]
     fn the_end_of_the_log_is_shown() {

@@ -133,6 +133,21 @@ mod tests {
     use super::*;
 
     #[test]
+    fn every_row_is_in_the_manual() {
+        let manual = include_str!("../../../../docs/operations.md");
+        let (_, manual) = manual.split_once("\n## Counters\n").expect("a section");
+        let (manual, _) = manual.split_once("\n## ").expect("another one behind it");
+        for row in to_text(&Stats::default(), 0, &[]).lines() {
+            let (name, _) = row.split_once(' ').expect("two columns");
+            let is_told = manual
+                .lines()
+                .filter_map(|line| line.strip_prefix('|')?.split('|').next())
+                .any(|cell| cell.contains(&format!("`{name}`")));
+            assert!(is_told, "{name}");
+        }
+    }
+
+    #[test]
     fn json_has_the_documented_names() {
         let counters = Stats {
             udp_hits: 7,

@@ -123,14 +123,53 @@ fn backend_line(running: &Running, backend: &BackendState) -> String {
     let doors = backend.describe_doors();
     let serving = if !alive {
         format!("memcached {pid} is gone; waiting for it to come back")
-    } else if !(running.has_daemon
-        && (running.controls.is_serving() || running.controls.is_aside()))
-    {
-        format!("memcached {pid} is not served: no daemon watches it")
+    } else if let Some(reason) = Serving::of(running).why_not() {
+        format!("memcached {pid} is not served: {reason}")
     } else {
         format!("memcached {pid} {doors}")
     };
     format!("{number}: {serving} (epoch {epoch})")
+}
+
+/// What decides whether anything is served.
+#[derive(Clone, Copy)]
+struct Serving {
+    has_daemon: bool,
+    /// The daemon was heard of lately.
+    is_alive: bool,
+    /// The datapath was told to serve nothing.
+    is_stopped: bool,
+    is_aside: bool,
+    /// What is carried over TCP is waited for.
+    is_draining: bool,
+}
+
+impl Serving {
+    fn of(running: &Running) -> Self {
+        let controls = &running.controls;
+        Self {
+            has_daemon: running.has_daemon,
+            is_alive: controls.is_serving(),
+            is_stopped: controls.has_stopped_serving(),
+            is_aside: controls.is_aside(),
+            is_draining: running.state.tcp_hits && controls.is_draining(),
+        }
+    }
+
+    /// Why a memcached that runs is not served, other than that the datapath stands aside.
+    fn why_not(self) -> Option<&'static str> {
+        if !self.has_daemon {
+            Some("no daemon watches it")
+        } else if self.is_alive || self.is_aside {
+            None
+        } else if self.is_stopped && self.is_draining {
+            Some("prestack is ending, and waits for the connections that it carries")
+        } else if self.is_stopped {
+            Some("prestack is starting or ending")
+        } else {
+            Some("its daemon has not answered for a second or more")
+        }
+    }
 }
 
 /// Ways to memcached that the datapath does not see.
@@ -150,5 +189,81 @@ fn join<T: Display>(list: &[T]) -> String {
         "none".into()
     } else {
         list.join(", ")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_is_told_why_nothing_is_served() {
+        let serving = Serving {
+            has_daemon: true,
+            is_alive: true,
+            is_stopped: false,
+            is_aside: false,
+            is_draining: false,
+        };
+        let stopped = Serving {
+            is_alive: false,
+            is_stopped: true,
+            ..serving
+        };
+        // No more answers over TCP, as they do not arrive.
+        let is_draining = true;
+        assert_eq!(
+            Serving {
+                is_draining,
+                ..serving
+            }
+            .why_not(),
+            None
+        );
+        // The datapath is stopped while it stands aside.
+        let is_aside = true;
+        assert_eq!(
+            Serving {
+                is_aside,
+                ..stopped
+            }
+            .why_not(),
+            None
+        );
+        for (serving, reason) in [
+            (
+                Serving {
+                    has_daemon: false,
+                    ..stopped
+                },
+                "no daemon",
+            ),
+            (
+                Serving {
+                    is_draining,
+                    ..stopped
+                },
+                "waits for the connections",
+            ),
+            (stopped, "starting or ending"),
+            (
+                Serving {
+                    is_alive: false,
+                    ..serving
+                },
+                "has not answered",
+            ),
+            (
+                Serving {
+                    is_alive: false,
+                    is_draining,
+                    ..serving
+                },
+                "has not answered",
+            ),
+        ] {
+            let said = serving.why_not().expect("nothing is served");
+            assert!(said.contains(reason), "{said}");
+        }
     }
 }

@@ -37,6 +37,7 @@ use crate::{
     preflight,
     receipts::Receipts,
     settings::Options,
+    socket_fields,
     state::{Instance, State},
     sweep::Sweep,
     watch::Watch,
@@ -84,6 +85,8 @@ pub struct Daemon {
     missing: BTreeMap<String, Missing>,
     /// Why connections cannot be ended.
     indestructible: Option<String>,
+    /// Why nothing was ever answered over TCP.
+    unanswered: Option<&'static str>,
     /// Why no more answers are given over TCP.
     lost_answers: Option<&'static str>,
     /// What has changed could not be written down.
@@ -139,6 +142,7 @@ impl Daemon {
             options: options.clone(),
             missing: BTreeMap::new(),
             indestructible: None,
+            unanswered: None,
             lost_answers: None,
             unwritten: false,
             trouble: None,
@@ -229,7 +233,11 @@ impl Daemon {
                  --drain-timeout is over, connections that are left keep prestack's programs in place"
             ));
         }
-        if let Some(problem) = &self.indestructible {
+        if options.tcp_hits {
+            self.unanswered = socket_fields::of_this_kernel().why_unanswered();
+        }
+        let unanswered = self.unanswered.into_iter();
+        for problem in unanswered.chain(self.indestructible.as_deref()) {
             warn!("{problem}");
         }
         self.heartbeat();
@@ -465,8 +473,8 @@ impl Daemon {
         }
         self.state.problems.extend(self.unwatched.clone());
         self.state.problems.extend(self.indestructible.clone());
-        let lost_answers = self.lost_answers.map(str::to_owned);
-        self.state.problems.extend(lost_answers);
+        let unanswered = self.unanswered.into_iter().chain(self.lost_answers);
+        self.state.problems.extend(unanswered.map(str::to_owned));
         self.state.unseen = self.watch.unseen().to_vec();
         self.state.aside = self.adaptation.state();
         self.instance.write(&self.state)?;

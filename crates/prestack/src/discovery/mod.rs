@@ -75,8 +75,8 @@ impl Memcached {
 #[allow(missing_docs, reason = "the messages say it")]
 pub enum Problem {
     #[error(
-        "no memcached listens on port {port}{}: start it with `memcached -U {port} -p {port}`, or \
-         give its port with --port", at(.addresses)
+        "no memcached listens on port {port}{}: start it with `memcached -U {port} -p {port}` (as root also with \
+         -u and the account that it is to run as), or give its port with --port", at(.addresses)
     )]
     NobodyListens { port: u16, addresses: Vec<IpAddr> },
     #[error(

@@ -177,7 +177,7 @@ pub struct Settings {
     pub tcp_hits: bool,
 
     /// Most TCP connections that are followed, rounded up to a power of two; others are not answered
-    /// [default: 8192; with --tcp-hits as many as an eighth of --memory holds, up to 65536]
+    /// [default: 8192; with --tcp-hits as many as an eighth of --memory holds, if that is more, up to 65536]
     #[arg(long, value_name = "N")]
     pub max_flows: Option<u32>,
 

@@ -63,6 +63,79 @@ pub(super) fn default_sets(memory: ByteSize, has_long_answers: bool) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use prestack_abi::{
+        control::{CONTROLS, Control, LOCKS, Lock},
+        flow::{FlowSet, HOLES, Hole},
+        requests::{KeyTickets, REQUEST_SETS, RequestKey, RequestSet, SET_WAYS},
+    };
+
+    /// docs/NAME, its lines joined.
+    macro_rules! manual {
+        ($name:literal) => {
+            include_str!(concat!("../../../../docs/", $name))
+                .split_whitespace()
+                .collect::<Vec<_>>()
+                .join(" ")
+        };
+    }
+
+    #[test]
+    fn maps_are_as_large_as_the_manual_says() {
+        const MIB: usize = 1 << 20;
+        let kib = |bytes: usize| format!("{:.1} KiB", bytes as f64 / 1024.0);
+        let mib = |bytes: usize| format!("{:.1} MiB", bytes as f64 / MIB as f64);
+        let whole_mib = |bytes: usize| format!("{:.0} MiB", bytes as f64 / MIB as f64);
+        let followed = size_of::<Flow>() + size_of::<FlowSet>() / FLOW_WAYS;
+        let (translated, rest) = (size_of::<Translated>(), size_of::<AnswerRest>());
+        let holes = HOLES * size_of::<Hole>();
+        let of_all = |size: usize| whole_mib(MAX_FLOWS * size + holes);
+        let (table, with_hits) = (of_all(followed), of_all(followed + translated + rest));
+        let request = size_of::<KeyTickets>() + size_of::<RequestKey>();
+        let requests = mib(REQUEST_SETS * (size_of::<RequestSet>() + SET_WAYS * request));
+        let marks = mib(CONTROLS * size_of::<Control>() + LOCKS * size_of::<Lock>());
+        let first = (1..).find(|&size| {
+            let sets = default_sets(ByteSize::mib(size), true) as usize;
+            sets * FLOW_WAYS > MAX_FLOWS
+        });
+        let first = first.expect("there are more with much memory");
+
+        let check = |manual: &str, said: &[String]| {
+            for said in said {
+                assert!(manual.contains(said), "{said}");
+            }
+        };
+        check(
+            &manual!("operations.md"),
+            &[
+                format!("request memory, {requests}, locks and marks, {marks}"),
+                format!("{} for each that can be followed", kib(followed)),
+                format!("{} more with `--tcp-hits`", kib(translated)),
+                format!(
+                    "another {} if answers may have more than {SHORT_ANSWER}",
+                    kib(rest)
+                ),
+                format!("{} for what comes out of order", whole_mib(holes)),
+                format!("{table} for 8,192 connections, and {with_hits} with `--tcp-hits`"),
+                format!("more than 8,192 from {first} MiB"),
+            ],
+        );
+        check(
+            &manual!("architecture.md"),
+            &[
+                format!("take about {requests}"),
+                format!(
+                    "(8,192 of {}, or `--max-flows`) and `HOLES` {table}",
+                    kib(size_of::<Flow>())
+                ),
+            ],
+        );
+        check(
+            &manual!("limitations.md"),
+            &[format!(
+                "(about {table}; with `--tcp-hits` about {with_hits})"
+            )],
+        );
+    }
 
     #[test]
     fn the_least_memory_is_enough() {
