@@ -62,17 +62,9 @@ pub fn taker<C: EbpfContext>(
     ) else {
         return Taker::Nobody;
     };
-    let mut tuple = Tuple::of(&segment.key);
-    // SAFETY: the program's context; the tuple is of the size given, and the socket is released. What
-    // is checked of the packet was checked to be there.
+    // SAFETY: the socket is released. What is checked of the packet was checked to be there.
     unsafe {
-        let socket = bpf_skc_lookup_tcp(
-            ctx.as_ptr(),
-            &raw mut tuple.tuple,
-            tuple.size,
-            CURRENT_NETNS,
-            0,
-        );
+        let socket = look_up(ctx, &segment.key);
         if socket.is_null() {
             return Taker::Nobody;
         }
@@ -98,6 +90,22 @@ pub fn taker<C: EbpfContext>(
         };
         bpf_sk_release(socket.cast());
         taker
+    }
+}
+
+/// The socket that takes segments with this name, or null. It has to be released.
+#[inline(always)]
+fn look_up<C: EbpfContext>(ctx: &C, key: &FlowKey) -> *mut bpf_sock {
+    let mut tuple = Tuple::of(key);
+    // SAFETY: the program's context; the tuple is of the size given.
+    unsafe {
+        bpf_skc_lookup_tcp(
+            ctx.as_ptr(),
+            &raw mut tuple.tuple,
+            tuple.size,
+            CURRENT_NETNS,
+            0,
+        )
     }
 }
 
@@ -167,17 +175,9 @@ pub struct Reading {
 #[inline(always)]
 pub fn reading<C: EbpfContext>(ctx: &C, key: &FlowKey) -> Option<Reading> {
     let fields = fields()?;
-    let mut tuple = Tuple::of(key);
-    // SAFETY: the program's context; the tuple is of the size given, and the socket is released. The offsets are the
-    // kernel's own.
+    // SAFETY: the socket is released. The offsets are the kernel's own.
     unsafe {
-        let socket = bpf_skc_lookup_tcp(
-            ctx.as_ptr(),
-            &raw mut tuple.tuple,
-            tuple.size,
-            CURRENT_NETNS,
-            0,
-        );
+        let socket = look_up(ctx, key);
         if socket.is_null() {
             return None;
         }
