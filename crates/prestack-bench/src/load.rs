@@ -305,7 +305,8 @@ impl Load {
             let threads: Vec<_> = clients.into_iter().map(run).collect();
             let mut tallies: Vec<_> = self.groups.iter().map(|_| Tally::new()).collect();
             for (g, thread) in threads {
-                tallies[g].add(&thread.join().expect("a client does not panic")?);
+                let asker = thread.join().expect("a client does not panic")?;
+                tallies[g].add(&asker.tally);
             }
             anyhow::Ok(tallies)
         })?;
@@ -402,7 +403,7 @@ enum Kind {
 }
 
 impl Client {
-    fn run(self, start: Instant, end: Instant, stop: &AtomicBool) -> Result<Tally> {
+    fn run(self, start: Instant, end: Instant, stop: &AtomicBool) -> Result<Asker> {
         let pace = self
             .rate
             .map_or(Pace::Closed, |rate| Pace::open(rate, start, self.seed));
