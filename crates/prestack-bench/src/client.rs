@@ -145,10 +145,8 @@ impl Asker {
                 }
             }
         }
-        let latency = now.saturating_duration_since(request.since);
         self.tally
-            .latencies
-            .saturating_record(latency.as_nanos() as u64);
+            .answered(now.saturating_duration_since(request.since));
         Taken::Answer(len)
     }
 
@@ -168,6 +166,13 @@ impl Asker {
         }
     }
 
+    /// A request is unanswered, and given up.
+    pub(crate) fn time_out(&mut self, request: &Request, now: Instant) {
+        self.tally
+            .timed_out(now.saturating_duration_since(request.since));
+        self.give_up(request);
+    }
+
     /// A read of the item that a quiet write is about, appended to `to`: its answer says that the write is
     /// over.
     pub(crate) fn ask_whether_over(
@@ -177,6 +182,20 @@ impl Asker {
         to: &mut Vec<u8>,
     ) -> Request {
         self.get(write.n, now, now, to)
+    }
+
+    /// Nothing is sent after `end`. Of an open loop it counts what was due before and has not been sent.
+    pub(crate) fn close(&mut self, end: Instant) {
+        if let Pace::Open(arrivals) = &mut self.pace
+            && self.left > 0
+        {
+            while let Some(since) = arrivals.next(end) {
+                self.tally.not_sent(end - since);
+            }
+        }
+        // Nothing is due that would be waited for.
+        self.pace = Pace::Closed;
+        self.left = 0;
     }
 
     /// A write that nothing answers is over.

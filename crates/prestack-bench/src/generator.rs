@@ -261,6 +261,7 @@ fn table(told: &Told) -> String {
     row("answered", whole(outcome.answered as f64));
     row("missing or refused", whole(outcome.missing as f64));
     row("unanswered", whole(outcome.timeouts as f64));
+    row("not sent", whole(outcome.not_sent as f64));
     row("wrong", whole(outcome.wrong as f64));
     row("answers to nothing", whole(outcome.strays as f64));
     table

@@ -148,10 +148,13 @@ pub struct Outcome {
     pub p99_us: f64,
     /// 99.9th percentile of the latency in microseconds.
     pub p999_us: f64,
-    /// Latencies in microseconds within which the [`SHARES`] of the requests were answered.
+    /// Latencies in microseconds within which the [`SHARES`] of the requests were answered. Here and above those
+    /// without an answer, and those not sent, count with the time for which they have waited.
     pub quantiles_us: Vec<f64>,
     /// Requests without an answer.
     pub timeouts: u64,
+    /// Requests of an open loop that were due, and found no room to be sent before its end.
+    pub not_sent: u64,
     /// Answers that were not, byte for byte, memcached's.
     pub wrong: u64,
     /// Answers to no outstanding request.
@@ -429,7 +432,7 @@ fn is_zero(number: &f64) -> bool {
 
 impl Outcome {
     fn new(tally: &Tally, elapsed: Duration, server_cpu: Duration) -> Self {
-        let answered = tally.latencies.len() + tally.quiet;
+        let answered = tally.answered + tally.quiet;
         let quantile = |q| tally.latencies.value_at_quantile(q) as f64 / 1e3;
         Self {
             rate: answered as f64 / elapsed.as_secs_f64(),
@@ -439,6 +442,7 @@ impl Outcome {
             p999_us: quantile(0.999),
             quantiles_us: SHARES.into_iter().map(quantile).collect(),
             timeouts: tally.timeouts,
+            not_sent: tally.not_sent,
             wrong: tally.wrong,
             strays: tally.strays,
             missing: tally.missing + tally.refused,

@@ -83,7 +83,7 @@ impl Connections {
         self.asker.pace = pace;
         let mut events = [EpollEvent::empty(); EVENTS];
         let mut now = Instant::now();
-        let (mut looked, mut is_first) = (now, true);
+        let (mut looked, mut is_first, mut is_closed) = (now, true, false);
         loop {
             let is_over =
                 |asker: &Asker, now| asker.left == 0 || now >= end || stop.load(Ordering::Relaxed);
@@ -92,8 +92,18 @@ impl Connections {
                     self.ask_all(now)?;
                     is_first = false;
                 }
-            } else if !self.end_all(now)? {
-                return Ok(self.asker);
+            } else {
+                if !is_closed {
+                    let end = now.min(end);
+                    if self.asker.pace.is_open() {
+                        self.ask_all(end)?;
+                    }
+                    self.asker.close(end);
+                    is_closed = true;
+                }
+                if !self.end_all(now)? {
+                    return Ok(self.asker);
+                }
             }
             let ready = self.wait(&mut events, now)?;
             for event in &events[..ready] {
@@ -357,6 +367,31 @@ mod tests {
         let write = versions.write(0);
         versions.written(0, write);
         assert_eq!(versions.oldest(0), 4);
+    }
+
+    #[test]
+    fn what_is_not_sent_counts_with_its_wait() {
+        let [client, mut server] = pair();
+        let asker = asker(0.0, false, u64::MAX);
+        let answer = hit(&asker.dataset, 0);
+        let asker = thread::scope(|scope| {
+            scope.spawn(move || {
+                read_to_get(&mut server);
+                thread::sleep(Duration::from_millis(500));
+                server.write_all(&answer).unwrap();
+            });
+            let connections = Connections::new(asker, vec![client], 1).unwrap();
+            let start = Instant::now();
+            let (end, stop) = (start + Duration::from_millis(300), AtomicBool::new(false));
+            let pace = Pace::open(1e3, start, 1);
+            connections.run(pace, end, &stop).unwrap()
+        });
+        let tally = asker.tally;
+        assert_eq!((tally.answered, tally.timeouts), (1, 0));
+        assert!((200..400).contains(&tally.not_sent), "{}", tally.not_sent);
+        assert_eq!(tally.latencies.len(), 1 + tally.not_sent);
+        let middle = Duration::from_nanos(tally.latencies.value_at_quantile(0.5));
+        assert!(middle > Duration::from_millis(100), "{middle:?}");
     }
 
     #[test]

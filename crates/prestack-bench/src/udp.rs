@@ -72,9 +72,17 @@ impl Window {
     pub(crate) fn run(mut self, pace: Pace, end: Instant, stop: &AtomicBool) -> Result<Asker> {
         self.asker.pace = pace;
         let mut now = Instant::now();
-        let mut looked = now;
+        let (mut looked, mut is_closed) = (now, false);
         loop {
             let over = self.asker.left == 0 || now >= end || stop.load(Ordering::Relaxed);
+            if over && !is_closed {
+                let end = now.min(end);
+                if self.asker.pace.is_open() {
+                    self.send(end)?;
+                }
+                self.asker.close(end);
+                is_closed = true;
+            }
             if over && self.free.len() == self.slots.len() {
                 return Ok(self.asker);
             }
@@ -198,8 +206,7 @@ impl Window {
             let request = self.slots[s].request;
             let is_late = |r: &Request| now.saturating_duration_since(r.sent) >= TIMEOUT;
             if let Some(request) = request.filter(is_late) {
-                self.asker.tally.timeouts += 1;
-                self.asker.give_up(&request);
+                self.asker.time_out(&request, now);
                 self.release(s);
             }
         }
@@ -247,6 +254,21 @@ mod tests {
     }
 
     #[test]
+    fn what_is_not_sent_counts_with_its_wait() {
+        let [client, _server] = pair();
+        let window = Window::new(asker(0.0, false, u64::MAX), client, 4).unwrap();
+        let start = Instant::now();
+        let (end, stop) = (start + Duration::from_millis(300), AtomicBool::new(false));
+        let Asker { tally, .. } = window.run(Pace::open(1e3, start, 1), end, &stop).unwrap();
+        assert_eq!((tally.answered, tally.timeouts), (0, 4));
+        assert!((200..400).contains(&tally.not_sent), "{}", tally.not_sent);
+        assert_eq!(tally.latencies.len(), 4 + tally.not_sent);
+        let of = |share| Duration::from_nanos(tally.latencies.value_at_quantile(share));
+        assert!(of(0.5) > Duration::from_millis(100), "{:?}", of(0.5));
+        assert!(of(1.0) >= TIMEOUT, "{:?}", of(1.0));
+    }
+
+    #[test]
     fn a_write_whose_answer_is_lost_hides_none_that_follow() {
         let Asker {
             tally,
@@ -260,7 +282,7 @@ mod tests {
             let answer = [&request[..FRAME], b"STORED\r\n"].concat();
             server.send(&answer).unwrap();
         });
-        assert_eq!((tally.latencies.len(), tally.timeouts), (1, 1));
+        assert_eq!((tally.answered, tally.timeouts), (1, 1));
         let versions = versions.unwrap();
         assert_eq!((versions.oldest(0), versions.newest(0)), (2, 2));
         // The first may have been executed after the second.
