@@ -247,7 +247,8 @@ impl Load {
         };
         ensure!(
             self.dataset.largest() <= MAX_UDP_ITEM || !self.groups.iter().any(writes_udp),
-            "over UDP a write must fit one datagram: key and value have at most {MAX_UDP_ITEM} bytes"
+            "over UDP a write must fit one datagram: key and value have at most {MAX_UDP_ITEM} bytes; \
+             larger ones can be written with --transport tcp"
         );
         for group in self
             .groups
@@ -381,12 +382,8 @@ impl Load {
     }
 
     fn socket(&self, namespace: Option<&Namespace>) -> Result<UdpSocket> {
-        let any: SocketAddr = match self.server {
-            SocketAddr::V4(_) => ([0; 4], 0).into(),
-            SocketAddr::V6(_) => ([0u16; 8], 0).into(),
-        };
         let socket = within(namespace, || {
-            let socket = UdpSocket::bind(any)?;
+            let socket = UdpSocket::bind(any_address(self.server))?;
             socket.connect(self.server)?;
             std::io::Result::Ok(socket)
         });
@@ -396,6 +393,14 @@ impl Load {
     fn stream(&self, namespace: Option<&Namespace>) -> Result<TcpStream> {
         let connect = || TcpStream::connect_timeout(&self.server, CONNECT_LIMIT);
         within(namespace, connect).with_context(|| format!("connecting to {}", self.server))
+    }
+}
+
+/// What a socket that is to talk to `server` is bound to: any address of that kind, and any port.
+pub(crate) fn any_address(server: SocketAddr) -> SocketAddr {
+    match server {
+        SocketAddr::V4(_) => ([0; 4], 0).into(),
+        SocketAddr::V6(_) => ([0u16; 8], 0).into(),
     }
 }
 
@@ -446,7 +451,7 @@ fn is_zero(number: &f64) -> bool {
 }
 
 impl Outcome {
-    fn new(tally: &Tally, elapsed: Duration, server_cpu: Duration) -> Self {
+    pub(crate) fn new(tally: &Tally, elapsed: Duration, server_cpu: Duration) -> Self {
         let answered = tally.answered + tally.quiet;
         let quantile = |q| tally.latencies.value_at_quantile(q) as f64 / 1e3;
         Self {

@@ -120,7 +120,7 @@ impl Window {
                 Ok(n) => sent += n,
                 Err(Errno::EINTR) => {}
                 Err(Errno::EAGAIN) => self.wait(PollFlags::POLLOUT, TICK)?,
-                Err(e) => return Err(e).context("sending requests"),
+                Err(e) => return Err(e).context(said(e, "sending requests")),
             }
         }
         Ok(())
@@ -140,7 +140,7 @@ impl Window {
                     };
                     return self.wait(PollFlags::POLLIN, until_due);
                 }
-                Err(e) => return Err(e).context("receiving answers"),
+                Err(e) => return Err(e).context(said(e, "receiving answers")),
             }
         };
         let now = Instant::now();
@@ -222,6 +222,16 @@ impl Window {
     }
 }
 
+/// What is said of an error that came about while `doing` something.
+fn said(error: Errno, doing: &'static str) -> &'static str {
+    match error {
+        Errno::ECONNREFUSED => {
+            "nobody listens there on UDP; stock memcached does so only if it is told to (-U PORT)"
+        }
+        _ => doing,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -251,6 +261,16 @@ mod tests {
             let (end, stop) = (Instant::now() + LONG, AtomicBool::new(false));
             window.run(Pace::Closed, end, &stop).unwrap()
         })
+    }
+
+    #[test]
+    fn a_port_without_udp_is_told() {
+        let [client, server] = pair();
+        drop(server);
+        let window = Window::new(asker(0.0, false, 1), client, 1).unwrap();
+        let (end, stop) = (Instant::now() + LONG, AtomicBool::new(false));
+        let refusal = window.run(Pace::Closed, end, &stop).err().unwrap();
+        assert!(format!("{refusal:#}").contains("-U PORT"), "{refusal:#}");
     }
 
     #[test]
