@@ -1,9 +1,14 @@
-//! The testbed itself, without prestack.
+//! The testbed itself.
 
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use anyhow::Result;
-use prestack_testbed::{Memcached, MemcachedOptions, TcpClient, Testbed, UdpClient};
+use anyhow::{Context, Result, ensure};
+use prestack_testbed::{
+    Memcached, MemcachedOptions, Prestack, TcpClient, Testbed, UdpClient, binary,
+};
+use prestack_tests::attached::nothing_attached;
 
 #[test]
 fn memcached_answers_over_both_protocols_and_both_families() -> Result<()> {
@@ -42,4 +47,35 @@ fn nothing_is_left_of_a_testbed() -> Result<()> {
     drop((bed, memcached));
     assert!(!Path::new(&process).exists());
     Ok(())
+}
+
+/// One that serves, but nobody hears of it, is killed, and what it has pinned does not go by itself.
+#[test]
+fn nothing_is_left_of_a_prestack_that_does_not_come_to_serve() -> Result<()> {
+    let bed = Testbed::new()?;
+    let _memcached = Memcached::start(&bed.server, MemcachedOptions::default())?;
+    let dev = &bed.links[0].server_dev;
+    let prestack = binary()?
+        .canonicalize()
+        .context("finding the binary's path")?;
+    let folder = tempfile::tempdir()?;
+    let mute = folder.path().join("prestack");
+    let script = format!(
+        "#!/bin/sh\nexec '{}' \"$@\" > /dev/null\n",
+        prestack.display()
+    );
+    fs::write(&mute, script)?;
+    fs::set_permissions(&mute, Permissions::from_mode(0o755))?;
+    let args = ["--pin", "--interface", dev.as_str()];
+    let started = Prestack::start_binary(mute, &bed.server, &args);
+    ensure!(started.is_err(), "it came to serve");
+    let own = format!("ps-{}-", std::process::id());
+    for folder in ["/run/prestack", "/sys/fs/bpf/prestack"] {
+        for entry in fs::read_dir(folder).into_iter().flatten() {
+            let path = entry?.path();
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            ensure!(!name.starts_with(&own), "{} is left", path.display());
+        }
+    }
+    nothing_attached(&bed.server, dev)
 }

@@ -89,11 +89,7 @@ impl Asker {
                     Kind::Set(write)
                 }
             }
-            (_, versions) => {
-                self.protocol.get(&self.dataset, n, to);
-                let oldest = versions.as_ref().map_or(0, |versions| versions.oldest(n));
-                Kind::Get { oldest }
-            }
+            _ => return Some(self.get(n, since, now, to)),
         };
         Some(Request {
             n,
@@ -101,6 +97,19 @@ impl Asker {
             sent: now,
             kind,
         })
+    }
+
+    /// A read of item `n`, appended to `to`, whose latency counts from `since`.
+    fn get(&self, n: u32, since: Instant, now: Instant, to: &mut Vec<u8>) -> Request {
+        self.protocol.get(&self.dataset, n, to);
+        let versions = self.versions.as_ref();
+        let oldest = versions.map_or(0, |versions| versions.oldest(n));
+        Request {
+            n,
+            since,
+            sent: now,
+            kind: Kind::Get { oldest },
+        }
     }
 
     /// Takes the answer to a request, if it is at the start of `bytes`, and counts it.
@@ -120,8 +129,7 @@ impl Asker {
         };
         match (request.kind, answer) {
             (Kind::Get { oldest }, Answer::Value(range)) => {
-                let newest = self.versions.as_ref().map_or(0, |v| v.newest(n));
-                if !self.dataset.is_value(n, oldest..=newest, &bytes[range]) {
+                if !self.may_be(n, oldest, &bytes[range]) {
                     self.tally.wrong += 1;
                     return Taken::Answer(len);
                 }
@@ -129,14 +137,65 @@ impl Asker {
             (Kind::Set(write), Answer::Stored) => self.written(n, write),
             // An echo.
             (Kind::Get { .. }, Answer::Stored) => {}
-            (_, Answer::Missing) => self.tally.missing += 1,
-            _ => self.tally.refused += 1,
+            (Kind::Get { .. }, Answer::Missing) => self.tally.missing += 1,
+            (kind, _) => {
+                self.tally.refused += 1;
+                if let (Kind::Set(_), Some(versions)) = (kind, &self.versions) {
+                    versions.refused(n);
+                }
+            }
         }
-        let latency = now.saturating_duration_since(request.since);
         self.tally
-            .latencies
-            .saturating_record(latency.as_nanos() as u64);
+            .answered(now.saturating_duration_since(request.since));
         Taken::Answer(len)
+    }
+
+    /// Whether a read may return this value: a version from `oldest` on, or one of a write that was given up.
+    pub(crate) fn may_be(&self, n: u32, oldest: u32, value: &[u8]) -> bool {
+        let Some(versions) = &self.versions else {
+            return self.dataset.is_value(n, oldest..=0, value);
+        };
+        let is_one = |range| self.dataset.is_value(n, range, value);
+        is_one(oldest..=versions.newest(n)) || versions.lost(n).into_iter().any(|v| is_one(v..=v))
+    }
+
+    /// Nobody waits for the answer to a request any longer.
+    pub(crate) fn give_up(&self, request: &Request) {
+        if let (Kind::Set(write), Some(versions)) = (request.kind, &self.versions) {
+            versions.give_up(request.n, write);
+        }
+    }
+
+    /// A request is unanswered, and given up.
+    pub(crate) fn time_out(&mut self, request: &Request, now: Instant) {
+        self.tally
+            .timed_out(now.saturating_duration_since(request.since));
+        self.give_up(request);
+    }
+
+    /// A read of the item that a quiet write is about, appended to `to`: its answer says that the write is
+    /// over.
+    pub(crate) fn ask_whether_over(
+        &self,
+        write: &Request,
+        now: Instant,
+        to: &mut Vec<u8>,
+    ) -> Request {
+        self.get(write.n, now, now, to)
+    }
+
+    /// Nothing is sent after `end`. Of an open loop it counts what was due before and has not been sent.
+    pub(crate) fn close(&mut self, end: Instant) {
+        if let Pace::Open(arrivals) = &mut self.pace
+            && self.left > 0
+        {
+            while let Some(since) = arrivals.next(end) {
+                self.tally.not_sent(end - since);
+            }
+        }
+        // Nothing is due that would be waited for.
+        self.pace = Pace::Closed;
+        self.left = 0;
     }
 
     /// A write that nothing answers is over.
@@ -149,6 +208,26 @@ impl Asker {
     fn written(&self, n: u32, write: Write) {
         if let Some(versions) = &self.versions {
             versions.written(n, write);
+        }
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::operations::Sequence;
+
+    /// Asks for one item, or writes it where `write_ratio` says so, `left` times.
+    pub(crate) fn asker(write_ratio: f64, is_quiet: bool, left: u64) -> Asker {
+        Asker {
+            dataset: Arc::new(Dataset::new(1, 16, 32).expect("sizes in range")),
+            versions: Some(Arc::new(Versions::new(1))),
+            protocol: Protocol::Text,
+            is_quiet,
+            operations: Operations::new(Sequence::mix([0].into(), write_ratio), 0, 1, 0),
+            pace: Pace::Closed,
+            left,
+            tally: Tally::new(),
         }
     }
 }

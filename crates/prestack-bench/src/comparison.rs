@@ -400,6 +400,7 @@ pub(crate) fn combine(rounds: &[Side]) -> Option<Side> {
                 .map(|i| self::median(rounds.iter().map(|side| side.median.quantiles_us[i])))
                 .collect(),
             timeouts: sum(|side| side.median.timeouts),
+            not_sent: sum(|side| side.median.not_sent),
             wrong: sum(|side| side.median.wrong),
             strays: sum(|side| side.median.strays),
             missing: sum(|side| side.median.missing),
@@ -444,6 +445,7 @@ mod tests {
                 p999_us: 3.0,
                 quantiles_us: vec![1.0; SHARES.len()],
                 timeouts: 1,
+                not_sent: 0,
                 wrong,
                 strays: 0,
                 missing: 0,

@@ -49,13 +49,15 @@ impl Column {
         } else {
             MAX_VALUE
         };
+        let each = 0..keys;
         match sizes {
             Sizes::Fixed(size) => Self::Same(size),
-            _ => Self::Each(
-                (0..keys)
-                    .map(|n| sizes.of(n, part).clamp(least, most))
-                    .collect(),
-            ),
+            Sizes::Uniform(..) => Self::Each(each.map(|n| sizes.of(n, part)).collect()),
+            // What the models have beyond what memcached takes is brought into its range.
+            Sizes::Etc | Sizes::Twitter => {
+                let size = |n| sizes.of(n, part).clamp(least, most);
+                Self::Each(each.map(size).collect())
+            }
         }
     }
 
@@ -84,17 +86,17 @@ impl Dataset {
     /// When a size is out of range.
     pub fn with_sizes(keys: u32, key_sizes: Sizes, value_sizes: Sizes) -> Result<Self> {
         ensure!(keys > 0, "there must be at least one key");
-        if let Sizes::Fixed(size) = key_sizes {
+        if let Some((first, last)) = key_sizes.range() {
             ensure!(
-                KEY_LEN.contains(&size),
+                KEY_LEN.contains(&first) && KEY_LEN.contains(&last),
                 "the key size must be {} to {} bytes",
                 KEY_LEN.start(),
                 KEY_LEN.end()
             );
         }
-        if let Sizes::Fixed(size) = value_sizes {
+        if let Some((_, last)) = value_sizes.range() {
             ensure!(
-                size <= MAX_VALUE,
+                last <= MAX_VALUE,
                 "the value size must be at most {MAX_VALUE} bytes"
             );
         }
@@ -312,5 +314,18 @@ mod tests {
         assert!(Dataset::new(1, 7, 32).is_err());
         assert!(Dataset::new(1, 251, 32).is_err());
         assert!(Dataset::new(1, 16, 1_000_001).is_err());
+        let is_refused = |keys, values| Dataset::with_sizes(9, keys, values).is_err();
+        let fine = Sizes::Uniform(8, 250);
+        assert!(is_refused(Sizes::Uniform(7, 250), fine));
+        assert!(is_refused(Sizes::Uniform(8, 251), fine));
+        assert!(is_refused(fine, Sizes::Uniform(1, 1_000_001)));
+        assert!(!is_refused(fine, Sizes::Uniform(0, 1_000_000)));
+    }
+
+    #[test]
+    fn values_of_a_range_may_be_empty() {
+        let set = Dataset::with_sizes(100, Sizes::Fixed(8), Sizes::Uniform(0, 1)).unwrap();
+        let empty = (0..100).filter(|&n| set.value_len(n) == 0).count();
+        assert!((30..70).contains(&empty), "{empty}");
     }
 }

@@ -1,7 +1,8 @@
 //! `prestack bench load`: the load generator on its own, for any memcached.
 
 use std::fmt::Write;
-use std::net::{SocketAddr, ToSocketAddrs};
+use std::io;
+use std::net::{SocketAddr, TcpStream, ToSocketAddrs, UdpSocket};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -14,12 +15,17 @@ use serde::Serialize;
 
 use crate::dataset::Dataset;
 use crate::interrupt;
-use crate::load::{Group, Load, Outcome, SHARES, Transport};
+use crate::load::{Group, Load, Outcome, SHARES, Transport, any_address};
 use crate::popularity::Popularity;
 use crate::protocol::Protocol;
 use crate::report::whole;
 use crate::sizes::Sizes;
 use crate::trace::Trace;
+
+/// How long memcached may take to be found at an address, where there are several.
+const REACH_LIMIT: Duration = Duration::from_secs(1);
+/// Most requests a second: far more than can be sent.
+const MAX_RATE: f64 = 1e7;
 
 /// A published kind of load: sizes, popularity and share of writes, unless these are given.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -63,7 +69,8 @@ pub struct LoadOptions {
     /// Write other keys than are read: a share of the keys, in place of the requests
     #[arg(long)]
     pub writes_apart: bool,
-    /// Do what a trace of Twitter's says (CSV), in place of keys, sizes, popularity and share of writes
+    /// Do what a trace of Twitter's says (CSV), in place of keys, sizes, popularity and share of writes; what is
+    /// neither get nor gets is a SET. Each thread goes through all of it, from a place of its own
     #[arg(long, value_name = "FILE", conflicts_with_all = ["kind", "keys", "key_size", "value_size", "popularity", "write_ratio", "writes_apart"])]
     pub trace: Option<PathBuf>,
     /// Lines of the trace that are read
@@ -124,13 +131,6 @@ struct Told {
 /// When memcached cannot be reached, when an answer was wrong, or after Ctrl-C.
 pub fn run(options: &LoadOptions) -> Result<()> {
     interrupt::catch()?;
-    let mut addresses = options
-        .server
-        .to_socket_addrs()
-        .with_context(|| format!("{:?} is not HOST:PORT", options.server))?;
-    let server = addresses.next().context("the host has no address")?;
-    let (load, description) = load(options, server)?;
-    load.check()?;
     let seconds = |seconds: f64, option| {
         Duration::try_from_secs_f64(seconds).with_context(|| format!("{option} {seconds}"))
     };
@@ -138,6 +138,10 @@ pub fn run(options: &LoadOptions) -> Result<()> {
         seconds(options.warm_up, "--warm-up")?,
         seconds(options.seconds, "--seconds")?,
     );
+    ensure!(!measured.is_zero(), "--seconds must be more than 0");
+    let (load, description) = load(options, server(options)?)?;
+    load.check()?;
+    let server = load.server;
     if !options.stored {
         let bar = bar(0, "storing the items");
         load.dataset.load(None, server)?;
@@ -148,7 +152,10 @@ pub fn run(options: &LoadOptions) -> Result<()> {
         let run = || load.run_groups(None, duration, stop, || Ok(Duration::ZERO));
         with_bar(duration, what, run)
     };
-    offer(warm_up, "warming up")?;
+    let warmed_up = offer(warm_up, "warming up")?.total;
+    if warmed_up.timeouts > 0 {
+        check_answered(&warmed_up, options.transport)?;
+    }
     let outcomes = offer(measured, "measuring")?;
     let told = Told {
         server,
@@ -167,7 +174,72 @@ pub fn run(options: &LoadOptions) -> Result<()> {
     if told.outcome.wrong > 0 {
         bail!("{} answers were wrong", told.outcome.wrong);
     }
+    check_answered(&told.outcome, options.transport)
+}
+
+/// Fails when nothing was answered, and says what to look at.
+fn check_answered(outcome: &Outcome, transport: Transport) -> Result<()> {
+    ensure!(
+        outcome.answered + outcome.timeouts + outcome.not_sent > 0,
+        "no request was due: --rate is too low for the time"
+    );
+    ensure!(
+        outcome.answered > 0,
+        "nothing was answered: {}",
+        match transport {
+            Transport::Udp =>
+                "is UDP on? Stock memcached has it off unless it is told a port (-U PORT; `stats settings` says \
+                 which). Does a firewall drop it?",
+            Transport::Tcp => "is memcached stopped or overloaded?",
+        }
+    );
     Ok(())
+}
+
+/// The address to which the load is offered. Of several it is the first at which memcached is.
+fn server(options: &LoadOptions) -> Result<SocketAddr> {
+    let addresses: Vec<SocketAddr> = options
+        .server
+        .to_socket_addrs()
+        .with_context(|| format!("{:?} is not HOST:PORT", options.server))?
+        .collect();
+    if let [address] = addresses[..] {
+        return Ok(address);
+    }
+    // Items are stored over TCP.
+    let is_udp = options.stored && options.transport == Transport::Udp;
+    first_reached(&addresses, is_udp).with_context(|| {
+        format!(
+            "memcached is not at any address of {}; --server takes one too",
+            options.server
+        )
+    })
+}
+
+/// The first of these addresses at which something answers.
+fn first_reached(addresses: &[SocketAddr], is_udp: bool) -> Result<SocketAddr> {
+    let mut failures = Vec::new();
+    for &address in addresses {
+        let reached = if is_udp {
+            answers(address)
+        } else {
+            TcpStream::connect_timeout(&address, REACH_LIMIT).map(drop)
+        };
+        match reached {
+            Ok(()) => return Ok(address),
+            Err(error) => failures.push(format!("{address}: {error}")),
+        }
+    }
+    bail!("{}", failures.join(", "))
+}
+
+/// Fails when memcached does not answer there over UDP.
+fn answers(address: SocketAddr) -> io::Result<()> {
+    let socket = UdpSocket::bind(any_address(address))?;
+    socket.connect(address)?;
+    socket.set_read_timeout(Some(REACH_LIMIT))?;
+    socket.send(b"\0\0\0\0\0\x01\0\0version\r\n")?;
+    socket.recv(&mut [0; 64]).map(drop)
 }
 
 /// The load that the options ask for, and what it is in words.
@@ -191,7 +263,11 @@ fn load(options: &LoadOptions, server: SocketAddr) -> Result<(Load, String)> {
         "the share of writes must be 0 to 1"
     );
     if let Some(rate) = options.rate {
-        ensure!(rate > 0.0, "the rate must be more than 0");
+        ensure!(
+            rate > 0.0 && rate <= MAX_RATE,
+            "the rate must be more than 0 and at most {}",
+            whole(MAX_RATE)
+        );
     }
     let sockets = options.sockets.unwrap_or(if is_udp { 2 } else { 64 }) as usize;
     let group = Group {
@@ -261,6 +337,7 @@ fn table(told: &Told) -> String {
     row("answered", whole(outcome.answered as f64));
     row("missing or refused", whole(outcome.missing as f64));
     row("unanswered", whole(outcome.timeouts as f64));
+    row("not sent", whole(outcome.not_sent as f64));
     row("wrong", whole(outcome.wrong as f64));
     row("answers to nothing", whole(outcome.strays as f64));
     table
@@ -296,4 +373,97 @@ fn with_bar<T: Send>(
 fn bar(len: u64, what: &'static str) -> ProgressBar {
     let style = ProgressStyle::with_template("{bar:40} {msg}").expect("the template is valid");
     ProgressBar::new(len).with_style(style).with_message(what)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tally::Tally;
+    use clap::Parser;
+    use std::net::TcpListener;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        options: LoadOptions,
+    }
+
+    fn options(args: &[&str]) -> LoadOptions {
+        Line::parse_from(["load"].iter().chain(args)).options
+    }
+
+    /// What is said against these options.
+    fn refusal(args: &[&str]) -> String {
+        let loaded = load(&options(args), ([127, 0, 0, 1], 1).into());
+        let refused = loaded.and_then(|(load, _)| load.check());
+        format!("{:#}", refused.expect_err("it is refused"))
+    }
+
+    #[test]
+    fn a_measurement_without_time_is_refused() {
+        for seconds in ["0", "1e-12"] {
+            let refusal = run(&options(&["--seconds", seconds])).unwrap_err();
+            assert!(format!("{refusal:#}").contains("--seconds"), "{refusal:#}");
+        }
+    }
+
+    #[test]
+    fn rates_that_cannot_be_are_refused() {
+        for rate in ["0", "inf", "NaN", "1e12"] {
+            let refusal = refusal(&["--rate", rate]);
+            assert!(refusal.contains("rate"), "{rate}: {refusal}");
+        }
+    }
+
+    #[test]
+    fn kinds_with_large_values_are_refused_over_udp_with_what_takes_them() {
+        for kind in ["etc", "twitter"] {
+            let refusal = refusal(&["--kind", kind]);
+            assert!(refusal.contains("--transport tcp"), "{kind}: {refusal}");
+        }
+    }
+
+    #[test]
+    fn the_first_address_at_which_something_answers_is_taken() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let there = listener.local_addr().unwrap();
+        let nowhere = ([127, 0, 0, 1], 1).into();
+        assert_eq!(first_reached(&[nowhere, there], false).unwrap(), there);
+        let failure = first_reached(&[nowhere], false).unwrap_err().to_string();
+        assert!(failure.starts_with("127.0.0.1:1: "), "{failure}");
+
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let there = socket.local_addr().unwrap();
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                let mut request = [0; 64];
+                let (len, client) = socket.recv_from(&mut request).unwrap();
+                socket.send_to(&request[..len], client).unwrap();
+            });
+            assert_eq!(first_reached(&[nowhere, there], true).unwrap(), there);
+        });
+    }
+
+    #[test]
+    fn a_load_that_nothing_answered_says_what_to_look_at() {
+        let check = |tally: &Tally, transport| {
+            let outcome = Outcome::new(tally, Duration::from_secs(1), Duration::ZERO);
+            check_answered(&outcome, transport).map_err(|error| error.to_string())
+        };
+        let mut tally = Tally::new();
+        assert!(
+            check(&tally, Transport::Udp)
+                .unwrap_err()
+                .contains("--rate")
+        );
+        tally.timed_out(Duration::from_secs(1));
+        assert!(
+            check(&tally, Transport::Udp)
+                .unwrap_err()
+                .contains("-U PORT")
+        );
+        assert!(!check(&tally, Transport::Tcp).unwrap_err().contains("-U"));
+        tally.answered(Duration::from_secs(1));
+        check(&tally, Transport::Udp).unwrap();
+    }
 }

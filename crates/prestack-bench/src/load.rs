@@ -1,9 +1,10 @@
 //! Clients that offer a load, every answer checked byte for byte.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::net::{SocketAddr, TcpStream, UdpSocket};
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -133,6 +134,8 @@ pub struct Load {
     versions: Option<Arc<Versions>>,
     /// What is done, in place of `keys` and the groups' shares of writes.
     trace: Option<Arc<[(Operation, u32)]>>,
+    /// Where each thread of each group is in its sequence: it goes on there when the load is offered again.
+    places: Arc<Mutex<HashMap<(usize, usize), usize>>>,
 }
 
 /// What came of it.
@@ -148,10 +151,13 @@ pub struct Outcome {
     pub p99_us: f64,
     /// 99.9th percentile of the latency in microseconds.
     pub p999_us: f64,
-    /// Latencies in microseconds within which the [`SHARES`] of the requests were answered.
+    /// Latencies in microseconds within which the [`SHARES`] of the requests were answered. Here and above those
+    /// without an answer, and those not sent, count with the time for which they have waited.
     pub quantiles_us: Vec<f64>,
     /// Requests without an answer.
     pub timeouts: u64,
+    /// Requests of an open loop that were due, and found no room to be sent before its end.
+    pub not_sent: u64,
     /// Answers that were not, byte for byte, memcached's.
     pub wrong: u64,
     /// Answers to no outstanding request.
@@ -186,6 +192,7 @@ impl Load {
             cpus: cpus.to_vec(),
             versions,
             trace: None,
+            places: Arc::default(),
         }
     }
 
@@ -210,6 +217,7 @@ impl Load {
             cpus: cpus.to_vec(),
             versions: Some(Arc::new(versions)),
             trace: Some(operations.into()),
+            places: Arc::default(),
         }
     }
 
@@ -223,6 +231,7 @@ impl Load {
             keys,
             groups: vec![group],
             trace: None,
+            places: Arc::default(),
             ..self.clone()
         }
     }
@@ -238,7 +247,8 @@ impl Load {
         };
         ensure!(
             self.dataset.largest() <= MAX_UDP_ITEM || !self.groups.iter().any(writes_udp),
-            "over UDP a write must fit one datagram: key and value have at most {MAX_UDP_ITEM} bytes"
+            "over UDP a write must fit one datagram: key and value have at most {MAX_UDP_ITEM} bytes; \
+             larger ones can be written with --transport tcp"
         );
         for group in self
             .groups
@@ -289,23 +299,25 @@ impl Load {
         let mut clients = Vec::new();
         for (g, group) in self.groups.iter().enumerate() {
             for n in 0..group.threads {
-                clients.push((g, self.client(namespace, g, n)?));
+                clients.push(((g, n), self.client(namespace, g, n)?));
             }
         }
         let cpu_before = server_cpu()?;
         let start = Instant::now();
         let tallies = thread::scope(|scope| {
-            let run = |(g, client): (usize, Client)| {
+            let run = |(id, client): ((usize, usize), Client)| {
                 let client = scope.spawn(move || {
                     cpu::pin_thread(&self.cpus)?;
                     client.run(start, start + duration, stop)
                 });
-                (g, client)
+                (id, client)
             };
             let threads: Vec<_> = clients.into_iter().map(run).collect();
             let mut tallies: Vec<_> = self.groups.iter().map(|_| Tally::new()).collect();
-            for (g, thread) in threads {
-                tallies[g].add(&thread.join().expect("a client does not panic")?);
+            for (id, thread) in threads {
+                let asker = thread.join().expect("a client does not panic")?;
+                tallies[id.0].add(&asker.tally);
+                self.places().insert(id, asker.operations.place());
             }
             anyhow::Ok(tallies)
         })?;
@@ -331,12 +343,16 @@ impl Load {
             None => Sequence::mix(Arc::clone(&self.keys), group.write_ratio),
         };
         let seed = (g << 16 | n) as u64;
+        let mut operations = Operations::new(sequence, n, group.threads, seed);
+        if let Some(&place) = self.places().get(&(g, n)) {
+            operations = operations.starting_at(place);
+        }
         let asker = Asker {
             dataset: Arc::clone(&self.dataset),
             versions: self.versions.clone(),
             protocol: group.protocol,
             is_quiet: group.is_quiet,
-            operations: Operations::new(sequence, n, group.threads, seed),
+            operations,
             pace: Pace::Closed,
             left: self.limit,
             tally: Tally::new(),
@@ -361,13 +377,13 @@ impl Load {
         })
     }
 
+    fn places(&self) -> MutexGuard<'_, HashMap<(usize, usize), usize>> {
+        self.places.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn socket(&self, namespace: Option<&Namespace>) -> Result<UdpSocket> {
-        let any: SocketAddr = match self.server {
-            SocketAddr::V4(_) => ([0; 4], 0).into(),
-            SocketAddr::V6(_) => ([0u16; 8], 0).into(),
-        };
         let socket = within(namespace, || {
-            let socket = UdpSocket::bind(any)?;
+            let socket = UdpSocket::bind(any_address(self.server))?;
             socket.connect(self.server)?;
             std::io::Result::Ok(socket)
         });
@@ -377,6 +393,14 @@ impl Load {
     fn stream(&self, namespace: Option<&Namespace>) -> Result<TcpStream> {
         let connect = || TcpStream::connect_timeout(&self.server, CONNECT_LIMIT);
         within(namespace, connect).with_context(|| format!("connecting to {}", self.server))
+    }
+}
+
+/// What a socket that is to talk to `server` is bound to: any address of that kind, and any port.
+pub(crate) fn any_address(server: SocketAddr) -> SocketAddr {
+    match server {
+        SocketAddr::V4(_) => ([0; 4], 0).into(),
+        SocketAddr::V6(_) => ([0u16; 8], 0).into(),
     }
 }
 
@@ -402,7 +426,7 @@ enum Kind {
 }
 
 impl Client {
-    fn run(self, start: Instant, end: Instant, stop: &AtomicBool) -> Result<Tally> {
+    fn run(self, start: Instant, end: Instant, stop: &AtomicBool) -> Result<Asker> {
         let pace = self
             .rate
             .map_or(Pace::Closed, |rate| Pace::open(rate, start, self.seed));
@@ -427,8 +451,8 @@ fn is_zero(number: &f64) -> bool {
 }
 
 impl Outcome {
-    fn new(tally: &Tally, elapsed: Duration, server_cpu: Duration) -> Self {
-        let answered = tally.latencies.len() + tally.quiet;
+    pub(crate) fn new(tally: &Tally, elapsed: Duration, server_cpu: Duration) -> Self {
+        let answered = tally.answered + tally.quiet;
         let quantile = |q| tally.latencies.value_at_quantile(q) as f64 / 1e3;
         Self {
             rate: answered as f64 / elapsed.as_secs_f64(),
@@ -438,6 +462,7 @@ impl Outcome {
             p999_us: quantile(0.999),
             quantiles_us: SHARES.into_iter().map(quantile).collect(),
             timeouts: tally.timeouts,
+            not_sent: tally.not_sent,
             wrong: tally.wrong,
             strays: tally.strays,
             missing: tally.missing + tally.refused,
@@ -449,6 +474,47 @@ impl Outcome {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A load goes on in its sequence where it stopped, and does not ask for the same again.
+    #[test]
+    fn a_load_goes_on_where_it_was() {
+        let server = UdpSocket::bind("127.0.0.1:0").unwrap();
+        server
+            .set_read_timeout(Some(Duration::from_secs(10)))
+            .unwrap();
+        let group = Group {
+            sockets: 1,
+            threads: 1,
+            ..Group::udp_gets(1)
+        };
+        let dataset = Dataset::new(10, 8, 32).unwrap();
+        let address = server.local_addr().unwrap();
+        let load = Load {
+            limit: 3,
+            keys: (0..10).collect(),
+            ..Load::new(dataset, Popularity::Uniform, address, vec![group], &[0])
+        };
+        let mut asked = Vec::new();
+        for _ in 0..4 {
+            thread::scope(|scope| {
+                scope.spawn(|| {
+                    for _ in 0..3 {
+                        let mut request = [0; 64];
+                        let (_, client) = server.recv_from(&mut request).unwrap();
+                        asked.push(request[19]);
+                        let answer = [&request[..8], b"END\r\n"].concat();
+                        server.send_to(&answer, client).unwrap();
+                    }
+                });
+                let stop = AtomicBool::new(false);
+                let limit = Duration::from_secs(10);
+                let none = || Ok(Duration::ZERO);
+                let outcomes = load.run_groups(None, limit, &stop, none).unwrap();
+                assert_eq!(outcomes.total.missing, 3);
+            });
+        }
+        assert_eq!(asked, *b"012345678901");
+    }
 
     #[test]
     fn what_udp_cannot_do_is_refused() {

@@ -81,6 +81,19 @@ impl Operations {
         }
     }
 
+    /// The same, but from `place` on, which others of the same sequence have [come to](Self::place).
+    pub(crate) fn starting_at(mut self, place: usize) -> Self {
+        self.next = place % self.sequence.len();
+        // Other ones of the keys that come again are written.
+        self.state ^= mix(place as u64);
+        self
+    }
+
+    /// The place in the sequence of what comes next.
+    pub(crate) fn place(&self) -> usize {
+        self.next
+    }
+
     /// The next operation, and the number of its item.
     pub(crate) fn next(&mut self) -> (Operation, u32) {
         let at = self.next;

@@ -39,12 +39,7 @@ impl Pace {
     pub(crate) fn next(&mut self, now: Instant) -> Option<Instant> {
         match self {
             Self::Closed => Some(now),
-            Self::Open(arrivals) if arrivals.next <= now => {
-                let due = arrivals.next;
-                arrivals.advance();
-                Some(due)
-            }
-            Self::Open(_) => None,
+            Self::Open(arrivals) => arrivals.next(now),
         }
     }
 
@@ -71,6 +66,15 @@ impl Pace {
 }
 
 impl Arrivals {
+    /// The time of the next one, if that has come.
+    pub(crate) fn next(&mut self, now: Instant) -> Option<Instant> {
+        let due = self.next;
+        (due <= now).then(|| {
+            self.advance();
+            due
+        })
+    }
+
     fn advance(&mut self) {
         self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
         // Uniform in (0, 1].

@@ -1,5 +1,6 @@
 //! Which keys are asked for, and how often.
 
+use std::ops::RangeInclusive;
 use std::str::FromStr;
 use std::sync::Arc;
 
@@ -7,9 +8,13 @@ use anyhow::{Context, Result, ensure};
 
 use crate::dataset::mix;
 
-/// Length of a sequence; it is read again from its start when it ends. Read in order, it costs
-/// the load generator less than drawing a key for each request would.
-const SEQUENCE: u64 = 1 << 20;
+/// Least and greatest length of a sequence; it is read again from its start when it ends. Read in order, it
+/// costs the load generator less than drawing a key for each request would. The longest takes 256 MiB.
+const LENGTHS: RangeInclusive<u64> = 1 << 20..=1 << 26;
+/// A sequence has so many draws for each key, as far as it may: uniform, 98 % of the keys then occur in it.
+const DRAWS_PER_KEY: u64 = 4;
+/// Zipf's law has its keys looked for between marks: so many equal shares of all requests.
+const MARKS: usize = 1 << 20;
 
 /// How often each key is asked for.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -24,8 +29,9 @@ impl Popularity {
     /// A sequence of keys below `keys`, always the same.
     #[must_use]
     pub fn sequence(self, keys: u32) -> Arc<[u32]> {
+        let draws = 0..length(keys);
         match self {
-            Self::Uniform => (0..SEQUENCE)
+            Self::Uniform => draws
                 .map(|i| (((mix(i) >> 32) * u64::from(keys)) >> 32) as u32)
                 .collect(),
             Self::Zipf(exponent) => {
@@ -37,12 +43,38 @@ impl Popularity {
                         sum
                     })
                     .collect();
+                let marks = marks(&sums);
                 let unit = |i| (mix(i) >> 11) as f64 / (1u64 << 53) as f64;
-                let draw = |i| sums.partition_point(|&s| s <= unit(i) * sum) as u32;
-                (0..SEQUENCE).map(|i| draw(i).min(keys - 1)).collect()
+                let draw = |i| {
+                    let unit: f64 = unit(i);
+                    let mark = (unit * MARKS as f64) as usize;
+                    let (first, end) = (marks[mark] as usize, marks[mark + 1] as usize);
+                    let n = first + sums[first..end].partition_point(|&s| s <= unit * sum);
+                    (n as u32).min(keys - 1)
+                };
+                draws.map(draw).collect()
             }
         }
     }
+}
+
+/// Length of a sequence of so many keys.
+fn length(keys: u32) -> u64 {
+    (DRAWS_PER_KEY * u64::from(keys)).clamp(*LENGTHS.start(), *LENGTHS.end())
+}
+
+/// How many of `sums`, which rise, are at most so many shares of the last one: none to all [`MARKS`] of them.
+fn marks(sums: &[f64]) -> Box<[u32]> {
+    let share = sums.last().copied().unwrap_or(0.0) / MARKS as f64;
+    let mut below = 0;
+    let mark = |i| {
+        below += sums[below..]
+            .iter()
+            .take_while(|&&s| s <= i as f64 * share)
+            .count();
+        below as u32
+    };
+    (0..=MARKS).map(mark).collect()
 }
 
 impl FromStr for Popularity {
@@ -88,13 +120,26 @@ mod tests {
 
     #[test]
     fn uniform_asks_for_all_keys_equally() {
-        let expected = SEQUENCE as f64 / 100.0;
+        let expected = *LENGTHS.start() as f64 / 100.0;
         for count in counts(Popularity::Uniform, 100) {
             assert!(
                 (count / expected - 1.0).abs() < 0.05,
                 "{count} of {expected}"
             );
         }
+    }
+
+    #[test]
+    fn nearly_all_of_many_keys_are_asked_for() {
+        let counts = counts(Popularity::Uniform, 1_000_000);
+        let asked_for = counts.iter().filter(|&&count| count > 0.0).count();
+        assert!((975_000..990_000).contains(&asked_for), "{asked_for}");
+    }
+
+    #[test]
+    fn sequences_fit_the_memory() {
+        let lengths = [1, 100_000, 1_000_000, 100_000_000].map(length);
+        assert_eq!(lengths, [1 << 20, 1 << 20, 4_000_000, 1 << 26]);
     }
 
     #[test]

@@ -31,6 +31,15 @@ pub(crate) enum Part {
 }
 
 impl Sizes {
+    /// The least and the greatest size, where they are given and do not follow from a model.
+    pub(crate) fn range(self) -> Option<(u32, u32)> {
+        match self {
+            Self::Fixed(size) => Some((size, size)),
+            Self::Uniform(first, last) => Some((first, last)),
+            Self::Etc | Self::Twitter => None,
+        }
+    }
+
     /// The size of item `n`: always the same for it.
     pub(crate) fn of(self, n: u32, part: Part) -> u32 {
         // Uniform in (0, 1), of the number and the part.

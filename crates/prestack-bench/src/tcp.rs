@@ -15,7 +15,6 @@ use nix::sys::time::TimeSpec;
 
 use crate::client::{Asker, Request, TICK, Taken};
 use crate::pace::Pace;
-use crate::tally::Tally;
 
 /// A connection that waits so long for an answer is given up.
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -78,12 +77,13 @@ impl Connections {
     }
 
     /// Keeps requests outstanding on every connection, or as the pace says, until the limit, `end` or
-    /// `stop` is reached, then waits for what is outstanding.
-    pub(crate) fn run(mut self, pace: Pace, end: Instant, stop: &AtomicBool) -> Result<Tally> {
+    /// `stop` is reached, then waits for what is outstanding, quiet writes too. Returns what was asked,
+    /// and what came of it.
+    pub(crate) fn run(mut self, pace: Pace, end: Instant, stop: &AtomicBool) -> Result<Asker> {
         self.asker.pace = pace;
         let mut events = [EpollEvent::empty(); EVENTS];
         let mut now = Instant::now();
-        let (mut looked, mut is_first) = (now, true);
+        let (mut looked, mut is_first, mut is_closed) = (now, true, false);
         loop {
             let is_over =
                 |asker: &Asker, now| asker.left == 0 || now >= end || stop.load(Ordering::Relaxed);
@@ -92,8 +92,18 @@ impl Connections {
                     self.ask_all(now)?;
                     is_first = false;
                 }
-            } else if self.connections.iter().all(|c| c.owed == 0 && c.is_sent) {
-                return Ok(self.asker.tally);
+            } else {
+                if !is_closed {
+                    let end = now.min(end);
+                    if self.asker.pace.is_open() {
+                        self.ask_all(end)?;
+                    }
+                    self.asker.close(end);
+                    is_closed = true;
+                }
+                if !self.end_all(now)? {
+                    return Ok(self.asker);
+                }
             }
             let ready = self.wait(&mut events, now)?;
             for event in &events[..ready] {
@@ -164,6 +174,28 @@ impl Connections {
             connection.requests.push_back(request);
         }
         self.send(i)
+    }
+
+    /// Asks on each connection on which nothing is owed and quiet writes are left whether they are over. Returns
+    /// whether there is anything to wait for.
+    fn end_all(&mut self, now: Instant) -> Result<bool> {
+        let mut waits = false;
+        for i in 0..self.connections.len() {
+            let connection = &mut self.connections[i];
+            if connection.is_sent
+                && connection.owed == 0
+                && let Some(write) = connection.requests.back()
+            {
+                let to = &mut connection.output;
+                let read = self.asker.ask_whether_over(write, now, to);
+                connection.requests.push_back(read);
+                connection.owed = 1;
+                self.send(i)?;
+            }
+            let connection = &self.connections[i];
+            waits |= connection.owed > 0 || !connection.is_sent;
+        }
+        Ok(waits)
     }
 
     /// Hands the kernel what it takes, and has it say when it takes more.
@@ -261,8 +293,9 @@ impl Connections {
     /// Fails when a connection has waited too long for an answer.
     fn look_for_late(&self, now: Instant) -> Result<()> {
         for connection in &self.connections {
-            if let Some(request) = connection.requests.front()
-                && connection.owed > 0
+            // A quiet write before it may have waited for a request that is answered.
+            let mut requests = connection.requests.iter();
+            if let Some(request) = requests.find(|request| !request.is_quiet())
                 && now.saturating_duration_since(request.sent) >= TIMEOUT
             {
                 bail!("memcached has not answered for {TIMEOUT:?} on a connection");
@@ -275,4 +308,102 @@ impl Connections {
 /// Whether the operation may be tried again.
 fn is_temporary(error: &std::io::Error) -> bool {
     matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::client::tests::asker;
+    use crate::dataset::Dataset;
+    use std::net::TcpListener;
+    use std::thread;
+
+    /// The two ends of a connection.
+    fn pair() -> [TcpStream; 2] {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        [client, listener.accept().unwrap().0]
+    }
+
+    /// Reads until there is a GET.
+    fn read_to_get(server: &mut TcpStream) {
+        let mut bytes = Vec::<u8>::new();
+        while !bytes.windows(4).any(|word| word == b"get ") {
+            let mut piece = [0; 4096];
+            let len = server.read(&mut piece).unwrap();
+            assert!(len > 0, "the connection ends without a GET");
+            bytes.extend(&piece[..len]);
+        }
+    }
+
+    /// memcached's answer to a GET of the item's `version`-th value.
+    fn hit(set: &Dataset, version: u32) -> Vec<u8> {
+        let mut answer = [b"VALUE ", &set.key(0)[..], b" 0 32\r\n"].concat();
+        set.write_value(0, version, &mut answer);
+        answer.extend(b"\r\nEND\r\n");
+        answer
+    }
+
+    #[test]
+    fn quiet_writes_are_over_at_the_end() {
+        let [client, mut server] = pair();
+        let asker = asker(1.0, true, 3);
+        let answer = hit(&asker.dataset, 3);
+        let asker = thread::scope(|scope| {
+            scope.spawn(move || {
+                read_to_get(&mut server);
+                server.write_all(&answer).unwrap();
+            });
+            let connections = Connections::new(asker, vec![client], 4).unwrap();
+            let end = Instant::now() + TIMEOUT;
+            let stop = AtomicBool::new(false);
+            connections.run(Pace::Closed, end, &stop).unwrap()
+        });
+        assert_eq!((asker.tally.quiet, asker.tally.wrong), (3, 0));
+        let versions = asker.versions.unwrap();
+        // They were under way together.
+        assert_eq!((versions.oldest(0), versions.newest(0)), (1, 3));
+        // They are no longer, which would hide that what follows replaces them.
+        let write = versions.write(0);
+        versions.written(0, write);
+        assert_eq!(versions.oldest(0), 4);
+    }
+
+    #[test]
+    fn what_is_not_sent_counts_with_its_wait() {
+        let [client, mut server] = pair();
+        let asker = asker(0.0, false, u64::MAX);
+        let answer = hit(&asker.dataset, 0);
+        let asker = thread::scope(|scope| {
+            scope.spawn(move || {
+                read_to_get(&mut server);
+                thread::sleep(Duration::from_millis(500));
+                server.write_all(&answer).unwrap();
+            });
+            let connections = Connections::new(asker, vec![client], 1).unwrap();
+            let start = Instant::now();
+            let (end, stop) = (start + Duration::from_millis(300), AtomicBool::new(false));
+            let pace = Pace::open(1e3, start, 1);
+            connections.run(pace, end, &stop).unwrap()
+        });
+        let tally = asker.tally;
+        assert_eq!((tally.answered, tally.timeouts), (1, 0));
+        assert!((200..400).contains(&tally.not_sent), "{}", tally.not_sent);
+        assert_eq!(tally.latencies.len(), 1 + tally.not_sent);
+        let middle = Duration::from_nanos(tally.latencies.value_at_quantile(0.5));
+        assert!(middle > Duration::from_millis(100), "{middle:?}");
+    }
+
+    #[test]
+    fn a_request_is_not_late_as_a_quiet_write_before_it_has_waited() {
+        let [client, _server] = pair();
+        let mut connections = Connections::new(asker(1.0, true, 1), vec![client], 1).unwrap();
+        let start = Instant::now();
+        connections.ask(0, start).unwrap();
+        connections.look_for_late(start + 2 * TIMEOUT).unwrap();
+        let asked = start + 2 * TIMEOUT;
+        assert!(connections.end_all(asked).unwrap());
+        connections.look_for_late(asked).unwrap();
+        assert!(connections.look_for_late(asked + TIMEOUT).is_err());
+    }
 }

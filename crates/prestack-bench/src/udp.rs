@@ -13,7 +13,6 @@ use nix::sys::time::TimeSpec;
 use crate::batch::Batch;
 use crate::client::{Asker, Request, TICK, Taken};
 use crate::pace::Pace;
-use crate::tally::Tally;
 
 /// A request unanswered for so long counts as an error.
 const TIMEOUT: Duration = Duration::from_secs(1);
@@ -69,15 +68,23 @@ impl Window {
     }
 
     /// Keeps the window full, or as the pace says, until the limit, `end` or `stop` is reached, then waits
-    /// for what is outstanding.
-    pub(crate) fn run(mut self, pace: Pace, end: Instant, stop: &AtomicBool) -> Result<Tally> {
+    /// for what is outstanding. Returns what was asked, and what came of it.
+    pub(crate) fn run(mut self, pace: Pace, end: Instant, stop: &AtomicBool) -> Result<Asker> {
         self.asker.pace = pace;
         let mut now = Instant::now();
-        let mut looked = now;
+        let (mut looked, mut is_closed) = (now, false);
         loop {
             let over = self.asker.left == 0 || now >= end || stop.load(Ordering::Relaxed);
+            if over && !is_closed {
+                let end = now.min(end);
+                if self.asker.pace.is_open() {
+                    self.send(end)?;
+                }
+                self.asker.close(end);
+                is_closed = true;
+            }
             if over && self.free.len() == self.slots.len() {
-                return Ok(self.asker.tally);
+                return Ok(self.asker);
             }
             if !over {
                 self.send(now)?;
@@ -113,7 +120,7 @@ impl Window {
                 Ok(n) => sent += n,
                 Err(Errno::EINTR) => {}
                 Err(Errno::EAGAIN) => self.wait(PollFlags::POLLOUT, TICK)?,
-                Err(e) => return Err(e).context("sending requests"),
+                Err(e) => return Err(e).context(said(e, "sending requests")),
             }
         }
         Ok(())
@@ -133,7 +140,7 @@ impl Window {
                     };
                     return self.wait(PollFlags::POLLIN, until_due);
                 }
-                Err(e) => return Err(e).context("receiving answers"),
+                Err(e) => return Err(e).context(said(e, "receiving answers")),
             }
         };
         let now = Instant::now();
@@ -159,14 +166,15 @@ impl Window {
             bytes.map_or(0, |bytes| u16::from_be_bytes([bytes[0], bytes[1]]))
         };
         let (id, part, parts) = (half(0), half(2), half(4));
+        let payload = datagram.get(FRAME..);
         let s = usize::from(id) % self.slots.len();
         let slot = &mut self.slots[s];
         let request = slot.request.filter(|_| slot.id == id);
-        let Some(request) = request.filter(|_| part < parts && parts <= MAX_PARTS) else {
+        let request = request.filter(|_| part < parts && parts <= MAX_PARTS);
+        let (Some(request), Some(payload)) = (request, payload) else {
             self.asker.tally.strays += 1;
             return;
         };
-        let payload = &datagram[FRAME..];
         let joined;
         let answer = if parts == 1 {
             payload
@@ -181,9 +189,13 @@ impl Window {
         };
         match self.asker.take(&request, answer, now) {
             Taken::Answer(len) if len == answer.len() => {}
-            Taken::Wrong => {}
+            Taken::Wrong => self.asker.give_up(&request),
             // Cut short, or more than an answer.
-            _ => self.asker.tally.wrong += 1,
+            Taken::Partial => {
+                self.asker.tally.wrong += 1;
+                self.asker.give_up(&request);
+            }
+            Taken::Answer(_) => self.asker.tally.wrong += 1,
         }
         self.release(s);
     }
@@ -192,8 +204,9 @@ impl Window {
     fn time_out(&mut self, now: Instant) {
         for s in 0..self.slots.len() {
             let request = self.slots[s].request;
-            if request.is_some_and(|r| now.saturating_duration_since(r.sent) >= TIMEOUT) {
-                self.asker.tally.timeouts += 1;
+            let is_late = |r: &Request| now.saturating_duration_since(r.sent) >= TIMEOUT;
+            if let Some(request) = request.filter(is_late) {
+                self.asker.time_out(&request, now);
                 self.release(s);
             }
         }
@@ -206,5 +219,117 @@ impl Window {
         slot.parts.clear();
         slot.id = slot.id.wrapping_add(window);
         self.free.push(s);
+    }
+}
+
+/// What is said of an error that came about while `doing` something.
+fn said(error: Errno, doing: &'static str) -> &'static str {
+    match error {
+        Errno::ECONNREFUSED => {
+            "nobody listens there on UDP; stock memcached does so only if it is told to (-U PORT)"
+        }
+        _ => doing,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::client::tests::asker;
+    use std::thread;
+
+    /// Nothing here takes so long.
+    const LONG: Duration = Duration::from_secs(10);
+
+    /// Two sockets that talk to each other.
+    fn pair() -> [UdpSocket; 2] {
+        let sockets = [(); 2].map(|()| UdpSocket::bind("127.0.0.1:0").unwrap());
+        for (one, other) in [(0, 1), (1, 0)] {
+            let address = sockets[other].local_addr().unwrap();
+            sockets[one].connect(address).unwrap();
+            sockets[one].set_read_timeout(Some(LONG)).unwrap();
+        }
+        sockets
+    }
+
+    /// Runs a closed loop with a window of one, and `serve` at its other end.
+    fn run(asker: Asker, serve: impl FnOnce(UdpSocket) + Send) -> Asker {
+        let [client, server] = pair();
+        thread::scope(|scope| {
+            scope.spawn(|| serve(server));
+            let window = Window::new(asker, client, 1).unwrap();
+            let (end, stop) = (Instant::now() + LONG, AtomicBool::new(false));
+            window.run(Pace::Closed, end, &stop).unwrap()
+        })
+    }
+
+    #[test]
+    fn a_port_without_udp_is_told() {
+        let [client, server] = pair();
+        drop(server);
+        let window = Window::new(asker(0.0, false, 1), client, 1).unwrap();
+        let (end, stop) = (Instant::now() + LONG, AtomicBool::new(false));
+        let refusal = window.run(Pace::Closed, end, &stop).err().unwrap();
+        assert!(format!("{refusal:#}").contains("-U PORT"), "{refusal:#}");
+    }
+
+    #[test]
+    fn what_is_not_sent_counts_with_its_wait() {
+        let [client, _server] = pair();
+        let window = Window::new(asker(0.0, false, u64::MAX), client, 4).unwrap();
+        let start = Instant::now();
+        let (end, stop) = (start + Duration::from_millis(300), AtomicBool::new(false));
+        let Asker { tally, .. } = window.run(Pace::open(1e3, start, 1), end, &stop).unwrap();
+        assert_eq!((tally.answered, tally.timeouts), (0, 4));
+        assert!((200..400).contains(&tally.not_sent), "{}", tally.not_sent);
+        assert_eq!(tally.latencies.len(), 4 + tally.not_sent);
+        let of = |share| Duration::from_nanos(tally.latencies.value_at_quantile(share));
+        assert!(of(0.5) > Duration::from_millis(100), "{:?}", of(0.5));
+        assert!(of(1.0) >= TIMEOUT, "{:?}", of(1.0));
+    }
+
+    #[test]
+    fn a_write_whose_answer_is_lost_hides_none_that_follow() {
+        let Asker {
+            tally,
+            versions,
+            dataset,
+            ..
+        } = run(asker(1.0, false, 2), |server| {
+            let mut request = [0; CAPACITY];
+            server.recv(&mut request).unwrap();
+            server.recv(&mut request).unwrap();
+            let answer = [&request[..FRAME], b"STORED\r\n"].concat();
+            server.send(&answer).unwrap();
+        });
+        assert_eq!((tally.answered, tally.timeouts), (1, 1));
+        let versions = versions.unwrap();
+        assert_eq!((versions.oldest(0), versions.newest(0)), (2, 2));
+        // The first may have been executed after the second.
+        let reader = Asker {
+            versions: Some(versions),
+            dataset,
+            ..asker(0.0, false, 1)
+        };
+        for (version, may_be_read) in [(0, false), (1, true), (2, true)] {
+            let mut value = Vec::new();
+            reader.dataset.write_value(0, version, &mut value);
+            assert_eq!(reader.may_be(0, 2, &value), may_be_read, "{version}");
+        }
+    }
+
+    #[test]
+    fn a_datagram_without_a_whole_frame_answers_nothing() {
+        let Asker { tally, .. } = run(asker(0.0, false, 1), |server| {
+            let mut request = [0; CAPACITY];
+            server.recv(&mut request).unwrap();
+            for len in 0..FRAME {
+                server.send(&request[..len]).unwrap();
+            }
+            let answer = [&request[..FRAME], b"END\r\n"].concat();
+            server.send(&answer).unwrap();
+        });
+        assert_eq!((tally.strays, tally.missing), (FRAME as u64, 1));
+        assert_eq!((tally.timeouts, tally.wrong), (0, 0));
     }
 }

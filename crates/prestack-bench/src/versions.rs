@@ -3,12 +3,20 @@
 //! Writes are numbered when they are sent. Of two that are under way at a time memcached may execute
 //! either first, so what is certainly over is told by the times at which nothing was: a write that is
 //! sent while no other is outstanding replaces all that went before, from its answer on.
+//!
+//! A write that is given up may be executed at any time, or never. Later ones are judged as if it had never
+//! been, and what it wrote may be read from then on.
 
+use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 
 /// The versions of all keys.
 #[derive(Debug)]
-pub(crate) struct Versions(Box<[Mutex<Key>]>);
+pub(crate) struct Versions {
+    keys: Box<[Mutex<Key>]>,
+    /// Of each key, the versions of the writes that were given up: few, if any.
+    lost: Mutex<HashMap<u32, Vec<u32>>>,
+}
 
 #[derive(Clone, Copy, Debug, Default)]
 struct Key {
@@ -16,7 +24,7 @@ struct Key {
     sent: u32,
     /// The oldest version that a read may still return.
     oldest: u32,
-    /// Writes that were sent and not answered.
+    /// Writes that were sent, and neither answered nor given up.
     outstanding: u32,
     /// The first of the versions sent since there were none.
     busy_since: u32,
@@ -34,11 +42,14 @@ pub(crate) struct Write {
 impl Versions {
     /// Version 0 of `keys` keys, stored already.
     pub(crate) fn new(keys: u32) -> Self {
-        Self((0..keys).map(|_| Mutex::default()).collect())
+        Self {
+            keys: (0..keys).map(|_| Mutex::default()).collect(),
+            lost: Mutex::default(),
+        }
     }
 
     fn with<T>(&self, n: u32, f: impl FnOnce(&mut Key) -> T) -> T {
-        let key = self.0[n as usize].lock();
+        let key = self.keys[n as usize].lock();
         f(&mut key.unwrap_or_else(PoisonError::into_inner))
     }
 
@@ -74,6 +85,25 @@ impl Versions {
             key.oldest = key.oldest.max(write.oldest);
         });
     }
+
+    /// memcached refused a write: nothing was written, and there may be nothing now.
+    pub(crate) fn refused(&self, n: u32) {
+        self.with(n, |key| key.outstanding -= 1);
+    }
+
+    /// Nobody waits for a write's answer any longer.
+    pub(crate) fn give_up(&self, n: u32, write: Write) {
+        let mut lost = self.lost.lock().unwrap_or_else(PoisonError::into_inner);
+        lost.entry(n).or_default().push(write.version);
+        drop(lost);
+        self.with(n, |key| key.outstanding -= 1);
+    }
+
+    /// The versions of the writes that were given up.
+    pub(crate) fn lost(&self, n: u32) -> Vec<u32> {
+        let lost = self.lost.lock().unwrap_or_else(PoisonError::into_inner);
+        lost.get(&n).cloned().unwrap_or_default()
+    }
 }
 
 #[cfg(test)]
@@ -104,5 +134,28 @@ mod tests {
         let d = versions.write(0);
         versions.written(0, d);
         assert_eq!(versions.oldest(0), 4);
+    }
+
+    #[test]
+    fn a_write_given_up_hides_none_that_follow() {
+        let versions = Versions::new(1);
+        let lost = versions.write(0);
+        versions.give_up(0, lost);
+        let write = versions.write(0);
+        versions.written(0, write);
+        assert_eq!((versions.oldest(0), versions.newest(0)), (2, 2));
+        // It may have been executed last.
+        assert_eq!(versions.lost(0), [1]);
+    }
+
+    #[test]
+    fn a_refused_write_hides_none_that_follow() {
+        let versions = Versions::new(1);
+        versions.write(0);
+        versions.refused(0);
+        assert_eq!((versions.oldest(0), versions.newest(0)), (0, 1));
+        let write = versions.write(0);
+        versions.written(0, write);
+        assert_eq!((versions.oldest(0), versions.newest(0)), (2, 2));
     }
 }

@@ -138,15 +138,23 @@ impl Prestack {
     /// When it does not come to serve; the message has its words.
     pub fn start_binary(binary: PathBuf, namespace: &Namespace, args: &[&str]) -> Result<Self> {
         let instance = Instance::new(namespace, binary);
-        let mut process = instance.run(args)?;
-        let serving = process.wait_for_line(LIMIT, |line| line.starts_with("serving "))?;
-        Ok(Self {
+        let process = instance.run(args)?;
+        // From here on what it leaves is removed, also if it does not come to serve.
+        let mut prestack = Self {
             instance,
             process,
-            serving,
+            serving: String::new(),
             carries_connections: args.contains(&TCP_HITS)
                 || further_args().split_whitespace().any(|arg| arg == TCP_HITS),
-        })
+        };
+        prestack.wait_until_serving()?;
+        Ok(prestack)
+    }
+
+    fn wait_until_serving(&mut self) -> Result<()> {
+        let is_wanted = |line: &str| line.starts_with("serving ");
+        self.serving = self.process.wait_for_line(LIMIT, is_wanted)?;
+        Ok(())
     }
 
     /// Runs `prestack run` with `args`, which must fail and leave no files and nothing pinned; returns what it
@@ -174,9 +182,7 @@ impl Prestack {
     /// When it does not come to serve; the message has its words.
     pub fn restart(&mut self, args: &[&str]) -> Result<()> {
         self.process = self.instance.run(args)?;
-        let line = |line: &str| line.starts_with("serving ");
-        self.serving = self.process.wait_for_line(LIMIT, line)?;
-        Ok(())
+        self.wait_until_serving()
     }
 
     /// Starts the instance again, whose daemon has ended, with `args`, which must fail; returns what it says
