@@ -7,7 +7,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use prestack::allow::AllowList;
 use prestack::clock;
-use prestack::doors::DoorSpec;
+use prestack::doors::{DoorSpec, Transports};
 use prestack::links::LinkSpec;
 use prestack::netlink::Tag;
 use prestack_abi::config::{Attention, Config, Link};
@@ -125,6 +125,7 @@ pub fn doors_of_wildcard(port: u16, backend: u8) -> Vec<DoorSpec> {
         port,
         backend,
         serve_udp,
+        transports: Transports::all(address),
     };
     vec![
         door(Some(SERVER4.into()), true),

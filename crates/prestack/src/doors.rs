@@ -3,14 +3,14 @@
 use std::{
     collections::HashSet,
     fmt,
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
 };
 
 use prestack_abi::config::{Door, MAX_DOORS};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    discovery::{Memcached, Selection},
+    discovery::{Memcached, Selection, procnet::Transport},
     host::{LocalAddress, is_link_local, mapped},
 };
 
@@ -25,6 +25,52 @@ pub struct DoorSpec {
     pub backend: u8,
     /// Whether hits may be served over UDP.
     pub serve_udp: bool,
+    /// How the backend is reached here.
+    #[serde(default)]
+    pub transports: Transports,
+}
+
+/// The transports over which a backend is reached at a door. What leaves by another one is not the
+/// backend's: any process may have that port there.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Deserialize, Serialize)]
+pub struct Transports {
+    /// UDP at this very address.
+    pub udp: bool,
+    /// TCP over IPv4: at this address, or at every one of the host.
+    pub tcp4: bool,
+    /// TCP over IPv6, likewise.
+    pub tcp6: bool,
+}
+
+impl Transports {
+    /// All of them, as far as the address goes.
+    #[must_use]
+    pub fn all(address: Option<IpAddr>) -> Self {
+        Self {
+            udp: address.is_some(),
+            tcp4: address.is_none_or(|address| address.is_ipv4()),
+            tcp6: address.is_none_or(|address| address.is_ipv6()),
+        }
+    }
+
+    fn of(memcached: &Memcached, address: Option<IpAddr>, port: u16) -> Self {
+        let takes = |transport, address| memcached.takes(transport, address, port);
+        let v4 = address.unwrap_or(Ipv4Addr::UNSPECIFIED.into());
+        let v6 = address.unwrap_or(Ipv6Addr::UNSPECIFIED.into());
+        let all = Self::all(address);
+        Self {
+            udp: all.udp && takes(Transport::Udp, v4),
+            tcp4: all.tcp4 && takes(Transport::Tcp, v4),
+            tcp6: all.tcp6 && takes(Transport::Tcp, v6),
+        }
+    }
+
+    fn flags(self) -> u8 {
+        let flag = |has, flag| if has { flag } else { 0 };
+        flag(self.udp, Door::HAS_UDP)
+            | flag(self.tcp4, Door::HAS_TCP4)
+            | flag(self.tcp6, Door::HAS_TCP6)
+    }
 }
 
 impl DoorSpec {
@@ -54,7 +100,7 @@ impl DoorSpec {
             address,
             port: self.port.to_be(),
             backend: self.backend,
-            flags: any | serve,
+            flags: any | serve | self.transports.flags(),
         }
     }
 }
@@ -162,13 +208,14 @@ fn tenant_doors(
                 port,
                 backend: number,
                 serve_udp: serve_udp && alive,
+                transports: Transports::of(memcached, address, port),
             },
             optional,
         });
     };
     for socket in &memcached.sockets {
         let port = socket.port;
-        let takes_udp = |address| memcached.takes_udp(address, port);
+        let takes_udp = |address| memcached.takes(Transport::Udp, address, port);
         let chosen = |address| selection.serves(address, port);
         if !socket.address.is_unspecified() {
             let address = socket.address;
@@ -367,6 +414,59 @@ mod tests {
         );
     }
 
+    /// Another process may have the port over the other transport, or in the other family.
+    #[test]
+    fn doors_tell_what_memcached_has_there() {
+        let list = |sockets: &[&str]| {
+            let memcached = memcached(sockets);
+            let tenant = Tenant {
+                number: 0,
+                memcached: &memcached,
+                alive: true,
+            };
+            let doors = doors(&[tenant], &host(), &select(&[11211], &[]), true).expect("few");
+            let has = |door: &DoorSpec| {
+                let Transports { udp, tcp4, tcp6 } = door.transports;
+                let names = [(udp, " udp"), (tcp4, " tcp4"), (tcp6, " tcp6")];
+                let has = names.map(|(has, name)| if has { name } else { "" });
+                format!("{door}{}", has.concat())
+            };
+            doors.iter().map(has).collect::<Vec<_>>()
+        };
+        assert_eq!(
+            list(&["tcp 10.0.0.1:11300", "udp 10.0.0.1:11211"]),
+            ["10.0.0.1:11211 udp", "10.0.0.1:11300 tcp4"]
+        );
+        assert_eq!(
+            list(&[
+                "tcp 10.0.0.1:11211",
+                "udp 10.0.0.1:11211",
+                "tcp [::1]:11211"
+            ]),
+            ["10.0.0.1:11211 udp tcp4", "[::1]:11211 tcp6"]
+        );
+        assert_eq!(
+            list(&["udp 0.0.0.0:11211", "tcp 0.0.0.0:11211"]),
+            [
+                "10.0.0.1:11211 udp tcp4",
+                "192.168.0.9:11211 udp tcp4",
+                "*:11211 tcp4"
+            ]
+        );
+        assert_eq!(
+            list(&["udp 0.0.0.0:11211", "tcp 10.0.0.1:11211"]),
+            [
+                "10.0.0.1:11211 udp tcp4",
+                "192.168.0.9:11211 udp",
+                "*:11211"
+            ]
+        );
+        assert_eq!(
+            list(&["udp [::]:11211", "tcp [::]:11211", "tcp 0.0.0.0:11211"]),
+            ["[fe80::1]:11211 udp tcp6", "*:11211 tcp4 tcp6"]
+        );
+    }
+
     #[test]
     fn loopback_counts_when_prestack_is_attached_to_it() {
         let memcached = memcached(&["udp 127.0.0.1:11211"]);
@@ -494,17 +594,30 @@ mod tests {
             port: 11211,
             backend: 3,
             serve_udp: true,
+            transports: Transports {
+                udp: true,
+                tcp4: true,
+                tcp6: false,
+            },
         };
         let door = spec.to_abi();
         assert_eq!(door.address[2], prestack_abi::config::MAPPED_V4);
         assert_eq!(door.address[3].to_ne_bytes(), [10, 0, 0, 1]);
         assert_eq!(door.port.to_ne_bytes(), [0x2b, 0xcb]);
-        assert_eq!((door.backend, door.flags), (3, Door::SERVE_UDP));
+        assert_eq!(
+            (door.backend, door.flags),
+            (3, Door::SERVE_UDP | Door::HAS_UDP | Door::HAS_TCP4)
+        );
         let any = DoorSpec {
             address: None,
             serve_udp: false,
+            transports: Transports {
+                udp: false,
+                tcp4: false,
+                tcp6: true,
+            },
             ..spec
         };
-        assert_eq!(any.to_abi().flags, Door::ANY_ADDRESS);
+        assert_eq!(any.to_abi().flags, Door::ANY_ADDRESS | Door::HAS_TCP6);
     }
 }

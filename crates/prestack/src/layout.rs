@@ -55,6 +55,7 @@ impl Layout {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::doors::Transports;
 
     #[test]
     fn a_layout_is_written_whole() {
@@ -64,6 +65,7 @@ mod tests {
                 port: 11211,
                 backend: 2,
                 serve_udp: false,
+                transports: Transports::all(None),
             }],
             allow: AllowList::new(&["10.0.0.0/8".parse().expect("a net")], &[]).expect("few"),
             links: vec![Link {

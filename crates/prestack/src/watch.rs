@@ -363,20 +363,19 @@ impl Watch {
             self.forget_all(controls, self.settle);
             return true;
         }
-        let set_flags = |serve: bool| {
-            let pairs = old.doors.iter().zip(&new.doors).enumerate();
-            for (at, (_, door)) in pairs.filter(|(_, (a, b))| a.serve_udp != b.serve_udp) {
-                if door.serve_udp == serve {
-                    controls.set_door_flags(at, door.to_abi().flags);
-                }
-            }
-        };
-        set_flags(false);
+        let doors = old.doors.iter().zip(&new.doors).enumerate();
+        let flags = doors.map(|(at, (old, new))| (at, old.to_abi().flags, new.to_abi().flags));
+        let changed: Vec<_> = flags.filter(|(_, old, new)| old != new).collect();
+        for &(at, old, new) in &changed {
+            controls.set_door_flags(at, old & new);
+        }
         let forget: HashSet<_> = changes.died.iter().chain(&changes.renewed).collect();
         for &number in forget {
             controls.empty_and_settle(number, self.settle);
         }
-        set_flags(true);
+        for (at, _, new) in changed {
+            controls.set_door_flags(at, new);
+        }
         true
     }
 
