@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
     io,
+    net::SocketAddr,
     os::fd::{AsFd as _, BorrowedFd, OwnedFd},
     time::Duration,
 };
@@ -16,7 +17,7 @@ use crate::{
     allow::{AllowList, TooManyNetworks},
     attach::sockets,
     discovery::{Found, Problem, Scanner, Selection},
-    doors::{Tenant, TooManyDoors, doors},
+    doors::{Doors, LeftOut, Tenant, TooManyDoors, doors},
     host::{self, Host, LOOPBACK, LocalAddress},
     layout::Layout,
     maps::Controls,
@@ -80,6 +81,8 @@ pub struct Watch {
     scanner: Scanner,
     slots: Slots,
     layout: Layout,
+    /// Addresses for which the layout has no room.
+    left_out: Vec<SocketAddr>,
     /// The host as it was seen last.
     host: Host,
     /// What earlier looks have changed that the datapath has not been told: something went wrong.
@@ -125,6 +128,7 @@ impl Watch {
             scanner: Scanner::default(),
             slots: Slots::resumed(earlier),
             layout: Layout::default(),
+            left_out: Vec::new(),
             host: host.clone(),
             pending: Changes::default(),
             ends: BTreeMap::new(),
@@ -147,6 +151,7 @@ impl Watch {
         if let Some(error) = watch.unreachable().into_iter().next() {
             return Err(error);
         }
+        watch.say_problems(&[], &Changes::default());
         Ok(watch)
     }
 
@@ -322,7 +327,7 @@ impl Watch {
     }
 
     /// The doors of the backends at the addresses the host has now.
-    fn lay_out(&self) -> Result<Layout, WatchError> {
+    fn lay_out(&mut self) -> Result<Layout, WatchError> {
         let host = &self.host;
         let tenants: Vec<_> = self
             .slots
@@ -338,14 +343,13 @@ impl Watch {
             .links
             .iter()
             .map(|link| link.to_abi(allow.on_link(&link.interface, &host.local)));
+        let links = links.collect();
+        let watches_lo = self.lo == Lo::Watched;
+        let Doors { specs, left_out } = doors(&tenants, &host.local, &self.selection, watches_lo)?;
+        self.left_out = left_out;
         Ok(Layout {
-            doors: doors(
-                &tenants,
-                &host.local,
-                &self.selection,
-                self.lo == Lo::Watched,
-            )?,
-            links: links.collect(),
+            doors: specs,
+            links,
             allow,
         })
     }
@@ -436,6 +440,9 @@ impl Watch {
         all.extend(self.unreachable().iter().map(ToString::to_string));
         if !changes.refused.is_empty() {
             all.push(WatchError::TooManyBackends.to_string());
+        }
+        if !self.left_out.is_empty() {
+            all.push(LeftOut(self.left_out.clone()).to_string());
         }
         for problem in all
             .iter()
