@@ -165,7 +165,7 @@ impl Watch {
         attached: &[Interface],
     ) -> Result<(), WatchError> {
         self.lo = Lo::Unseen;
-        self.rescan(controls, attached).map(drop)
+        self.rescan(controls, attached, |_| {}).map(drop)
     }
 
     /// Writes doors and allow list into a configuration.
@@ -251,7 +251,8 @@ impl Watch {
     }
 
     /// Looks at the host's sockets and addresses, and tells the datapath what has changed: `attached` are
-    /// the interfaces that packets are seen on. Returns whether anything has.
+    /// the interfaces that packets are seen on. What has to be done before anything new is served is done
+    /// by `before_serving`. Returns whether anything has changed.
     ///
     /// # Errors
     /// The host cannot be looked at, or has more than can be handled; the datapath goes on with
@@ -260,6 +261,7 @@ impl Watch {
         &mut self,
         controls: &Controls,
         attached: &[Interface],
+        before_serving: impl FnOnce(&Self),
     ) -> Result<bool, WatchError> {
         self.host = Host::look(attached)?;
         let Found { backends, problems } = self.scanner.scan(&self.selection)?;
@@ -285,6 +287,7 @@ impl Watch {
                 );
             }
         }
+        before_serving(self);
         let changed = self.apply(layout, &changes, controls);
         let unseen = self.unseen_ways();
         let said = self.say_problems(&problems, &changes);
