@@ -1,6 +1,6 @@
 //! Several memcacheds behind one interface: each with all its doors, none with another's items.
 
-use prestack::doors::DoorSpec;
+use prestack::doors::{DoorSpec, Transports};
 
 use crate::bytes::{get, hit};
 use crate::harness::{Datapath, Setup, Verdict, doors_of_wildcard};
@@ -108,6 +108,7 @@ fn the_same_request_to_two_addresses_on_one_port() {
         port: PORT,
         backend,
         serve_udp: true,
+        transports: Transports::all(Some([10, 0, 0, last].into())),
     };
     let mut path = Datapath::with(&Setup {
         doors: vec![door(1, 0), door(3, 1)],

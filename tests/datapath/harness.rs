@@ -7,7 +7,8 @@ use std::time::Duration;
 use ipnet::IpNet;
 use prestack::allow::AllowList;
 use prestack::clock;
-use prestack::doors::DoorSpec;
+use prestack::doors::{DoorSpec, Transports};
+use prestack::layout::Layout;
 use prestack::links::LinkSpec;
 use prestack::netlink::Tag;
 use prestack_abi::config::{Attention, Config, Link};
@@ -125,6 +126,7 @@ pub fn doors_of_wildcard(port: u16, backend: u8) -> Vec<DoorSpec> {
         port,
         backend,
         serve_udp,
+        transports: Transports::all(address),
     };
     vec![
         door(Some(SERVER4.into()), true),
@@ -134,7 +136,8 @@ pub fn doors_of_wildcard(port: u16, backend: u8) -> Vec<DoorSpec> {
 }
 
 impl Setup {
-    fn config(&self) -> Config {
+    /// The settings in a datapath that had these.
+    fn config(&self, before: Config) -> Config {
         let mut config = Config {
             seed: self.seed,
             serve_until: match clock::nanoseconds(self.serve_for) {
@@ -155,33 +158,21 @@ impl Setup {
             wall_offset_ns: clock::nanoseconds(self.wall_offset),
             attention: self.attention as u32,
             policy: self.policy,
-            ..Config::empty()
+            ..before
         };
         assert!(self.buckets * self.parts <= BUCKETS);
         // As in life: exact addresses before wildcards.
         let mut doors = self.doors.clone();
         doors.sort_by_key(|door| door.address.is_none());
-        for door in doors {
-            config.doors[config.doors_len as usize] = door.to_abi();
-            config.doors_len += 1;
-            config.add_port(door.port);
-        }
-        let allow = AllowList {
-            networks: self.allow.clone(),
-            is_given: true,
+        let layout = Layout {
+            doors,
+            allow: AllowList {
+                networks: self.allow.clone(),
+                is_given: true,
+            },
+            links: self.links.clone(),
         };
-        for link in &self.links {
-            config.links[config.links_len as usize] = *link;
-            config.links_len += 1;
-        }
-        for network in allow.to_abi4() {
-            config.allow4[config.allow4_len as usize] = network;
-            config.allow4_len += 1;
-        }
-        for network in allow.to_abi6() {
-            config.allow6[config.allow6_len as usize] = network;
-            config.allow6_len += 1;
-        }
+        layout.write(&mut config);
         config
     }
 }
@@ -219,7 +210,7 @@ impl Datapath {
 
     pub fn with(setup: &Setup) -> Self {
         let kernel = Kernel::take();
-        kernel.controls.init(&setup.config());
+        kernel.controls.init(&setup.config(Config::empty()));
         Self {
             kernel: Some(kernel),
             next_id: 0,
@@ -228,7 +219,8 @@ impl Datapath {
 
     /// Changes the settings; what is cached and remembered stays.
     pub fn configure(&mut self, setup: &Setup) {
-        self.kernel().controls.init(&setup.config());
+        let controls = &self.kernel().controls;
+        controls.init(&setup.config(controls.config()));
     }
 
     /// The programs and maps themselves.

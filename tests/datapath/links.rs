@@ -91,6 +91,18 @@ fn other_mac_addresses() {
     }
 }
 
+/// The interface has become a port of Open vSwitch, or its bridge filters VLANs.
+#[test]
+fn the_last_link_goes_away() {
+    let mut path = filled(&Setup::default().links);
+    assert_served(&path, |request| request);
+    path.configure(&Setup {
+        links: Vec::new(),
+        ..Setup::default()
+    });
+    assert_foreign(&mut path, |request| request);
+}
+
 #[test]
 fn other_vlans() {
     let links = [

@@ -26,6 +26,7 @@ mod model;
 mod multi;
 mod names;
 mod odd;
+mod owners;
 mod packet;
 mod passing;
 mod pieces;

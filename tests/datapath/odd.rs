@@ -3,7 +3,7 @@
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
-use prestack::doors::DoorSpec;
+use prestack::doors::{DoorSpec, Transports};
 
 use crate::bytes::{get, hit, key_of};
 use crate::harness::{Datapath, Setup, Verdict};
@@ -508,6 +508,7 @@ fn tcp_without_udp_is_not_served_over_udp() {
         port: PORT,
         backend: 0,
         serve_udp,
+        transports: Transports::all(address),
     };
     let setup = Setup {
         doors: vec![

@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 
 use anyhow::{Result, bail, ensure};
+use prestack_testbed::bpf::attach_end;
 use prestack_testbed::{Memcached, MemcachedOptions, TcpClient, Testbed, UdpClient, pace};
 use prestack_tests::attached::{nothing_attached, nothing_linked};
 use prestack_tests::binary::{self, Opcode, STORAGE};
@@ -299,6 +300,40 @@ fn nothing_is_left_on_the_loopback_interface() -> Result<()> {
         nothing_attached(host, "lo")?;
         assert_eq!(killed.instance().files()?, NO_FILES);
         ensure!(!qdiscs(&stage.bed)?.contains("clsact"));
+    }
+    Ok(())
+}
+
+/// A program that lets everything go on, and nothing come to programs behind it, hides no writes.
+#[test]
+fn programs_that_were_there_before_do_not_hide_writes() -> Result<()> {
+    for egress in ["clsact", "tcx"] {
+        let is_tcx = egress == "tcx";
+        if is_tcx && kernel::version() < (6, 6) {
+            continue;
+        }
+        let bed = Testbed::new()?;
+        let memcached = Memcached::start(&bed.server, MemcachedOptions::default())?;
+        let link = if is_tcx {
+            Some(attach_end(&bed.server, "lo")?)
+        } else {
+            tc(&bed, &["qdisc", "add", "dev", "lo", "clsact"])?;
+            let filter = ["filter", "add", "dev", "lo", "egress", "prio", "2"];
+            // A match without an action: `TC_ACT_OK`.
+            let all = ["bpf", "bytecode", "1,6 0 0 4294967295", "flowid", "1:1"];
+            tc(&bed, &[&filter[..], &all].concat())?;
+            None
+        };
+        let args = [&LASTING[..], &["--egress", egress]].concat();
+        let prestack = start_watching_prestack(&bed, 0, &args)?;
+        let mut reader = UdpClient::connect(&bed.client, (bed.links[0].server4, PORT).into())?;
+        let mut local = TcpClient::connect(&bed.server, (Ipv4Addr::LOCALHOST, PORT).into())?;
+        for value in [&b"1"[..], b"2", b"3"] {
+            store(&mut local, b"key", value)?;
+            assert_eq!(reader.get(b"key")?.as_deref(), Some(value), "{egress}");
+            until_hit(&prestack, &mut reader, b"key", value)?;
+        }
+        drop((prestack, memcached, link));
     }
     Ok(())
 }

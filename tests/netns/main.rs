@@ -8,6 +8,7 @@ mod backends;
 mod before;
 mod bench;
 mod carried;
+mod cgroups;
 mod changes;
 mod classic;
 mod clients;

@@ -113,15 +113,25 @@ pub struct Door {
     pub port: u16,
     /// Which backend: index into `BACKENDS`.
     pub backend: u8,
-    /// [`Door::ANY_ADDRESS`] and [`Door::SERVE_UDP`].
+    /// [`Door::ANY_ADDRESS`], [`Door::SERVE_UDP`], and what memcached has here: [`Door::HAS_UDP`],
+    /// [`Door::HAS_TCP4`], [`Door::HAS_TCP6`].
     pub flags: u8,
 }
 
 impl Door {
     /// Matches every address: what arrives there invalidates, but is never served.
     pub const ANY_ADDRESS: u8 = 1;
-    /// memcached answers UDP here, so hits may be served.
+    /// Hits may be served over UDP. Never without [`Door::HAS_UDP`].
     pub const SERVE_UDP: u8 = 2;
+    /// memcached has a UDP socket for this very address: else what is sent from here over UDP may be
+    /// another process's. Never with [`Door::ANY_ADDRESS`].
+    pub const HAS_UDP: u8 = 4;
+    /// memcached has a TCP listener for this address, or for every IPv4 address of the host.
+    pub const HAS_TCP4: u8 = 8;
+    /// The same for IPv6.
+    pub const HAS_TCP6: u8 = Self::HAS_TCP4 << 1;
+    /// The flags of the doors that most traffic is for: exact, served over UDP.
+    pub const SERVED: u8 = Self::SERVE_UDP | Self::HAS_UDP;
 }
 
 /// Frames that the kernel takes: with these VLAN tags, at this interface, to this MAC address. Any other

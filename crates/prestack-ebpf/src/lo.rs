@@ -70,7 +70,7 @@ fn reply(ctx: &TcContext) {
     if headers.udp {
         // It ends a write, perhaps. GETs over `lo` have no tickets.
         tx::datagram(ctx, packet, &headers, door);
-    } else {
+    } else if door.locally().has_tcp(headers.v6) {
         replies::hand_over(ctx);
     }
 }

@@ -1,4 +1,4 @@
-//! The smallest XDP program, `return XDP_PASS`, on a device.
+//! The smallest programs on a device: `return XDP_PASS`, and `return TCX_PASS`.
 //!
 //! A veth device takes packets that its peer sends with `XDP_TX` only if it has an XDP program
 //! itself: without one they stay in its ring until something else wakes it. (Seen on Linux 6.18;
@@ -15,12 +15,16 @@ use crate::namespace::Namespace;
 
 const BPF_PROG_LOAD: libc::c_long = 5;
 const BPF_LINK_CREATE: libc::c_long = 28;
+const BPF_PROG_TYPE_SCHED_CLS: u32 = 3;
 const BPF_PROG_TYPE_XDP: u32 = 6;
 const BPF_XDP: u32 = 37;
+const BPF_TCX_EGRESS: u32 = 47;
 const XDP_FLAGS_DRV_MODE: u32 = 1 << 2;
 
 /// `r0 = XDP_PASS; exit`, as `struct bpf_insn` (opcode, registers, offset, immediate).
 static PASS: [u64; 2] = [0xb7 | 2 << 32, 0x95];
+/// `r0 = TCX_PASS; exit`.
+static END: [u64; 2] = [0xb7, 0x95];
 
 /// The head of `union bpf_attr` for `BPF_PROG_LOAD`; the kernel takes the rest as zero.
 #[repr(C)]
@@ -45,26 +49,52 @@ struct LinkCreate {
 /// # Errors
 /// When there is an XDP program already, or the device takes none.
 pub fn attach_pass(namespace: &Namespace, dev: &str) -> Result<OwnedFd> {
+    let hook = (BPF_PROG_TYPE_XDP, BPF_XDP, XDP_FLAGS_DRV_MODE);
+    attach(namespace, dev, &PASS, hook)
+}
+
+/// Attaches a program to the egress of `dev` in `namespace`, by TCX, that lets every packet go on to where it goes,
+/// past the programs behind it; it stays until the link is dropped.
+///
+/// # Errors
+/// When the kernel has no TCX.
+pub fn attach_end(namespace: &Namespace, dev: &str) -> Result<OwnedFd> {
+    attach(
+        namespace,
+        dev,
+        &END,
+        (BPF_PROG_TYPE_SCHED_CLS, BPF_TCX_EGRESS, 0),
+    )
+}
+
+/// Attaches a program of these instructions; `hook` is its type, that of the attachment, and its flags.
+fn attach(
+    namespace: &Namespace,
+    dev: &str,
+    instructions: &'static [u64],
+    hook: (u32, u32, u32),
+) -> Result<OwnedFd> {
+    let (prog_type, attach_type, flags) = hook;
     let license = CString::from(c"Dual MIT/GPL");
     let load = ProgLoad {
-        prog_type: BPF_PROG_TYPE_XDP,
-        insn_cnt: PASS.len() as u32,
-        insns: PASS.as_ptr() as u64,
+        prog_type,
+        insn_cnt: instructions.len() as u32,
+        insns: instructions.as_ptr() as u64,
         license: license.as_ptr() as u64,
     };
     // SAFETY: `load` describes instructions and a licence that outlive the call.
-    let program = unsafe { bpf(BPF_PROG_LOAD, &load) }.context("loading an XDP program")?;
+    let program = unsafe { bpf(BPF_PROG_LOAD, &load) }.context("loading a program")?;
     namespace.run(|| {
         let target_ifindex = nix::net::if_::if_nametoindex(dev)?;
         let create = LinkCreate {
             prog_fd: program.as_raw_fd(),
             target_ifindex,
-            attach_type: BPF_XDP,
-            flags: XDP_FLAGS_DRV_MODE,
+            attach_type,
+            flags,
         };
         // SAFETY: `create` holds no pointers, and its descriptor is open.
         unsafe { bpf(BPF_LINK_CREATE, &create) }
-            .with_context(|| format!("attaching an XDP program to {dev}"))
+            .with_context(|| format!("attaching a program to {dev}"))
     })
 }
 

@@ -3,14 +3,14 @@
 use std::{
     collections::HashSet,
     fmt,
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
 };
 
 use prestack_abi::config::{Door, MAX_DOORS};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    discovery::{Memcached, Selection},
+    discovery::{Memcached, Selection, procnet::Transport},
     host::{LocalAddress, is_link_local, mapped},
 };
 
@@ -25,6 +25,52 @@ pub struct DoorSpec {
     pub backend: u8,
     /// Whether hits may be served over UDP.
     pub serve_udp: bool,
+    /// How the backend is reached here.
+    #[serde(default)]
+    pub transports: Transports,
+}
+
+/// The transports over which a backend is reached at a door. What leaves by another one is not the
+/// backend's: any process may have that port there.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Deserialize, Serialize)]
+pub struct Transports {
+    /// UDP at this very address.
+    pub udp: bool,
+    /// TCP over IPv4: at this address, or at every one of the host.
+    pub tcp4: bool,
+    /// TCP over IPv6, likewise.
+    pub tcp6: bool,
+}
+
+impl Transports {
+    /// All of them, as far as the address goes.
+    #[must_use]
+    pub fn all(address: Option<IpAddr>) -> Self {
+        Self {
+            udp: address.is_some(),
+            tcp4: address.is_none_or(|address| address.is_ipv4()),
+            tcp6: address.is_none_or(|address| address.is_ipv6()),
+        }
+    }
+
+    fn of(memcached: &Memcached, address: Option<IpAddr>, port: u16) -> Self {
+        let takes = |transport, address| memcached.takes(transport, address, port);
+        let v4 = address.unwrap_or(Ipv4Addr::UNSPECIFIED.into());
+        let v6 = address.unwrap_or(Ipv6Addr::UNSPECIFIED.into());
+        let all = Self::all(address);
+        Self {
+            udp: all.udp && takes(Transport::Udp, v4),
+            tcp4: all.tcp4 && takes(Transport::Tcp, v4),
+            tcp6: all.tcp6 && takes(Transport::Tcp, v6),
+        }
+    }
+
+    fn flags(self) -> u8 {
+        let flag = |has, flag| if has { flag } else { 0 };
+        flag(self.udp, Door::HAS_UDP)
+            | flag(self.tcp4, Door::HAS_TCP4)
+            | flag(self.tcp6, Door::HAS_TCP6)
+    }
 }
 
 impl DoorSpec {
@@ -54,7 +100,7 @@ impl DoorSpec {
             address,
             port: self.port.to_be(),
             backend: self.backend,
-            flags: any | serve,
+            flags: any | serve | self.transports.flags(),
         }
     }
 }
@@ -79,6 +125,32 @@ pub struct Tenant<'a> {
     pub alive: bool,
 }
 
+/// Where the backends are reached.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Doors {
+    /// The doors: exact addresses before wildcards, and those first that are served, in an order that does
+    /// not depend on which of the backends are alive.
+    pub specs: Vec<DoorSpec>,
+    /// Addresses that are not served for want of room, though they are chosen.
+    pub left_out: Vec<SocketAddr>,
+}
+
+/// Why addresses are not served that are chosen.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error(
+    "memcached is not served at {}: {MAX_DOORS} addresses and ports can be handled; run prestack for \
+     fewer ports or addresses (--port, --address)", list(.0)
+)]
+pub struct LeftOut(pub Vec<SocketAddr>);
+
+fn list(addresses: &[SocketAddr]) -> String {
+    const SHOWN: usize = 3;
+    let shown = addresses.iter().take(SHOWN).map(ToString::to_string);
+    let more = addresses.len().saturating_sub(SHOWN);
+    let more = (more > 0).then(|| format!("{more} more"));
+    shown.chain(more).collect::<Vec<_>>().join(", ")
+}
+
 /// The backends listen at more places than the datapath can be told.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 #[error(
@@ -90,8 +162,7 @@ pub struct TooManyDoors {
     pub needed: usize,
 }
 
-/// The doors of `backends`, exact addresses before wildcards, in an order that does not depend on
-/// which of them are alive. Loopback addresses are among them if packets to them are seen.
+/// The doors of `backends`. Loopback addresses are among them if packets to them are seen.
 ///
 /// # Errors
 /// There are too many.
@@ -100,14 +171,21 @@ pub fn doors(
     local: &[LocalAddress],
     selection: &Selection,
     watches_lo: bool,
-) -> Result<Vec<DoorSpec>, TooManyDoors> {
+) -> Result<Doors, TooManyDoors> {
     let mut wanted: Vec<Wanted> = Vec::new();
-    // Where a dead backend was, a live one may be by now.
-    let (alive, dead): (Vec<_>, Vec<_>) = backends.iter().partition(|tenant| tenant.alive);
+    // Where a dead backend was, a live one may be by now, with a wildcard, too: that comes behind exact addresses.
+    let (alive, dead): (Vec<&Tenant<'_>>, Vec<_>) =
+        backends.iter().partition(|tenant| tenant.alive);
+    let is_alive_at = |address, port| {
+        let mut sockets = alive.iter().flat_map(|tenant| &tenant.memcached.sockets);
+        sockets.any(|socket| socket.port == port && socket.takes(address))
+    };
     let mut taken = HashSet::new();
-    for tenant in alive.into_iter().chain(dead) {
+    for tenant in alive.iter().chain(&dead) {
         for door in tenant_doors(tenant, local, selection, watches_lo) {
-            if taken.insert((door.spec.address, door.spec.port)) {
+            let DoorSpec { address, port, .. } = door.spec;
+            let is_theirs = !tenant.alive && address.is_some_and(|at| is_alive_at(at, port));
+            if !is_theirs && taken.insert((address, port)) {
                 wanted.push(door);
             }
         }
@@ -117,6 +195,7 @@ pub fn doors(
         (
             spec.address.is_none(),
             door.optional,
+            !door.chosen,
             spec.backend,
             spec.port,
             spec.address,
@@ -127,16 +206,23 @@ pub fn doors(
         return Err(TooManyDoors { needed });
     }
     let mut spare = MAX_DOORS - needed;
-    wanted.retain(|door| {
+    let (fitting, left_out): (Vec<_>, Vec<_>) = wanted.into_iter().partition(|door| {
         let fits = !door.optional || spare > 0;
         spare -= usize::from(door.optional && fits);
         fits
     });
-    Ok(wanted.into_iter().map(|door| door.spec).collect())
+    let left_out = left_out.into_iter().filter(|door| door.chosen);
+    let left_out = left_out.filter_map(|door| Some((door.spec.address?, door.spec.port).into()));
+    Ok(Doors {
+        specs: fitting.into_iter().map(|door| door.spec).collect(),
+        left_out: left_out.collect(),
+    })
 }
 
 struct Wanted {
     spec: DoorSpec,
+    /// Hits are to be served there while the backend is alive.
+    chosen: bool,
     /// A wildcard door of the same port covers it, if without hits: an address of an interface
     /// that prestack is not attached to, or one that is not to be served.
     optional: bool,
@@ -162,13 +248,15 @@ fn tenant_doors(
                 port,
                 backend: number,
                 serve_udp: serve_udp && alive,
+                transports: Transports::of(memcached, address, port),
             },
+            chosen: serve_udp,
             optional,
         });
     };
     for socket in &memcached.sockets {
         let port = socket.port;
-        let takes_udp = |address| memcached.takes_udp(address, port);
+        let takes_udp = |address| memcached.takes(Transport::Udp, address, port);
         let chosen = |address| selection.serves(address, port);
         if !socket.address.is_unspecified() {
             let address = socket.address;
@@ -257,7 +345,11 @@ mod tests {
             memcached: &memcached,
             alive: true,
         };
-        show(&doors(&[tenant], &host(), selection, false).expect("few"))
+        show(
+            &doors(&[tenant], &host(), selection, false)
+                .expect("few")
+                .specs,
+        )
     }
 
     const ANY4: [&str; 2] = ["tcp 0.0.0.0:11211", "udp 0.0.0.0:11211"];
@@ -290,7 +382,7 @@ mod tests {
         );
         assert_eq!(
             one(&ANY4, &select(&[11211], &["192.168.0.9"])),
-            ["0 10.0.0.1 11211", "0 192.168.0.9 11211 serve", "0 * 11211"]
+            ["0 192.168.0.9 11211 serve", "0 10.0.0.1 11211", "0 * 11211"]
         );
     }
 
@@ -303,9 +395,9 @@ mod tests {
             ),
             [
                 "0 10.0.0.1 11300 serve",
+                "0 192.168.0.9 11300 serve",
                 "0 10.0.0.1 11211",
                 "0 192.168.0.9 11211",
-                "0 192.168.0.9 11300 serve",
                 "0 * 11211",
                 "0 * 11300"
             ]
@@ -324,7 +416,7 @@ mod tests {
         let local = local(&[("vs", "10.0.0.1/24"), ("eth0", "169.254.0.9/16")]);
         let doors = doors(&[tenant], &local, &select(&[11211], &[]), false).expect("few");
         assert_eq!(
-            show(&doors),
+            show(&doors.specs),
             [
                 "0 10.0.0.1 11211 serve",
                 "0 169.254.0.9 11211 serve",
@@ -367,6 +459,59 @@ mod tests {
         );
     }
 
+    /// Another process may have the port over the other transport, or in the other family.
+    #[test]
+    fn doors_tell_what_memcached_has_there() {
+        let list = |sockets: &[&str]| {
+            let memcached = memcached(sockets);
+            let tenant = Tenant {
+                number: 0,
+                memcached: &memcached,
+                alive: true,
+            };
+            let doors = doors(&[tenant], &host(), &select(&[11211], &[]), true).expect("few");
+            let has = |door: &DoorSpec| {
+                let Transports { udp, tcp4, tcp6 } = door.transports;
+                let names = [(udp, " udp"), (tcp4, " tcp4"), (tcp6, " tcp6")];
+                let has = names.map(|(has, name)| if has { name } else { "" });
+                format!("{door}{}", has.concat())
+            };
+            doors.specs.iter().map(has).collect::<Vec<_>>()
+        };
+        assert_eq!(
+            list(&["tcp 10.0.0.1:11300", "udp 10.0.0.1:11211"]),
+            ["10.0.0.1:11211 udp", "10.0.0.1:11300 tcp4"]
+        );
+        assert_eq!(
+            list(&[
+                "tcp 10.0.0.1:11211",
+                "udp 10.0.0.1:11211",
+                "tcp [::1]:11211"
+            ]),
+            ["10.0.0.1:11211 udp tcp4", "[::1]:11211 tcp6"]
+        );
+        assert_eq!(
+            list(&["udp 0.0.0.0:11211", "tcp 0.0.0.0:11211"]),
+            [
+                "10.0.0.1:11211 udp tcp4",
+                "192.168.0.9:11211 udp tcp4",
+                "*:11211 tcp4"
+            ]
+        );
+        assert_eq!(
+            list(&["udp 0.0.0.0:11211", "tcp 10.0.0.1:11211"]),
+            [
+                "10.0.0.1:11211 udp tcp4",
+                "192.168.0.9:11211 udp",
+                "*:11211"
+            ]
+        );
+        assert_eq!(
+            list(&["udp [::]:11211", "tcp [::]:11211", "tcp 0.0.0.0:11211"]),
+            ["[fe80::1]:11211 udp tcp6", "*:11211 tcp4 tcp6"]
+        );
+    }
+
     #[test]
     fn loopback_counts_when_prestack_is_attached_to_it() {
         let memcached = memcached(&["udp 127.0.0.1:11211"]);
@@ -380,7 +525,7 @@ mod tests {
             ..host().swap_remove(0)
         }];
         let doors = doors(&[tenant], &attached, &select(&[11211], &[]), false).expect("few");
-        assert_eq!(show(&doors), ["0 127.0.0.1 11211 serve"]);
+        assert_eq!(show(&doors.specs), ["0 127.0.0.1 11211 serve"]);
     }
 
     /// They are not served: nobody reaches them over the interface that is.
@@ -398,7 +543,7 @@ mod tests {
         };
         let doors = doors(&[tenant], &host(), &select(&[11211], &[]), true).expect("few");
         assert_eq!(
-            show(&doors),
+            show(&doors.specs),
             ["0 10.0.0.1 11211 serve", "0 127.0.0.1 11211", "0 ::1 11211"]
         );
     }
@@ -426,11 +571,15 @@ mod tests {
         };
         let before = doors(&tenants(true), &host(), &selection, false).expect("few");
         let after = doors(&tenants(false), &host(), &selection, false).expect("few");
-        assert_eq!(show(&after), ["0 10.0.0.1 11211", "1 10.0.0.1 11212 serve"]);
+        assert_eq!(
+            show(&after.specs),
+            ["0 10.0.0.1 11211", "1 10.0.0.1 11212 serve"]
+        );
         assert!(
             before
+                .specs
                 .iter()
-                .zip(&after)
+                .zip(&after.specs)
                 .all(|(one, other)| one.is_same_place(other))
         );
     }
@@ -452,7 +601,10 @@ mod tests {
             },
         ];
         let doors = doors(&tenants, &host(), &select(&[11211], &[]), false).expect("few");
-        assert_eq!(show(&doors), ["0 10.0.0.1 11300", "1 10.0.0.1 11211 serve"]);
+        assert_eq!(
+            show(&doors.specs),
+            ["1 10.0.0.1 11211 serve", "0 10.0.0.1 11300"]
+        );
     }
 
     #[test]
@@ -471,8 +623,13 @@ mod tests {
             alive: true,
         };
         let list = doors(&[tenant], &addresses, &select(&[11211], &[]), false).expect("enough");
-        assert_eq!(list.len(), MAX_DOORS);
-        assert_eq!(list.last().expect("some").address, None);
+        assert_eq!(list.specs.len(), MAX_DOORS);
+        assert_eq!(list.specs.last().expect("some").address, None);
+        assert_eq!(list.left_out.len(), 101 - MAX_DOORS);
+        assert_eq!(list.left_out[0].to_string(), "10.1.0.63:11211");
+        let left_out = LeftOut(list.left_out).to_string();
+        let shown = "at 10.1.0.63:11211, 10.1.0.64:11211, 10.1.0.65:11211, 34 more: 64 addresses";
+        assert!(left_out.contains(shown), "{left_out}");
         let attached: Vec<_> = addresses
             .iter()
             .cloned()
@@ -487,6 +644,79 @@ mod tests {
         );
     }
 
+    /// Of two backends on two ports, the second's place was taken by the first's successor.
+    #[test]
+    fn the_doors_of_the_dead_do_not_stand_before_those_of_the_living() {
+        let gone = memcached(&["udp 0.0.0.0:11212", "tcp 0.0.0.0:11212", "udp [::]:11212"]);
+        let here = memcached(&["udp 0.0.0.0:11211", "tcp 0.0.0.0:11212"]);
+        let tenants = [
+            Tenant {
+                number: 0,
+                memcached: &here,
+                alive: true,
+            },
+            Tenant {
+                number: 1,
+                memcached: &gone,
+                alive: false,
+            },
+        ];
+        let selection = select(&[11211, 11212], &[]);
+        let doors = doors(&tenants, &host(), &selection, false).expect("few");
+        assert_eq!(
+            show(&doors.specs),
+            [
+                "0 10.0.0.1 11211 serve",
+                "1 fe80::1 11212",
+                "0 192.168.0.9 11211 serve",
+                "0 * 11211",
+                "0 * 11212"
+            ]
+        );
+    }
+
+    /// Of more addresses than there is room for, those that are not served are left to the wildcard.
+    #[test]
+    fn what_is_served_goes_before_what_is_not() {
+        let addresses: Vec<_> = (0..100)
+            .map(|n| LocalAddress {
+                net: format!("10.1.0.{n}/24").parse().expect("a net"),
+                interface: "eth0".into(),
+                attached: n == 0,
+            })
+            .collect();
+        let memcached = memcached(&ANY4);
+        for alive in [true, false] {
+            let tenant = Tenant {
+                number: 0,
+                memcached: &memcached,
+                alive,
+            };
+            let selection = select(&[11211], &["10.1.0.0", "10.1.0.98", "10.1.0.99"]);
+            let doors = doors(&[tenant], &addresses, &selection, false).expect("enough");
+            let served: Vec<_> = doors.specs.iter().filter(|door| door.serve_udp).collect();
+            assert_eq!(served.len(), if alive { 3 } else { 0 });
+            let first: Vec<_> = doors.specs[..3].iter().map(ToString::to_string).collect();
+            assert_eq!(
+                first,
+                ["10.1.0.0:11211", "10.1.0.98:11211", "10.1.0.99:11211"]
+            );
+            assert_eq!((doors.specs.len(), doors.left_out.len()), (MAX_DOORS, 0));
+        }
+    }
+
+    /// The datapath looks at the first one first.
+    #[test]
+    fn the_first_door_is_one_that_is_served() {
+        assert_eq!(
+            one(
+                &["tcp 10.0.0.1:11200", "udp 10.0.0.1:11211"],
+                &select(&[11211], &[])
+            ),
+            ["0 10.0.0.1 11211 serve", "0 10.0.0.1 11200"]
+        );
+    }
+
     #[test]
     fn the_datapath_reads_network_byte_order() {
         let spec = DoorSpec {
@@ -494,17 +724,30 @@ mod tests {
             port: 11211,
             backend: 3,
             serve_udp: true,
+            transports: Transports {
+                udp: true,
+                tcp4: true,
+                tcp6: false,
+            },
         };
         let door = spec.to_abi();
         assert_eq!(door.address[2], prestack_abi::config::MAPPED_V4);
         assert_eq!(door.address[3].to_ne_bytes(), [10, 0, 0, 1]);
         assert_eq!(door.port.to_ne_bytes(), [0x2b, 0xcb]);
-        assert_eq!((door.backend, door.flags), (3, Door::SERVE_UDP));
+        assert_eq!(
+            (door.backend, door.flags),
+            (3, Door::SERVE_UDP | Door::HAS_UDP | Door::HAS_TCP4)
+        );
         let any = DoorSpec {
             address: None,
             serve_udp: false,
+            transports: Transports {
+                udp: false,
+                tcp4: false,
+                tcp6: true,
+            },
             ..spec
         };
-        assert_eq!(any.to_abi().flags, Door::ANY_ADDRESS);
+        assert_eq!(any.to_abi().flags, Door::ANY_ADDRESS | Door::HAS_TCP6);
     }
 }

@@ -28,7 +28,13 @@ impl Layout {
 
     /// Writes it into a configuration.
     pub fn write(&self, config: &mut Config) {
-        config.ports = [0; 1024];
+        // The first place of a list is looked at before its length: nothing of before may be left.
+        let none = Config::empty();
+        config.ports = none.ports;
+        config.doors = none.doors;
+        config.links = none.links;
+        config.allow4 = none.allow4;
+        config.allow6 = none.allow6;
         for (to, door) in config.doors.iter_mut().zip(&self.doors) {
             *to = door.to_abi();
         }
@@ -55,6 +61,7 @@ impl Layout {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::doors::Transports;
 
     #[test]
     fn a_layout_is_written_whole() {
@@ -64,6 +71,7 @@ mod tests {
                 port: 11211,
                 backend: 2,
                 serve_udp: false,
+                transports: Transports::all(None),
             }],
             allow: AllowList::new(&["10.0.0.0/8".parse().expect("a net")], &[]).expect("few"),
             links: vec![Link {
@@ -83,5 +91,44 @@ mod tests {
         assert_eq!(config.doors[0], layout.doors[0].to_abi());
         assert_eq!(config.ports[11211 / 64], 1 << (11211 % 64));
         assert_eq!(config.ports[80 / 64], 0);
+    }
+
+    /// The datapath looks at the first place of a list before it looks at how many are used.
+    #[test]
+    fn nothing_of_an_earlier_layout_is_left() {
+        let nets = ["10.0.0.0/8", "fd00::/8"].map(|net| net.parse().expect("a net"));
+        let link = Link {
+            place: 2,
+            mac: 3,
+            allow: 1,
+        };
+        let door = |port| DoorSpec {
+            address: None,
+            port,
+            backend: 2,
+            serve_udp: false,
+            transports: Transports::all(None),
+        };
+        let layout = Layout {
+            doors: vec![door(11211), door(11212)],
+            allow: AllowList::new(&nets, &[]).expect("few"),
+            links: vec![link, Link { place: 4, ..link }],
+        };
+        for kept in [1, 0] {
+            let mut config = Config::empty();
+            layout.write(&mut config);
+            let mut less = layout.clone();
+            less.doors.truncate(kept);
+            less.links.truncate(kept);
+            less.allow = AllowList::default();
+            less.write(&mut config);
+            let mut fresh = Config::empty();
+            less.write(&mut fresh);
+            assert_eq!(config.doors, fresh.doors);
+            assert_eq!(config.links, fresh.links);
+            assert_eq!(config.allow4, fresh.allow4);
+            assert_eq!(config.allow6, fresh.allow6);
+            assert_eq!(config.ports, fresh.ports);
+        }
     }
 }

@@ -210,6 +210,7 @@ mod tests {
     use std::net::IpAddr;
 
     use super::*;
+    use crate::doors::Transports;
 
     fn memcached(pid: u32, start: u64, ports: &[u16]) -> Memcached {
         Memcached {
@@ -272,6 +273,7 @@ mod tests {
                 port: 11211 + u16::from(number),
                 backend: number,
                 serve_udp: true,
+                transports: Transports::all(address),
             }],
             unix_sockets: Vec::new(),
         };

@@ -364,6 +364,7 @@ pub fn current_netns() -> io::Result<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::doors::Transports;
 
     fn state() -> State {
         State {
@@ -403,6 +404,10 @@ mod tests {
                     port: 11211,
                     backend: 0,
                     serve_udp: true,
+                    transports: Transports {
+                        udp: true,
+                        ..Transports::default()
+                    },
                 }],
                 unix_sockets: vec!["/run/m".into()],
             }],

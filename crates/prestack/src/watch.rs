@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
     io,
+    net::SocketAddr,
     os::fd::{AsFd as _, BorrowedFd, OwnedFd},
     time::Duration,
 };
@@ -16,7 +17,7 @@ use crate::{
     allow::{AllowList, TooManyNetworks},
     attach::sockets,
     discovery::{Found, Problem, Scanner, Selection},
-    doors::{Tenant, TooManyDoors, doors},
+    doors::{Doors, LeftOut, Tenant, TooManyDoors, doors},
     host::{self, Host, LOOPBACK, LocalAddress},
     layout::Layout,
     maps::Controls,
@@ -80,6 +81,8 @@ pub struct Watch {
     scanner: Scanner,
     slots: Slots,
     layout: Layout,
+    /// Addresses for which the layout has no room.
+    left_out: Vec<SocketAddr>,
     /// The host as it was seen last.
     host: Host,
     /// What earlier looks have changed that the datapath has not been told: something went wrong.
@@ -125,6 +128,7 @@ impl Watch {
             scanner: Scanner::default(),
             slots: Slots::resumed(earlier),
             layout: Layout::default(),
+            left_out: Vec::new(),
             host: host.clone(),
             pending: Changes::default(),
             ends: BTreeMap::new(),
@@ -147,6 +151,7 @@ impl Watch {
         if let Some(error) = watch.unreachable().into_iter().next() {
             return Err(error);
         }
+        watch.say_problems(&[], &Changes::default());
         Ok(watch)
     }
 
@@ -160,7 +165,7 @@ impl Watch {
         attached: &[Interface],
     ) -> Result<(), WatchError> {
         self.lo = Lo::Unseen;
-        self.rescan(controls, attached).map(drop)
+        self.rescan(controls, attached, |_| {}).map(drop)
     }
 
     /// Writes doors and allow list into a configuration.
@@ -246,7 +251,8 @@ impl Watch {
     }
 
     /// Looks at the host's sockets and addresses, and tells the datapath what has changed: `attached` are
-    /// the interfaces that packets are seen on. Returns whether anything has.
+    /// the interfaces that packets are seen on. What has to be done before anything new is served is done
+    /// by `before_serving`. Returns whether anything has changed.
     ///
     /// # Errors
     /// The host cannot be looked at, or has more than can be handled; the datapath goes on with
@@ -255,6 +261,7 @@ impl Watch {
         &mut self,
         controls: &Controls,
         attached: &[Interface],
+        before_serving: impl FnOnce(&Self),
     ) -> Result<bool, WatchError> {
         self.host = Host::look(attached)?;
         let Found { backends, problems } = self.scanner.scan(&self.selection)?;
@@ -280,6 +287,7 @@ impl Watch {
                 );
             }
         }
+        before_serving(self);
         let changed = self.apply(layout, &changes, controls);
         let unseen = self.unseen_ways();
         let said = self.say_problems(&problems, &changes);
@@ -322,7 +330,7 @@ impl Watch {
     }
 
     /// The doors of the backends at the addresses the host has now.
-    fn lay_out(&self) -> Result<Layout, WatchError> {
+    fn lay_out(&mut self) -> Result<Layout, WatchError> {
         let host = &self.host;
         let tenants: Vec<_> = self
             .slots
@@ -338,14 +346,13 @@ impl Watch {
             .links
             .iter()
             .map(|link| link.to_abi(allow.on_link(&link.interface, &host.local)));
+        let links = links.collect();
+        let watches_lo = self.lo == Lo::Watched;
+        let Doors { specs, left_out } = doors(&tenants, &host.local, &self.selection, watches_lo)?;
+        self.left_out = left_out;
         Ok(Layout {
-            doors: doors(
-                &tenants,
-                &host.local,
-                &self.selection,
-                self.lo == Lo::Watched,
-            )?,
-            links: links.collect(),
+            doors: specs,
+            links,
             allow,
         })
     }
@@ -363,20 +370,19 @@ impl Watch {
             self.forget_all(controls, self.settle);
             return true;
         }
-        let set_flags = |serve: bool| {
-            let pairs = old.doors.iter().zip(&new.doors).enumerate();
-            for (at, (_, door)) in pairs.filter(|(_, (a, b))| a.serve_udp != b.serve_udp) {
-                if door.serve_udp == serve {
-                    controls.set_door_flags(at, door.to_abi().flags);
-                }
-            }
-        };
-        set_flags(false);
+        let doors = old.doors.iter().zip(&new.doors).enumerate();
+        let flags = doors.map(|(at, (old, new))| (at, old.to_abi().flags, new.to_abi().flags));
+        let changed: Vec<_> = flags.filter(|(_, old, new)| old != new).collect();
+        for &(at, old, new) in &changed {
+            controls.set_door_flags(at, old & new);
+        }
         let forget: HashSet<_> = changes.died.iter().chain(&changes.renewed).collect();
         for &number in forget {
             controls.empty_and_settle(number, self.settle);
         }
-        set_flags(true);
+        for (at, _, new) in changed {
+            controls.set_door_flags(at, new);
+        }
         true
     }
 
@@ -437,6 +443,9 @@ impl Watch {
         all.extend(self.unreachable().iter().map(ToString::to_string));
         if !changes.refused.is_empty() {
             all.push(WatchError::TooManyBackends.to_string());
+        }
+        if !self.left_out.is_empty() {
+            all.push(LeftOut(self.left_out.clone()).to_string());
         }
         for problem in all
             .iter()

@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 
-use prestack::doors::DoorSpec;
+use prestack::doors::{DoorSpec, Transports};
 use prestack_abi::flow::{Flow, MAX_ASKED, Mode};
 use prestack_abi::requests::{Request, RequestSet};
 
@@ -30,6 +30,7 @@ impl Both {
                 port: 11999,
                 backend: 7,
                 serve_udp: true,
+                transports: Transports::all(Some([10, 0, 0, 79].into())),
             },
         );
         Self {

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use fastrand::Rng;
-use prestack::doors::DoorSpec;
+use prestack::doors::{DoorSpec, Transports};
 
 use super::both::Both;
 use crate::bytes::key_of;
@@ -70,6 +70,7 @@ fn some_setup(random: &mut Rng) -> Setup {
         port: SECOND_PORT,
         backend: 3,
         serve_udp: true,
+        transports: Transports::all(Some(SERVER4.into())),
     });
     match random.u8(..16) {
         0 => setup.mtu = random.u32(60..600),

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use std::{fs, io};
 
 use nix::libc;
-use prestack::doors::DoorSpec;
+use prestack::doors::{DoorSpec, Transports};
 use prestack_testbed::Namespace;
 
 use super::connection::Connection;
@@ -24,6 +24,7 @@ fn of(server: SocketAddr) -> Setup {
         port: server.port(),
         backend: 0,
         serve_udp: false,
+        transports: Transports::all(Some(server.ip())),
     };
     Setup {
         doors: [vec![own], usual.doors.clone()].concat(),

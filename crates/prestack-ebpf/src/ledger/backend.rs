@@ -29,7 +29,7 @@ pub fn is_port(config: &Config, port: u16) -> bool {
 pub struct Arrival {
     /// Which backend.
     pub backend: u8,
-    /// The door's flags, or [`Arrival::LOCAL`].
+    /// The door's flags, and [`Arrival::LOCAL`].
     pub flags: u8,
 }
 
@@ -37,10 +37,34 @@ impl Arrival {
     /// The packet is from this host to itself. No flag of a door.
     pub const LOCAL: u8 = 1 << 7;
 
+    /// The same door for a packet from this host to itself: nobody is served, nothing is learnt over UDP,
+    /// and no address is another host's.
+    #[inline(always)]
+    pub fn locally(self) -> Self {
+        Self {
+            flags: self.flags & (Door::HAS_TCP4 | Door::HAS_TCP6) | Self::LOCAL,
+            ..self
+        }
+    }
+
     /// Whether the packet is from this host to itself.
     #[inline(always)]
     pub fn is_local(self) -> bool {
         self.flags & Self::LOCAL != 0
+    }
+
+    /// Whether what this door's address sends over TCP is memcached's: not another host's behind this
+    /// one, and not that of another process of this one.
+    #[inline(always)]
+    pub fn has_tcp(self, v6: bool) -> bool {
+        let has = Door::HAS_TCP4 << v6 as u8;
+        self.flags & (Door::ANY_ADDRESS | has) == has
+    }
+
+    /// The same over UDP.
+    #[inline(always)]
+    pub fn has_udp(self) -> bool {
+        self.flags & Door::HAS_UDP != 0
     }
 }
 

@@ -131,8 +131,7 @@ pub fn arrival<C: Inbound>(
     }
     let mut door = backend::door(config, &headers.addresses.destination, port)?;
     if C::IS_LOCAL {
-        // Nobody is served, and no address is another host's.
-        door.flags = Arrival::LOCAL;
+        door = door.locally();
     }
     let l3 = packet.forgotten(headers.l3);
     let l4 = packet.forgotten(headers.l4);

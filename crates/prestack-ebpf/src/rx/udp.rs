@@ -122,10 +122,10 @@ impl<'a> Datagram<'a> {
     }
 
     /// Whether its answer may be learnt from: at a wildcard door the packet may be for another host
-    /// behind this one.
+    /// behind this one, and where memcached has no UDP for another process.
     #[inline(always)]
     pub fn may_fill(&self) -> bool {
-        forgotten(u64::from(self.door.flags), self.zero) & u64::from(Door::ANY_ADDRESS) == 0
+        forgotten(u64::from(self.door.flags), self.zero) & u64::from(Door::HAS_UDP) != 0
             && self.network().is_some()
     }
 
@@ -487,7 +487,8 @@ fn act(datagram: &Datagram<'_>) {
         Effect::Read if is_alone => {}
         Effect::LongRead if is_alone => request.kind = Kind::Endless as u8,
         Effect::Write if is_alone => {
-            let end = if command.quiet || door.flags & Door::ANY_ADDRESS != 0 {
+            let is_answered = door.flags & (Door::HAS_UDP | Arrival::LOCAL) != 0;
+            let end = if command.quiet || !is_answered {
                 End::Settle
             } else {
                 End::Reply

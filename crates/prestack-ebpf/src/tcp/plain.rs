@@ -80,7 +80,7 @@ impl Plain {
             | u64::from(door.address[3] ^ server)
             | u64::from(door.address[2] ^ MAPPED_V4)
             | u64::from(door.address[0] | door.address[1])
-            | u64::from(door.flags & Door::ANY_ADDRESS)
+            | u64::from((door.flags ^ Door::HAS_TCP4) & (Door::HAS_TCP4 | Door::ANY_ADDRESS))
             != 0
             || config.doors_len == 0
         {

@@ -5,7 +5,6 @@ mod shown;
 
 use aya_ebpf::bindings::TC_ACT_UNSPEC;
 use aya_ebpf::programs::TcContext;
-use prestack_abi::config::Door;
 use prestack_proto::net::UDP_LEN;
 use prestack_proto::udp::Frame;
 use prestack_proto::window::Source;
@@ -54,12 +53,13 @@ pub fn packet(ctx: &TcContext) -> i32 {
     let Some((packet, headers, door)) = reply(ctx) else {
         return NEXT;
     };
-    // It may be from another host behind this one.
-    if door.flags & Door::ANY_ADDRESS != 0 {
+    if !headers.udp {
+        if door.has_tcp(headers.v6) {
+            replies::hand_over(ctx);
+        }
         return NEXT;
     }
-    if !headers.udp {
-        replies::hand_over(ctx);
+    if !door.has_udp() {
         return NEXT;
     }
     if packet.at::<u64>(headers.l4 + UDP_LEN as u64).is_some() {

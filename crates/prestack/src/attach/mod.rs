@@ -22,6 +22,8 @@ use crate::{
     state::{AttachedState, State},
 };
 
+use tc::Order;
+
 pub use load::{Datapath, LoadError};
 
 /// A program cannot be attached to an interface.
@@ -112,7 +114,7 @@ impl Loopback {
     /// There is no loopback interface, or the kernel refused.
     pub fn watch(datapath: &mut Datapath, egress: EgressSetting) -> Result<Self, Unwatched> {
         let interface = netlink::interface(LOOPBACK)?.ok_or(Unwatched::Missing)?;
-        let lo = tc::attach(datapath, names::LO, &interface, egress)?;
+        let lo = tc::attach(datapath, names::LO, &interface, egress, Order::First)?;
         Ok(Self { interface, lo })
     }
 
@@ -200,7 +202,7 @@ impl Attachment {
         interface: Interface,
         egress: EgressSetting,
     ) -> Result<Self, AttachError> {
-        let tx = tc::attach(datapath, names::TX, &interface, egress)?;
+        let tx = tc::attach(datapath, names::TX, &interface, egress, Order::Last)?;
         Ok(Self {
             interface,
             rx: None,

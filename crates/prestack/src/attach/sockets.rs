@@ -56,8 +56,31 @@ impl Attached {
     /// Watches the sockets of a backend; `process` is its descriptor. Those that are closed meanwhile are left out.
     ///
     /// # Errors
-    /// One of them cannot be had, and is not watched; the others are, or stay so.
+    /// One of them cannot be had, and is not watched; the others are, or stay so. Or they are, but their end is not
+    /// seen from this cgroup namespace.
     pub fn watch(
+        &mut self,
+        number: u8,
+        memcached: &Memcached,
+        process: BorrowedFd<'_>,
+    ) -> Result<(), Unwatched> {
+        self.watch_all(number, memcached, process)?;
+        // The program is attached to the root of this namespace.
+        if memcached
+            .process
+            .cgroup()
+            .is_some_and(|path| is_outside(&path))
+        {
+            let pid = memcached.process.pid;
+            return Err(Unwatched(format!(
+                "memcached (pid {pid}) is not in prestack's cgroup namespace: run prestack in that of the host, \
+                 in a container with --cgroupns=host"
+            )));
+        }
+        Ok(())
+    }
+
+    fn watch_all(
         &mut self,
         number: u8,
         memcached: &Memcached,
@@ -118,6 +141,11 @@ impl Attached {
 fn is_closed(error: &io::Error) -> bool {
     let gone = [libc::ESRCH, libc::EBADF, libc::ENOTSOCK];
     error.raw_os_error().is_some_and(|e| gone.contains(&e))
+}
+
+/// Whether a path, as the kernel tells it to this process, is of a cgroup that the root of its namespace is not above.
+fn is_outside(path: &str) -> bool {
+    path == "/.." || path.starts_with("/../")
 }
 
 fn text(error: &dyn std::error::Error) -> Unwatched {
@@ -247,6 +275,16 @@ fn cookie(process: BorrowedFd<'_>, fd: i32) -> io::Result<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn cgroups_that_are_not_seen() {
+        for path in ["/..", "/../..", "/../system.slice/memcached.service"] {
+            assert!(is_outside(path), "{path}");
+        }
+        for path in ["/", "/system.slice", "/..slice", "/a/../b"] {
+            assert!(!is_outside(path), "{path}");
+        }
+    }
     use crate::discovery::process::ProcessId;
     use std::{net::UdpSocket, os::fd::AsFd as _, process::Command};
 

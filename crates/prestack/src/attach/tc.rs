@@ -129,19 +129,30 @@ pub fn remove_filters(index: u32, programs: &[u32], added_clsact: bool) -> std::
     Ok(removed)
 }
 
+/// Where a program comes among those of its hook.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Order {
+    /// Before those that are there, for any of them may end the matter: it sees what they drop, too.
+    First,
+    /// After them, to see what goes onto the wire: what they drop it does not see.
+    Last,
+}
+
 /// Attaches the program of this name.
 pub(super) fn attach(
     datapath: &mut Datapath,
     name: &'static str,
     interface: &Interface,
     egress: EgressSetting,
+    order: Order,
 ) -> Result<Attached, AttachError> {
+    let mut tcx = || attach_tcx(datapath, name, interface, order);
     let attached = match egress {
-        EgressSetting::Tcx => attach_tcx(datapath, name, interface).map_err(|(reason, _)| reason),
-        EgressSetting::Clsact => attach_clsact(datapath, name, interface),
-        EgressSetting::Auto => match attach_tcx(datapath, name, interface) {
+        EgressSetting::Tcx => tcx().map_err(|(reason, _)| reason),
+        EgressSetting::Clsact => attach_clsact(datapath, name, interface, order),
+        EgressSetting::Auto => match tcx() {
             // A kernel without TCX does not know the attach type.
-            Err((_, Some(libc::EINVAL))) => attach_clsact(datapath, name, interface),
+            Err((_, Some(libc::EINVAL))) => attach_clsact(datapath, name, interface, order),
             attached => attached.map_err(|(reason, _)| reason),
         },
     };
@@ -209,12 +220,15 @@ fn attach_tcx(
     datapath: &mut Datapath,
     name: &'static str,
     interface: &Interface,
+    order: Order,
 ) -> Result<Attached, (String, Option<i32>)> {
     let failed = |error| (reason(&error), error_number(&error));
     let program = datapath.classifier(name);
     let program = program.map_err(|error| (error.to_string(), None))?;
-    // Last, to see what goes onto the wire: what other programs drop has not been answered.
-    let options = TcAttachOptions::TcxOrder(LinkOrder::last());
+    let options = TcAttachOptions::TcxOrder(match order {
+        Order::First => LinkOrder::first(),
+        Order::Last => LinkOrder::last(),
+    });
     let id = program
         .attach_with_options(&interface.name, TcAttachType::Egress, options)
         .map_err(failed)?;
@@ -230,6 +244,7 @@ fn attach_clsact(
     datapath: &mut Datapath,
     name: &'static str,
     interface: &Interface,
+    order: Order,
 ) -> Result<Attached, String> {
     let added_clsact = match qdisc_add_clsact(&interface.name) {
         Ok(()) => true,
@@ -245,7 +260,14 @@ fn attach_clsact(
     };
     let program = datapath.classifier(name);
     let program = program.map_err(|error| error.to_string())?;
-    let options = TcAttachOptions::Netlink(NlOptions::default());
+    let priority = match order {
+        Order::First => foremost_priority(interface.index),
+        Order::Last => Ok(AUTOMATIC),
+    };
+    let options = TcAttachOptions::Netlink(NlOptions {
+        priority: priority.map_err(|error| format!("cannot list its filters: {error}"))?,
+        ..NlOptions::default()
+    });
     let id = program
         .attach_with_options(&interface.name, TcAttachType::Egress, options)
         .map_err(|error| reason(&error))?;
@@ -253,4 +275,16 @@ fn attach_clsact(
     // The filter is known by its program: this link would remove it, also when it is to stay.
     mem::forget(link);
     Ok(Attached::Clsact(filter))
+}
+
+/// The kernel chooses a priority: behind those that users choose, as a rule.
+const AUTOMATIC: u16 = 0;
+/// The priority of what comes first.
+const FOREMOST: u16 = 1;
+
+/// The priority for a filter that is to come first, if that is still to be had.
+fn foremost_priority(index: u32) -> std::io::Result<u16> {
+    let filters = netlink::egress_filters(index)?;
+    let is_taken = filters.iter().any(|filter| filter.priority == FOREMOST);
+    Ok(if is_taken { AUTOMATIC } else { FOREMOST })
 }

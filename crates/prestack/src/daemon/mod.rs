@@ -276,6 +276,10 @@ impl Daemon {
             Ok(sockets) => self.watch.watch_sockets(sockets),
             Err(_) => return false,
         };
+        self.note_unwatched(watched)
+    }
+
+    fn note_unwatched(&mut self, watched: Result<(), sockets::Unwatched>) -> bool {
         let problem = watched.err().map(|error| error.to_string());
         if problem == self.unwatched {
             return false;
@@ -421,8 +425,15 @@ impl Daemon {
         let moves = self.look_at_interfaces(&found)?;
         let attached = self.attached();
         let before = self.watch.host().clone();
-        let (changed, trouble) = match self.watch.rescan(&self.controls, &attached) {
-            Ok(changed) => (self.watch_sockets() | changed, None),
+        let mut watched = Ok(());
+        // The end of a socket has to be known from the first value on that is cached.
+        let looked = self.watch.rescan(&self.controls, &attached, |watch| {
+            if let Ok(sockets) = &mut self.sockets {
+                watched = watch.watch_sockets(sockets);
+            }
+        });
+        let (changed, trouble) = match looked {
+            Ok(changed) => (self.note_unwatched(watched) | changed, None),
             Err(error) => (true, Some(error.to_string())),
         };
         Ok(self.follow(moves, &before) | self.note_trouble(trouble) | changed)

@@ -61,11 +61,11 @@ impl Memcached {
         udp.map(|socket| socket.port)
     }
 
-    /// Whether the process has a UDP socket that receives what is sent there.
+    /// Whether the process has a socket that receives what is sent there over this transport.
     #[must_use]
-    pub fn takes_udp(&self, address: IpAddr, port: u16) -> bool {
+    pub fn takes(&self, transport: Transport, address: IpAddr, port: u16) -> bool {
         self.sockets.iter().any(|socket| {
-            socket.transport == Transport::Udp && socket.port == port && socket.takes(address)
+            socket.transport == transport && socket.port == port && socket.takes(address)
         })
     }
 }

@@ -82,6 +82,15 @@ impl ProcessId {
         .collect()
     }
 
+    /// The path of its cgroup (of version 2), from the root of the cgroup namespace that this process is in: above
+    /// that it begins with `/..`. `None` if it has ended, or there is none.
+    #[must_use]
+    pub fn cgroup(self) -> Option<String> {
+        let cgroups = fs::read_to_string(format!("/proc/{}/cgroup", self.pid)).ok()?;
+        let mut cgroups = cgroups.lines();
+        cgroups.find_map(|line| line.strip_prefix("0::").map(str::to_owned))
+    }
+
     /// The descriptors of the sockets the process holds, by inode; none if it has ended.
     #[must_use]
     pub fn socket_descriptors(self) -> HashMap<u64, RawFd> {

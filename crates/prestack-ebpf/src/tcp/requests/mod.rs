@@ -6,7 +6,7 @@ pub mod express;
 mod plan;
 mod steps;
 
-use prestack_abi::config::{Config, Door};
+use prestack_abi::config::Config;
 use prestack_abi::flow::Flow;
 use prestack_proto::net::{TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN};
 
@@ -184,7 +184,7 @@ fn adopt<C: Inbound>(ctx: &C) -> u64 {
         Taker::Fresh { next, sent } => Beginning::Fresh { next, sent },
         Taker::Midway => Beginning::Midway,
     };
-    let place = if door.flags & Door::ANY_ADDRESS == 0 {
+    let place = if door.has_tcp(headers.v6) {
         take_up(config, segment, beginning)
     } else {
         None
