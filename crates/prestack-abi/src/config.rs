@@ -113,7 +113,7 @@ pub struct Door {
     pub port: u16,
     /// Which backend: index into `BACKENDS`.
     pub backend: u8,
-    /// [`Door::ANY_ADDRESS`] and [`Door::SERVE_UDP`].
+    /// [`Door::ANY_ADDRESS`], [`Door::SERVE_UDP`] and [`Door::SERVE_TCP`].
     pub flags: u8,
 }
 
@@ -122,6 +122,8 @@ impl Door {
     pub const ANY_ADDRESS: u8 = 1;
     /// memcached answers UDP here, so hits may be served.
     pub const SERVE_UDP: u8 = 2;
+    /// Hits may be served over TCP, if they are at all. Translation does not depend on it.
+    pub const SERVE_TCP: u8 = 1 << 6;
 }
 
 /// Frames that the kernel takes: with these VLAN tags, at this interface, to this MAC address. Any other

@@ -63,6 +63,7 @@ mod tests {
                 address: None,
                 port: 11211,
                 backend: 2,
+                serve_tcp: false,
                 serve_udp: false,
             }],
             allow: AllowList::new(&["10.0.0.0/8".parse().expect("a net")], &[]).expect("few"),

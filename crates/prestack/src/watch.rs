@@ -16,7 +16,7 @@ use crate::{
     allow::{AllowList, TooManyNetworks},
     attach::sockets,
     discovery::{Found, Problem, Scanner, Selection},
-    doors::{Tenant, TooManyDoors, doors},
+    doors::{DoorSpec, Tenant, TooManyDoors, doors},
     host::{self, Host, LOOPBACK, LocalAddress},
     layout::Layout,
     maps::Controls,
@@ -225,9 +225,10 @@ impl Watch {
             self.bury(number);
         }
         let mut layout = self.layout.clone();
-        for door in &mut layout.doors {
-            door.serve_udp &= !ended.contains(&door.backend);
-        }
+        let doors = layout.doors.iter_mut();
+        doors
+            .filter(|door| ended.contains(&door.backend))
+            .for_each(DoorSpec::stop_serving);
         let changes = Changes {
             died: ended,
             ..Changes::default()
@@ -238,9 +239,10 @@ impl Watch {
     /// Stops serving backends about which something has changed, until the datapath can be told what is so.
     fn hold(&mut self, controls: &Controls) {
         let mut layout = self.layout.clone();
-        for door in &mut layout.doors {
-            door.serve_udp &= !self.pending.concern(door.backend);
-        }
+        let doors = layout.doors.iter_mut();
+        doors
+            .filter(|door| self.pending.concern(door.backend))
+            .for_each(DoorSpec::stop_serving);
         let changes = self.pending.clone();
         self.apply(layout, &changes, controls);
     }
@@ -365,10 +367,9 @@ impl Watch {
         }
         let set_flags = |serve: bool| {
             let pairs = old.doors.iter().zip(&new.doors).enumerate();
-            for (at, (_, door)) in pairs.filter(|(_, (a, b))| a.serve_udp != b.serve_udp) {
-                if door.serve_udp == serve {
-                    controls.set_door_flags(at, door.to_abi().flags);
-                }
+            for (at, (old, new)) in pairs.filter(|(_, (old, new))| old != new) {
+                let (old, new) = (old.to_abi().flags, new.to_abi().flags);
+                controls.set_door_flags(at, if serve { new } else { old & new });
             }
         };
         set_flags(false);

@@ -244,8 +244,9 @@ fn config(base: u32) -> Config {
         flags,
     };
     let v4 = [0, 0, MAPPED_V4, u32::from_ne_bytes(SERVER4)];
-    config.doors[0] = door(v4, Door::SERVE_UDP);
-    config.doors[1] = door(words(SERVER6), Door::SERVE_UDP);
+    let serves = Door::SERVE_UDP | Door::SERVE_TCP;
+    config.doors[0] = door(v4, serves);
+    config.doors[1] = door(words(SERVER6), serves);
     config.doors[2] = door([0; 4], Door::ANY_ADDRESS);
     config.add_port(PORT);
     let (address, mask) = NETWORK4;

@@ -168,7 +168,7 @@ fn express(ctx: &XdpContext) -> Option<u32> {
     }
     if u64::from(door.address[3] ^ head.destination())
         | u64::from(door.address[2] ^ MAPPED_V4)
-        | u64::from(door.flags ^ Door::SERVE_UDP)
+        | u64::from(door.flags & (Door::ANY_ADDRESS | Door::SERVE_UDP) ^ Door::SERVE_UDP)
         | u64::from(door.address[0] | door.address[1])
         != 0
         || config.doors_len == 0
