@@ -3,7 +3,7 @@
 use aya_ebpf::bindings::{__sk_buff, TC_ACT_SHOT};
 use aya_ebpf::helpers::generated::{bpf_l4_csum_replace, bpf_skb_load_bytes, bpf_skb_store_bytes};
 use aya_ebpf::programs::TcContext;
-use prestack_abi::config::Config;
+use prestack_abi::config::{Config, Door};
 use prestack_abi::translated::Translated;
 use prestack_proto::checksum::fold;
 use prestack_proto::net::{ETHERNET_LEN, IPV4_LEN, TCP_FIN, TCP_LEN, TCP_SYN};
@@ -75,15 +75,22 @@ unsafe extern "C" fn prestack_hits_depart(ctx: *mut __sk_buff) -> u64 {
 #[inline(always)]
 fn depart(ctx: &TcContext) -> Option<u64> {
     let (scratch, config) = (scratch()?, backend::config()?);
-    let (packet, headers, _) = tx::reply(ctx)?;
+    let (packet, headers, door) = tx::reply(ctx)?;
     let (segment, options, is_usual) = numbered::read(packet, &headers, false)?;
-    if segment.has(TCP_SYN) {
+    let is_followed = door.flags & Door::ANY_ADDRESS == 0;
+    if segment.has(TCP_SYN) && is_followed {
         return None;
     }
     let key = numbered::key(&headers, true);
     let known = table::find(name_of(config, &key), clock::now())?;
+    if segment.has(TCP_SYN) {
+        // A new connection, of which no flow begins here: it has nothing of the one before.
+        element::begin(config, known.place);
+        return None;
+    }
     let state = element::state(element::at(known.place)?);
-    if state != Translated::READY && state != Translated::EARNED {
+    // What has earned it is to be followed until it is ready.
+    if state != Translated::READY && !(state == Translated::EARNED && is_followed) {
         return None;
     }
     // SAFETY: this CPU's scratch. Volatile, or the compiler makes it a call to memcpy.

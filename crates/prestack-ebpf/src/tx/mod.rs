@@ -54,8 +54,12 @@ pub fn packet(ctx: &TcContext) -> i32 {
     let Some((packet, headers, door)) = reply(ctx) else {
         return NEXT;
     };
-    // It may be from another host behind this one.
+    // It may be from another host behind this one: nothing is learnt. A connection that is translated is all the same,
+    // although its address is no door of its own any more.
     if door.flags & Door::ANY_ADDRESS != 0 {
+        if !headers.udp {
+            hits::hand_over(ctx);
+        }
         return NEXT;
     }
     if !headers.udp {
