@@ -107,6 +107,7 @@ fn the_same_request_to_two_addresses_on_one_port() {
         address: Some([10, 0, 0, last].into()),
         port: PORT,
         backend,
+        serve_tcp: true,
         serve_udp: true,
         transports: Transports::all(Some([10, 0, 0, last].into())),
     };

@@ -121,11 +121,12 @@ pub fn link_to(mac: [u8; 6], tags: Vec<Tag>) -> LinkSpec {
 
 /// The doors of a memcached that listens on all addresses of a server that has two.
 pub fn doors_of_wildcard(port: u16, backend: u8) -> Vec<DoorSpec> {
-    let door = |address, serve_udp| DoorSpec {
+    let door = |address, serves| DoorSpec {
         address,
         port,
         backend,
-        serve_udp,
+        serve_tcp: serves,
+        serve_udp: serves,
         transports: Transports::all(address),
     };
     vec![

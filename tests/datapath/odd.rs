@@ -507,6 +507,7 @@ fn tcp_without_udp_is_not_served_over_udp() {
         address,
         port: PORT,
         backend: 0,
+        serve_tcp: true,
         serve_udp,
         transports: Transports::all(address),
     };

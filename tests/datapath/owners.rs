@@ -21,6 +21,7 @@ fn two_ports() -> Setup {
         address: Some(address),
         port,
         backend: 0,
+        serve_tcp: false,
         serve_udp: port == PORT,
         transports,
     };

@@ -330,6 +330,7 @@ fn every_form_is_refused_where_nothing_is_served() {
     let usual = Setup::default();
     let mut unserved = usual.clone();
     for door in &mut unserved.doors {
+        door.serve_tcp = false;
         door.serve_udp = false;
     }
     let unwatched = Setup {

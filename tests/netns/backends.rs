@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use anyhow::Result;
 use prestack_testbed::{Memcached, MemcachedOptions, TcpClient, Testbed, UdpClient};
+use prestack_tests::pinned::carry;
 use prestack_tests::stage::{LASTING, PORT, behind, set, start_prestack, store, until_hit};
 
 const LOCALHOST: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
@@ -127,7 +128,7 @@ fn only_the_addresses_given_are_served() -> Result<()> {
     let address = bed.links[0].server4;
     let addresses = [address, SECOND_ADDRESS, LOCALHOST];
     let _memcached = Memcached::start(&bed.server, listening_on(&addresses, PORT))?;
-    let given = ["--address", &address.to_string()];
+    let given = ["--address", &address.to_string(), "--tcp-hits"];
     let prestack = start_prestack(&bed, 0, &[&given[..], &LASTING].concat())?;
     let mut served = UdpClient::connect(&bed.client, (address, PORT).into())?;
     let mut other = UdpClient::connect(&bed.client, (SECOND_ADDRESS, PORT).into())?;
@@ -138,6 +139,14 @@ fn only_the_addresses_given_are_served() -> Result<()> {
         assert_eq!(other.get(b"key")?.as_deref(), Some(&b"old"[..]));
     }
     assert_eq!(prestack.stats()?.get("udp.hits")?, before);
+    // Nor over TCP, however often memcached has answered there.
+    let mut other_tcp = TcpClient::connect(&bed.client, (SECOND_ADDRESS, PORT).into())?;
+    for _ in 0..9 {
+        assert_eq!(other_tcp.get(b"key")?.as_deref(), Some(&b"old"[..]));
+    }
+    assert_eq!(prestack.stats()?.get("flows_translated")?, 0);
+    let mut served_tcp = TcpClient::connect(&bed.client, (address, PORT).into())?;
+    carry(&prestack, &mut served_tcp)?;
     // It is the same memcached: a write through its other address counts.
     assert_eq!(other.request(&set(b"key", b"new"))?, b"STORED\r\n");
     until_hit(&prestack, &mut served, b"key", b"new")

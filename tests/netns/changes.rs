@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 use prestack_testbed::pace::{patience, wait_for};
 use prestack_testbed::{Memcached, MemcachedOptions, Signal};
-use prestack_tests::stage::{Stage, store, until_hit};
+use prestack_tests::pinned::carry;
+use prestack_tests::stage::{LASTING, Stage, store, until_hit};
 
 /// How often a test changes something. Each change is made as soon as the one before has shown: if
 /// the host were only looked at once in a second, each would take that long.
@@ -40,6 +41,49 @@ fn a_new_address_brings_its_subnet() -> Result<()> {
             let status = stage.prestack.instance().command(&["status"])?;
             Ok(status.contains(&allowed).then_some(()))
         })
+    })
+}
+
+/// The address of a carried connection goes, and comes back: until the datapath is told so, nothing but a wildcard stands
+/// for it.
+#[test]
+fn a_carried_connection_outlives_its_address() -> Result<()> {
+    let settings = [&LASTING[..], &["--tcp-hits"]].concat();
+    let stage = Stage::with(MemcachedOptions::default(), &settings)?;
+    let mut tcp = stage.tcp()?;
+    store(&mut tcp, b"key", b"value")?;
+    until_hit(&stage.prestack, &mut stage.udp()?, b"key", b"value")?;
+    carry(&stage.prestack, &mut tcp)?;
+
+    let address = format!("{}/24", stage.server4().ip());
+    let change = |what| {
+        let dev = &stage.bed.links[0].server_dev;
+        stage.bed.server.ip(["address", what, &address, "dev", dev])
+    };
+    let door = stage.server4().to_string();
+    let until_known = |wanted| {
+        wait_for("the address to count", Duration::from_secs(10), || {
+            let status = stage.prestack.instance().command(&["status"])?;
+            Ok((status.contains(&door) == wanted).then_some(()))
+        })
+    };
+    change("delete")?;
+    until_known(false)?;
+    stage.prestack.signal(Signal::SIGSTOP)?;
+    change("add")?;
+    for n in 0..5 {
+        let value = format!("new{n}").into_bytes();
+        store(&mut tcp, b"key", &value)?;
+        ensure!(tcp.get(b"key")? == Some(value));
+    }
+    stage.prestack.signal(Signal::SIGCONT)?;
+    until_known(true)?;
+    store(&mut tcp, b"key", b"newest")?;
+    let answered = || stage.prestack.stats()?.get("tcp.hits");
+    let before = answered()?;
+    wait_for("a hit over TCP", Duration::from_secs(10), || {
+        ensure!(tcp.get(b"key")?.as_deref() == Some(&b"newest"[..]));
+        Ok((answered()? > before).then_some(()))
     })
 }
 

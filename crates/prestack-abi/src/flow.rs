@@ -273,8 +273,8 @@ pub struct Flow {
     /// Non-zero while something that may be a write, and of which is not known what it is or when it is answered, may
     /// still be under way: every reply empties the cache.
     pub is_unsettled: u32,
-    /// Explicit padding.
-    pub reserved: u32,
+    /// Sequence number behind the last byte that was kept in `HOLES`, while anything is.
+    pub kept_until: u32,
     /// Number of the command whose key is in `kept`.
     pub kept_number: u64,
     /// The key of a GET with a ticket whose reply does not name it.

@@ -48,6 +48,7 @@ impl Connection {
                 window: WINDOW,
                 timestamp: 7,
                 recent: 5,
+                before: CLIENT,
             },
         }
     }

@@ -23,6 +23,9 @@ pub struct DoorSpec {
     pub port: u16,
     /// Number of the backend.
     pub backend: u8,
+    /// Whether hits may be served over TCP, if they are at all.
+    #[serde(default)]
+    pub serve_tcp: bool,
     /// Whether hits may be served over UDP.
     pub serve_udp: bool,
     /// How the backend is reached here.
@@ -80,6 +83,12 @@ impl DoorSpec {
         (self.address, self.port, self.backend) == (other.address, other.port, other.backend)
     }
 
+    /// Nothing is served here any more.
+    pub fn stop_serving(&mut self) {
+        self.serve_tcp = false;
+        self.serve_udp = false;
+    }
+
     /// The door as the datapath reads it.
     #[must_use]
     pub fn to_abi(self) -> Door {
@@ -95,12 +104,13 @@ impl DoorSpec {
         } else {
             0
         };
+        let serve_tcp = if self.serve_tcp { Door::SERVE_TCP } else { 0 };
         let serve = if self.serve_udp { Door::SERVE_UDP } else { 0 };
         Door {
             address,
             port: self.port.to_be(),
             backend: self.backend,
-            flags: any | serve | self.transports.flags(),
+            flags: any | serve_tcp | serve | self.transports.flags(),
         }
     }
 }
@@ -241,12 +251,13 @@ fn tenant_doors(
     } = *tenant;
     let on_wire = |address: IpAddr| local.iter().any(|l| l.attached && l.address() == address);
     let mut doors: Vec<Wanted> = Vec::new();
-    let mut add = |address: Option<IpAddr>, port, serve_udp, optional| {
+    let mut add = |address: Option<IpAddr>, port, serve_tcp, serve_udp, optional| {
         doors.push(Wanted {
             spec: DoorSpec {
                 address,
                 port,
                 backend: number,
+                serve_tcp: serve_tcp && alive,
                 serve_udp: serve_udp && alive,
                 transports: Transports::of(memcached, address, port),
             },
@@ -262,19 +273,26 @@ fn tenant_doors(
             let address = socket.address;
             let reachable = !address.is_loopback() || on_wire(address);
             if reachable || watches_lo {
-                let served = reachable && takes_udp(address) && chosen(address);
-                add(Some(address), port, served, false);
+                let served = reachable && chosen(address);
+                add(
+                    Some(address),
+                    port,
+                    served,
+                    served && takes_udp(address),
+                    false,
+                );
             }
             continue;
         }
-        add(None, port, false, false);
+        add(None, port, false, false, false);
         // Also those that are not chosen: what is asked there may be answered from another one.
         for here in local {
             let address = here.address();
             let reachable = here.attached || !(address.is_loopback() || is_link_local(address));
             if reachable && takes_udp(address) && socket.takes(address) {
                 let served = chosen(address);
-                add(Some(address), port, served, !here.attached || !served);
+                let optional = !here.attached || !served;
+                add(Some(address), port, served, served, optional);
             }
         }
     }
@@ -512,6 +530,46 @@ mod tests {
         );
     }
 
+    /// Whether memcached has UDP there as well or not; not where prestack was not asked to serve.
+    #[test]
+    fn tcp_is_served_where_it_was_chosen() {
+        let served = |sockets: &[&str], selection: &Selection, alive| {
+            let memcached = memcached(sockets);
+            let tenant = Tenant {
+                number: 0,
+                memcached: &memcached,
+                alive,
+            };
+            let doors = doors(&[tenant], &host(), selection, true).expect("few");
+            let served = doors.specs.iter().filter(|door| door.serve_tcp);
+            served.map(ToString::to_string).collect::<Vec<_>>()
+        };
+        let any = select(&[11211], &[]);
+        assert_eq!(
+            served(&ANY4, &any, true),
+            ["10.0.0.1:11211", "192.168.0.9:11211"]
+        );
+        let one = select(&[11211], &["10.0.0.1"]);
+        assert_eq!(served(&ANY4, &one, true), ["10.0.0.1:11211"]);
+        assert!(served(&ANY4, &one, false).is_empty());
+        let explicit = [
+            "tcp 10.0.0.1:11211",
+            "udp 10.0.0.1:11211",
+            "tcp 192.168.0.9:11211",
+            "tcp 10.0.0.1:11300",
+            "tcp 127.0.0.1:11211",
+        ];
+        assert_eq!(
+            served(&explicit, &any, true),
+            ["10.0.0.1:11211", "192.168.0.9:11211"]
+        );
+        assert_eq!(served(&explicit, &one, true), ["10.0.0.1:11211"]);
+        assert_eq!(
+            served(&explicit, &select(&[11300], &[]), true),
+            ["10.0.0.1:11300"]
+        );
+    }
+
     #[test]
     fn loopback_counts_when_prestack_is_attached_to_it() {
         let memcached = memcached(&["udp 127.0.0.1:11211"]);
@@ -723,6 +781,7 @@ mod tests {
             address: Some("10.0.0.1".parse().expect("an address")),
             port: 11211,
             backend: 3,
+            serve_tcp: true,
             serve_udp: true,
             transports: Transports {
                 udp: true,
@@ -736,10 +795,14 @@ mod tests {
         assert_eq!(door.port.to_ne_bytes(), [0x2b, 0xcb]);
         assert_eq!(
             (door.backend, door.flags),
-            (3, Door::SERVE_UDP | Door::HAS_UDP | Door::HAS_TCP4)
+            (
+                3,
+                Door::SERVE_TCP | Door::SERVE_UDP | Door::HAS_UDP | Door::HAS_TCP4
+            )
         );
         let any = DoorSpec {
             address: None,
+            serve_tcp: false,
             serve_udp: false,
             transports: Transports {
                 udp: false,

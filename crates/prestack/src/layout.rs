@@ -70,6 +70,7 @@ mod tests {
                 address: None,
                 port: 11211,
                 backend: 2,
+                serve_tcp: false,
                 serve_udp: false,
                 transports: Transports::all(None),
             }],
@@ -106,6 +107,7 @@ mod tests {
             address: None,
             port,
             backend: 2,
+            serve_tcp: false,
             serve_udp: false,
             transports: Transports::all(None),
         };

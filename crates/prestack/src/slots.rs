@@ -272,6 +272,7 @@ mod tests {
                 address,
                 port: 11211 + u16::from(number),
                 backend: number,
+                serve_tcp: true,
                 serve_udp: true,
                 transports: Transports::all(address),
             }],

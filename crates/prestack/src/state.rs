@@ -403,6 +403,7 @@ mod tests {
                     address: Some("fd00::1".parse().expect("an address")),
                     port: 11211,
                     backend: 0,
+                    serve_tcp: true,
                     serve_udp: true,
                     transports: Transports {
                         udp: true,

@@ -17,7 +17,7 @@ use crate::{
     allow::{AllowList, TooManyNetworks},
     attach::sockets,
     discovery::{Found, Problem, Scanner, Selection},
-    doors::{Doors, LeftOut, Tenant, TooManyDoors, doors},
+    doors::{DoorSpec, Doors, LeftOut, Tenant, TooManyDoors, doors},
     host::{self, Host, LOOPBACK, LocalAddress},
     layout::Layout,
     maps::Controls,
@@ -230,9 +230,10 @@ impl Watch {
             self.bury(number);
         }
         let mut layout = self.layout.clone();
-        for door in &mut layout.doors {
-            door.serve_udp &= !ended.contains(&door.backend);
-        }
+        let doors = layout.doors.iter_mut();
+        doors
+            .filter(|door| ended.contains(&door.backend))
+            .for_each(DoorSpec::stop_serving);
         let changes = Changes {
             died: ended,
             ..Changes::default()
@@ -243,9 +244,10 @@ impl Watch {
     /// Stops serving backends about which something has changed, until the datapath can be told what is so.
     fn hold(&mut self, controls: &Controls) {
         let mut layout = self.layout.clone();
-        for door in &mut layout.doors {
-            door.serve_udp &= !self.pending.concern(door.backend);
-        }
+        let doors = layout.doors.iter_mut();
+        doors
+            .filter(|door| self.pending.concern(door.backend))
+            .for_each(DoorSpec::stop_serving);
         let changes = self.pending.clone();
         self.apply(layout, &changes, controls);
     }

@@ -29,6 +29,7 @@ impl Both {
                 address: Some([10, 0, 0, 79].into()),
                 port: 11999,
                 backend: 7,
+                serve_tcp: true,
                 serve_udp: true,
                 transports: Transports::all(Some([10, 0, 0, 79].into())),
             },

@@ -69,6 +69,7 @@ fn some_setup(random: &mut Rng) -> Setup {
         address: Some(SERVER4.into()),
         port: SECOND_PORT,
         backend: 3,
+        serve_tcp: true,
         serve_udp: true,
         transports: Transports::all(Some(SERVER4.into())),
     });

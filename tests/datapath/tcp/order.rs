@@ -1,10 +1,10 @@
 //! Segments that are lost, repeated or out of order.
 
-use prestack_abi::flow::Flow;
+use prestack_abi::flow::{Flow, HOLE_REACH};
 
 use super::connection::Connection;
 use super::{assert_forgotten, assert_key_written, assert_untouched, filled, step};
-use crate::harness::{random, volume};
+use crate::harness::{Datapath, random, volume};
 use crate::packet::{ACK, FIN, RST, URG};
 
 /// What the kernel has acknowledged has been executed, or will be as it came first.
@@ -540,11 +540,50 @@ fn acknowledgements_of_what_was_not_seen() {
 #[test]
 fn what_was_kept_is_lost() {
     let mut path = filled();
-    let mut connection = Connection::open(&path, 1);
+    // Of other tests' flows it may still be the owner.
+    let mut connection = Connection::open(&path, 4990);
     connection.send(&path, "get x\r\n");
     path.kernel_mut()
         .used_flows(|flow| flow.has_hole = Flow::KEPT);
     connection.send(&path, "get y\r\n");
     assert_forgotten(&mut path);
     assert_eq!(path.stats().doubted_requests, 1);
+}
+
+/// memcached gets what waited behind a hole also if the requests are in doubt from what closed it on: it is waited for.
+#[test]
+fn what_waited_is_waited_for() {
+    // What is kept; what is too far ahead for that; both.
+    for ahead in [
+        vec![0],
+        vec![HOLE_REACH],
+        vec![0, HOLE_REACH],
+        vec![HOLE_REACH, 0],
+    ] {
+        let path = filled();
+        let mut connection = Connection::open(&path, 1);
+        let lost = connection.segment(ACK, "noise\r\n");
+        connection.client += 7;
+        let start = connection.clone();
+        let mut until = start.client;
+        for ahead in &ahead {
+            let early = Connection {
+                client: start.client + *ahead as u32,
+                ..start.clone()
+            };
+            let command = "delete key\r\n";
+            path.pass(&early.segment(ACK, command));
+            until = until.max(early.client + command.len() as u32);
+        }
+        path.pass(&lost);
+        assert_eq!(path.stats().doubted_requests, 1, "{ahead:?}");
+        let waits = |path: &Datapath| path.kernel().backend().waits;
+        assert_eq!(waits(&path), 1, "{ahead:?}");
+        // memcached has answered what closed the hole, and nothing behind it.
+        connection.reply(&path, "ERROR\r\n");
+        assert_eq!(waits(&path), 1, "{ahead:?}");
+        connection.client = until;
+        connection.reply(&path, "DELETED\r\n");
+        assert_eq!(waits(&path), 0, "{ahead:?}");
+    }
 }

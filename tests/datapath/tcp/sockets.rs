@@ -23,6 +23,7 @@ fn of(server: SocketAddr) -> Setup {
         address: Some(server.ip()),
         port: server.port(),
         backend: 0,
+        serve_tcp: false,
         serve_udp: false,
         transports: Transports::all(Some(server.ip())),
     };

@@ -109,6 +109,94 @@ fn blocks_and_timestamps_are_translated() {
     }
 }
 
+/// It lies in the window, and the kernel drops it: its checksum is wrong, or it acknowledges what was never sent.
+#[test]
+fn what_the_kernel_has_dropped_does_not_end_hits() {
+    for is_active in [false, true] {
+        let mut path = filled();
+        let mut ready = Ready::open(&mut path, 4313);
+        if is_active {
+            ready.served(&path, GET, answer());
+        }
+        let beyond = |ready: &Ready, data: &str| {
+            let segment = ready.segment(ACK | PSH, data);
+            let (sequence, acknowledgement) = segment.numbers();
+            let segment = segment
+                .sequence(sequence.wrapping_add(5000))
+                .acknowledging(acknowledgement.wrapping_add(1 << 20));
+            path.kernel().programs.rx(&segment.build());
+        };
+        // Without data it is nothing.
+        beyond(&ready, "");
+        ready.served(&path, GET, answer());
+        beyond(&ready, "data");
+        for _ in 0..2 {
+            ready.sends(&path, GET);
+            ready.replies(&path, answer());
+        }
+        ready.served(&path, GET, answer());
+    }
+}
+
+/// Its address has been taken off the host and put back, or there are too many.
+#[test]
+fn a_connection_goes_on_through_a_wildcard() {
+    for v6 in [false, true] {
+        let mut path = filled();
+        let mut connection = Connection::new(4310);
+        connection.v6 = v6;
+        connection.shake_hands(&path);
+        let mut ready = Ready::of(&mut path, connection, None);
+        ready.served(&path, GET, answer());
+        let usual = setup();
+        let mut without = usual.clone();
+        without.doors.retain(|door| door.address.is_none());
+        path.configure(&without);
+        let stats = path.stats();
+        // All of it is translated, and nothing is answered or learnt.
+        for _ in 0..2 {
+            ready.sends(&path, GET);
+            ready.replies(&path, answer());
+        }
+        let mut fin = ready.connection.answer(FIN | ACK, "");
+        let left = ready.leaves(&path, &fin);
+        assert_eq!(left.sequence, fin.numbers().0.wrapping_add(ready.given));
+        fin = ready.connection.answer(RST | ACK, "");
+        let left = ready.leaves(&path, &fin);
+        assert_eq!(left.sequence, fin.numbers().0.wrapping_add(ready.given));
+        assert_eq!(path.stats().fills, stats.fills);
+        assert_eq!(path.stats().tcp_hits, stats.tcp_hits);
+        // Where the address is a door again it goes on as well.
+        path.configure(&usual);
+        ready.sends(&path, "version\r\n");
+        ready.replies(&path, "VERSION 1\r\n");
+    }
+}
+
+/// A new connection, which nothing follows there, has numbers of its own.
+#[test]
+fn a_connection_that_begins_at_a_wildcard_is_not_translated() {
+    let mut path = filled();
+    let (ready, _) = answered(&mut path, 4311);
+    let mut without = setup();
+    without.doors.retain(|door| door.address.is_none());
+    path.configure(&without);
+    let mut again = Connection::new(4311);
+    again.client = ready.connection.client.wrapping_add(1_000);
+    again.server = ready.connection.server.wrapping_add(2_000);
+    again.acked = again.client;
+    again.shake_hands(&path);
+    // Both ways as it came: the harness says if not.
+    again.exchange(&path, "get x\r\n", "END\r\n");
+    // Nor is any other.
+    let mut other = Connection::open(&path, 4312);
+    other.exchange(&path, "get x\r\n", "END\r\n");
+    let mut states = Vec::new();
+    path.kernel_mut()
+        .used_translations(|translated| states.push(translated.state));
+    assert_eq!(states, [Translated::NEW]);
+}
+
 #[test]
 fn unusual_segments_are_not_answered_but_translated() {
     let mut path = filled();

@@ -7,7 +7,7 @@ use prestack::clock;
 use super::connection::Ready;
 use super::setup;
 use crate::bytes::hit;
-use crate::harness::Datapath;
+use crate::harness::{Datapath, wait};
 use crate::packet::{ACK, FIN, PSH, RST};
 use crate::tcp::connection::Connection;
 
@@ -16,10 +16,18 @@ const SETTLE: Duration = Duration::from_secs(5);
 /// How long a connection is translated after the kernel's FIN.
 const LINGER: Duration = Duration::from_secs(60);
 
+/// How long it is when both ends seem to have got everything.
+const LAST: Duration = Duration::from_secs(4);
+
 /// A connection whose last GET was answered.
 fn answered(port: u16) -> (Datapath, Ready) {
+    answered_with(port, SETTLE)
+}
+
+/// The same, with this settle time.
+fn answered_with(port: u16, settle: Duration) -> (Datapath, Ready) {
     let mut setup = setup();
-    setup.settle = SETTLE;
+    setup.settle = settle;
     let mut path = Datapath::with(&setup);
     path.fill("key", "value");
     let mut ready = Ready::open(&mut path, port);
@@ -58,6 +66,41 @@ fn it_is_translated_until_both_ends_have_got_everything() {
     assert_eq!(free_in(&mut path), Some(SETTLE.as_secs()));
     // The FIN was followed, so that its acknowledgement is of nothing unknown.
     assert_eq!(path.stats().doubted_requests, 0);
+}
+
+/// The last acknowledgement may be lost: the client sends its FIN again, or the kernel does.
+#[test]
+fn what_is_lost_last_is_sent_again() {
+    let settle = Duration::from_millis(50);
+    let (mut path, mut ready) = answered_with(4709, settle);
+    close(&path, &mut ready);
+    let last = ready.segment(ACK, "");
+    ready.passed(&path, &last);
+    assert_eq!(free_in(&mut path), Some(LAST.as_secs()));
+    wait(2 * settle);
+    let before = ready.connection.server.wrapping_sub(1);
+    let again = ready.connection.answer(FIN | ACK, "").sequence(before);
+    let left = ready.leaves(&path, &again);
+    assert_eq!(left.sequence, before.wrapping_add(ready.given));
+    ready.passed(&path, &last);
+
+    // The kernel has closed first.
+    let (mut path, mut ready) = answered_with(4710, settle);
+    ready.passed(&path, &ready.segment(ACK, ""));
+    ready.leaves(&path, &ready.connection.answer(FIN | ACK, ""));
+    ready.connection.server = ready.connection.server.wrapping_add(1);
+    let fin = ready.segment(FIN | ACK, "");
+    ready.passed(&path, &fin);
+    ready.connection.client = ready.connection.client.wrapping_add(1);
+    ready.connection.acked = ready.connection.client;
+    ready.leaves(&path, &ready.connection.answer(ACK, ""));
+    assert_eq!(free_in(&mut path), Some(LAST.as_secs()));
+    wait(2 * settle);
+    let passed = ready.passed(&path, &fin);
+    assert_eq!(passed.sequence, ready.connection.client.wrapping_sub(1));
+    let left = ready.leaves(&path, &ready.connection.answer(ACK, ""));
+    let all = ready.connection.client.wrapping_add(ready.taken);
+    assert_eq!(left.acknowledgement, all);
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::connection::{Ready, Taken};
 use super::{filled, setup};
 use crate::bytes::hit;
-use crate::harness::{Datapath, Setup};
+use crate::harness::{Datapath, Setup, Verdict};
 use crate::packet::{ACK, Checksum, FIN, PSH, PacketBuilder, URG, VLAN};
 use crate::tcp::connection::Connection;
 
@@ -76,6 +76,31 @@ fn segments_that_are_not_plain() {
     // It may be cut up, and its header is damaged.
     is_unanswered(false, |segment| segment.fragment(0, false));
     is_unanswered(false, |segment| segment.ip_checksum_lie(1));
+}
+
+/// The connection has earned it, and prestack was asked to serve at other addresses, or other ports.
+#[test]
+fn doors_that_are_not_served() {
+    for request in REQUESTS {
+        for v6 in [false, true] {
+            let mut path = filled();
+            let ready = answered(&mut path, connection(4604, v6), request);
+            let mut changed = setup();
+            let door = changed.doors.iter_mut();
+            door.filter(|door| door.address.is_some_and(|address| address.is_ipv6() == v6))
+                .for_each(|door| door.serve_tcp = false);
+            path.configure(&changed);
+            // What was carried is, and nothing more is answered.
+            let segment = ready.segment(ACK | PSH, request);
+            passes(&path, &ready, &segment, request);
+            // Over UDP, and at the other address, it is.
+            let get = path.get_of("key");
+            assert_eq!(path.rx(&get), Verdict::Served(hit("key", "value")));
+            let other = answered(&mut path, connection(4605, !v6), request);
+            let segment = other.segment(ACK | PSH, request);
+            assert_eq!(other.resent(&path, &segment).data, hit("key", "value"));
+        }
+    }
 }
 
 /// A stack on this host leaves the checksum to the device.

@@ -244,9 +244,10 @@ fn config(base: u32) -> Config {
         flags,
     };
     let v4 = [0, 0, MAPPED_V4, u32::from_ne_bytes(SERVER4)];
+    let serves = Door::SERVED | Door::SERVE_TCP;
     let both = Door::HAS_TCP4 | Door::HAS_TCP6;
-    config.doors[0] = door(v4, Door::SERVED | Door::HAS_TCP4);
-    config.doors[1] = door(words(SERVER6), Door::SERVED | Door::HAS_TCP6);
+    config.doors[0] = door(v4, serves | Door::HAS_TCP4);
+    config.doors[1] = door(words(SERVER6), serves | Door::HAS_TCP6);
     config.doors[2] = door([0; 4], Door::ANY_ADDRESS | both);
     config.add_port(PORT);
     let (address, mask) = NETWORK4;

@@ -13,6 +13,9 @@ use crate::tcp::table;
 /// both ends are seen to have got everything: what is lost is sent again for about as long
 /// (`TCP_TIMEWAIT_LEN` in include/net/tcp.h).
 const LINGER_NS: u64 = 60_000_000_000;
+/// How long in ns it is translated at least once they are. The acknowledgement of the last FIN may still be lost, which
+/// is then sent again: four times in this time (after 200, 600, 1,400 and 3,000 ms, by `TCP_RTO_MIN` there).
+const LAST_NS: u64 = 4_000_000_000;
 
 /// Whether connections are translated at all.
 #[inline(always)]
@@ -108,7 +111,7 @@ pub fn linger(config: &Config, place: u32) {
 /// Both ends of the connection of the flow at this place have got everything.
 #[inline(always)]
 pub fn end(config: &Config, place: u32, now: u64) {
-    end_at(config, place, now + config.settle_ns);
+    end_at(config, place, now + LAST_NS.max(config.settle_ns));
 }
 
 #[inline(always)]

@@ -26,7 +26,7 @@ use super::arrive::{self, FOLLOW, NOTHING, PLAIN};
 use super::element;
 use super::growth;
 use super::numbered::{TIMESTAMPS_LEN, USUAL_OPTIONS};
-use super::requests::is_idle;
+use super::requests::may_answer;
 use crate::cache::find::{Query, find_with};
 use crate::clock;
 use crate::inbound::Inbound;
@@ -192,17 +192,22 @@ pub unsafe extern "C" fn prestack_hits_get(ctx: *mut xdp_md) -> u64 {
 fn get(ctx: &XdpContext) -> Option<u64> {
     let (scratch, config) = (scratch()?, backend::config()?);
     // SAFETY: this CPU's scratch.
-    let (place, options, len, number) = unsafe {
+    let (place, options, len, number, door) = unsafe {
         let numbered = &raw const (*scratch).numbered;
         (
             (&raw const (*numbered).place).read_volatile(),
             (&raw const (*numbered).options).read_volatile(),
             u64::from((&raw const (*numbered).segment.len).read_volatile()),
             (&raw const (*scratch).located.backend).read_volatile() as u8,
+            (&raw const (*scratch).located.flags).read_volatile(),
         )
     };
     let now = clock::now();
-    if len == 0 || config.policy.is_serving == 0 || now >= config.serve_until || !is_idle(place)? {
+    if len == 0
+        || config.policy.is_serving == 0
+        || now >= config.serve_until
+        || !may_answer(place, door)?
+    {
         return Some(NO_ANSWER);
     }
     let key_len = len.wrapping_sub(AROUND_KEY);

@@ -2,6 +2,7 @@
 
 use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::programs::XdpContext;
+use prestack_abi::config::Door;
 use prestack_abi::flow::{Flow, Mode};
 use prestack_abi::translated::{MAX_ANSWER, Translated};
 use prestack_proto::binary::opcode::NOOP;
@@ -24,6 +25,7 @@ use crate::rx::{allow, command, item, keys, link};
 use crate::scratch::{Scratch, Walk, scratch};
 use crate::tcp::flow;
 
+const SERVE_TCP: u64 = Door::SERVE_TCP as u64;
 /// Most commands of a segment that are answered.
 const MAX_COMMANDS: usize = 16;
 
@@ -65,7 +67,13 @@ unsafe extern "C" fn prestack_hits_load(ctx: *mut xdp_md) -> u64 {
 fn load(ctx: &XdpContext) -> Option<()> {
     let (scratch, config) = (scratch()?, backend::config()?);
     // SAFETY: this CPU's scratch.
-    let (numbered, headers) = unsafe { (&mut (*scratch).numbered, &(*scratch).located.headers) };
+    let (numbered, headers, door) = unsafe {
+        (
+            &mut (*scratch).numbered,
+            &(*scratch).located.headers,
+            (*scratch).located.flags,
+        )
+    };
     let flags = numbered.segment.flags & !u32::from(TCP_PSH);
     let len = u64::from(numbered.segment.len);
     let total = numbered.header_len() + len;
@@ -74,7 +82,7 @@ fn load(ctx: &XdpContext) -> Option<()> {
         || flags != u32::from(TCP_ACK)
         || len == 0
         || total > WINDOW as u64
-        || !is_idle(numbered.place)?
+        || !may_answer(numbered.place, door)?
     {
         return None;
     }
@@ -133,9 +141,10 @@ fn is_in_one_piece(packet: Packet, headers: &Headers) -> Option<bool> {
     Some(fold(sum) == 0xffff && fragment & IPV4_DONT_FRAGMENT.to_be() != 0)
 }
 
-/// Whether memcached owes nothing on the flow at this place, and all that was passed on it is understood.
+/// Whether answers may be given at a door with these flags on the flow at this place: memcached owes nothing on it, and
+/// all that was passed is understood.
 #[inline(always)]
-pub fn is_idle(place: u32) -> Option<bool> {
+pub fn may_answer(place: u32, door: u64) -> Option<bool> {
     let (flow, element) = (flow::at(place)?, element::at(place)?);
     // SAFETY: map elements. Volatile: other CPUs may be changing them. What comes after this is told by the
     // numbers, which are compared again when the answer is given.
@@ -156,7 +165,8 @@ pub fn is_idle(place: u32) -> Option<bool> {
             | ((&raw const (*flow).asked).read_volatile()
                 ^ (&raw const (*flow).answered).read_volatile())
             | u64::from(next ^ (&raw const (*element).ends.next).read_volatile())
-            | u64::from(element::state(element) ^ Translated::READY);
+            | u64::from(element::state(element) ^ Translated::READY)
+            | door & SERVE_TCP ^ SERVE_TCP;
         Some(unusual == 0)
     }
 }

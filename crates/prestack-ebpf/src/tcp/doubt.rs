@@ -21,7 +21,7 @@ use prestack_abi::config::Config;
 use prestack_abi::flow::{Flow, Mode};
 
 use super::flow::stop_waiting;
-use super::later;
+use super::{is_before, later};
 use crate::atomic;
 use crate::clock;
 use crate::ledger::backend;
@@ -42,10 +42,34 @@ pub unsafe fn requests(config: &Config, flow: *mut Flow) {
         if (*flow).doubt & Flow::REQUESTS == 0 {
             count!(doubted_requests);
         }
-        (*flow).has_hole = 0;
+        give_up_hole(flow);
         raise(flow, Flow::REQUESTS | Flow::REPLIES);
         wait_for_any(flow);
         backend::forget(config, (*flow).backend as u8);
+    }
+}
+
+/// What came while something before it was missing is not followed any more. memcached gets it all the same.
+#[inline(always)]
+unsafe fn give_up_hole(flow: *mut Flow) {
+    // SAFETY: the caller's.
+    unsafe {
+        let hole = (*flow).has_hole;
+        if hole == 0 {
+            return;
+        }
+        (*flow).has_hole = 0;
+        let mut until = (*flow).next;
+        if hole & Flow::KEPT != 0 {
+            until = later(until, (*flow).kept_until);
+        }
+        if hole & Flow::NOT_KEPT != 0 {
+            until = later(until, (*flow).not_kept_until);
+        }
+        let known = (&raw const (*flow).doubted_until).read_volatile();
+        if known == 0 || is_before(known, until) {
+            (&raw mut (*flow).doubted_until).write_volatile(until);
+        }
     }
 }
 

@@ -63,6 +63,7 @@ unsafe fn occupy(flow: *mut Flow, segment: &Segment) -> Option<*mut Hole> {
         for i in 0..STRETCHES {
             (&raw mut (*hole).stretches[i].is_kept).write_volatile(0);
         }
+        (*flow).kept_until = (*flow).next;
         (*flow).has_hole |= Flow::KEPT;
         Some(hole)
     }
@@ -94,6 +95,7 @@ pub extern "C" fn prestack_tcp_claim() -> u64 {
             && let Some(hole) = occupy(flow, segment)
             && let Some(claim) = find_place(window, hole, segment)
         {
+            (*flow).kept_until = later((*flow).kept_until, segment.end());
             return claim;
         }
         let (from, until) = (segment.sequence, segment.end());

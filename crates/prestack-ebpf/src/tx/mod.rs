@@ -56,6 +56,10 @@ pub fn packet(ctx: &TcContext) -> i32 {
     if !headers.udp {
         if door.has_tcp(headers.v6) {
             replies::hand_over(ctx);
+        } else {
+            // It may be another host's, or another process's: nothing is learnt. A connection that is translated is
+            // all the same, although its address is no door of its own any more.
+            hits::hand_over(ctx);
         }
         return NEXT;
     }

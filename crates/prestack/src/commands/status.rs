@@ -165,7 +165,7 @@ impl Serving {
         } else if self.is_stopped && self.is_draining {
             Some("prestack is ending, and waits for the connections that it carries")
         } else if self.is_stopped {
-            Some("prestack is starting or ending")
+            Some("prestack is starting, ending or taking in a change of the host")
         } else {
             Some("its daemon has not answered for a second or more")
         }
@@ -245,7 +245,7 @@ mod tests {
                 },
                 "waits for the connections",
             ),
-            (stopped, "starting or ending"),
+            (stopped, "starting, ending or taking in a change"),
             (
                 Serving {
                     is_alive: false,

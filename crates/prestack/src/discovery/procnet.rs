@@ -47,10 +47,13 @@ impl Socket {
             || (self.address.is_unspecified() && self.address.is_ipv4() == address.is_ipv4())
     }
 
-    /// Whether there is a packet that could reach either of both sockets, transports aside.
+    /// Whether there is a packet that could reach either of both sockets, transports aside. Of two wildcards that is said
+    /// whatever their families: to the datapath they are one.
     #[must_use]
     pub fn overlaps(&self, other: &Self) -> bool {
-        self.port == other.port && (self.takes(other.address) || other.takes(self.address))
+        let are_wildcards = self.address.is_unspecified() && other.address.is_unspecified();
+        self.port == other.port
+            && (are_wildcards || self.takes(other.address) || other.takes(self.address))
     }
 }
 
@@ -331,6 +334,8 @@ mod tests {
         let six = socket(Transport::Udp, "::", 1, 4);
         assert!(any.overlaps(&one) && one.overlaps(&any));
         assert!(!one.overlaps(&two) && !six.overlaps(&one));
+        // A wildcard door stands for both families.
+        assert!(any.overlaps(&six) && six.overlaps(&any));
         assert!(!any.overlaps(&Socket { port: 2, ..one }));
     }
 
