@@ -339,7 +339,7 @@ impl Kernel {
 
 /// The object, read but not yet in the kernel.
 pub fn open() -> Ebpf {
-    open_knowing(socket_fields::of_this_kernel())
+    open_knowing(&socket_fields::of_this_kernel().of_test_runs())
 }
 
 /// The same with other offsets of what is asked about sockets.
