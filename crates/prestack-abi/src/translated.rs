@@ -21,13 +21,15 @@ pub struct Translated {
     pub state: u32,
     /// Where the kernel's socket is, in its own numbers.
     pub ends: Ends,
-    /// Which ends have closed the connection: [`Translated::CLIENT`], [`Translated::KERNEL`].
-    pub fins: u32,
     /// Coarse monotonic time in ns from which the element is of no use any more, for its connection is
     /// closed; 0 while it is open.
     pub over_at: u64,
     /// Requests that were answered.
     pub answers: u64,
+    /// Which ends have closed the connection: [`Translated::CLIENT`], [`Translated::KERNEL`].
+    pub fins: u32,
+    /// Explicit padding.
+    pub reserved: u32,
     /// How the numbers of the two ends differ.
     pub translation: Translation,
     /// The last answer, or its first [`SHORT_ANSWER`] bytes.

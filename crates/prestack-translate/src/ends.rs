@@ -18,8 +18,6 @@ pub struct Ends {
     pub timestamp: u32,
     /// The latest timestamp of the client.
     pub recent: u32,
-    /// What `next` was when the kernel [had got all](Ends::correct) last.
-    pub before: u32,
 }
 
 impl Ends {
@@ -34,38 +32,19 @@ impl Ends {
             window: segment.window,
             timestamp: segment.timestamp,
             recent: segment.echo,
-            before: segment.acknowledgement,
         }
     }
 
     /// A segment is passed to the kernel, in whose numbers it is.
     #[inline(always)]
     pub fn take(&mut self, passed: &Segment) {
-        // An acknowledgement alone may lie beyond what has come, and is nothing that the kernel gets.
-        if passed.length() != 0 {
-            self.next = later(self.next, passed.end());
-        }
+        self.next = later(self.next, passed.end());
         if passed.has_timestamps != 0
             && !is_before(self.acked, passed.sequence)
             && is_before(self.recent, passed.timestamp)
         {
             self.recent = passed.timestamp;
         }
-    }
-
-    /// The kernel is about to [send](Self::give) a segment, and has acknowledged all that is known to have come for it,
-    /// of which nothing waits for what comes before. Was something else passed, the kernel has dropped it: it was
-    /// damaged, or forged. But it may have been passed at this very moment, and not be known yet, so the kernel has to
-    /// show it twice, and to send something new each time.
-    #[inline(always)]
-    pub fn correct(&mut self, sent: &Segment) {
-        if sent.len == 0 || !is_before(self.sent, sent.end()) {
-            return;
-        }
-        if self.next == self.before {
-            self.next = sent.acknowledgement;
-        }
-        self.before = self.next;
     }
 
     /// The kernel sends a segment.
@@ -93,7 +72,6 @@ impl Ends {
 mod tests {
     use super::*;
     use crate::fixture::{CLIENT, Connection, KERNEL, WINDOW, from_client, from_kernel};
-    use prestack_proto::net::TCP_FIN;
 
     #[test]
     fn a_segment_of_the_kernel_tells_them() {
@@ -136,47 +114,6 @@ mod tests {
             ..segment
         };
         assert_eq!(taken(&without), (next, 5));
-    }
-
-    #[test]
-    fn an_acknowledgement_beyond_what_has_come_is_no_data() {
-        let mut ends = Connection::fresh().ends;
-        let mut segment = from_client(CLIENT.wrapping_add(500), KERNEL);
-        ends.take(&segment);
-        assert_eq!(ends.next, CLIENT);
-        segment.flags |= u32::from(TCP_FIN);
-        ends.take(&segment);
-        assert_eq!(ends.next, CLIENT.wrapping_add(501));
-    }
-
-    #[test]
-    fn what_the_kernel_has_dropped_is_taken_back() {
-        let mut ends = Connection::fresh().ends;
-        let beyond = Segment {
-            len: 10,
-            ..from_client(CLIENT.wrapping_add(500), KERNEL)
-        };
-        ends.take(&beyond);
-        let next = CLIENT.wrapping_add(510);
-        assert_eq!(ends.next, next);
-        let mut sends = |len: u32, at: u32| {
-            let segment = from_kernel(KERNEL.wrapping_add(at), len);
-            ends.correct(&segment);
-            ends.give(&segment);
-            ends.next
-        };
-        // It may be under way. What is sent again, or acknowledges alone, shows nothing.
-        assert_eq!(sends(5, 0), next);
-        assert_eq!(sends(5, 0), next);
-        assert_eq!(sends(0, 5), next);
-        assert_eq!(sends(5, 5), CLIENT);
-        assert_eq!(sends(5, 10), CLIENT);
-        // Something else that is passed may be under way again.
-        ends.take(&beyond);
-        let mut segment = from_kernel(KERNEL.wrapping_add(15), 5);
-        segment.acknowledgement = CLIENT;
-        ends.correct(&segment);
-        assert_eq!(ends.next, next);
     }
 
     #[test]

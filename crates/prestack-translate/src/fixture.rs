@@ -48,7 +48,6 @@ impl Connection {
                 window: WINDOW,
                 timestamp: 7,
                 recent: 5,
-                before: CLIENT,
             },
         }
     }

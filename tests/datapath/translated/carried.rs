@@ -109,35 +109,6 @@ fn blocks_and_timestamps_are_translated() {
     }
 }
 
-/// It lies in the window, and the kernel drops it: its checksum is wrong, or it acknowledges what was never sent.
-#[test]
-fn what_the_kernel_has_dropped_does_not_end_hits() {
-    for is_active in [false, true] {
-        let mut path = filled();
-        let mut ready = Ready::open(&mut path, 4313);
-        if is_active {
-            ready.served(&path, GET, answer());
-        }
-        let beyond = |ready: &Ready, data: &str| {
-            let segment = ready.segment(ACK | PSH, data);
-            let (sequence, acknowledgement) = segment.numbers();
-            let segment = segment
-                .sequence(sequence.wrapping_add(5000))
-                .acknowledging(acknowledgement.wrapping_add(1 << 20));
-            path.kernel().programs.rx(&segment.build());
-        };
-        // Without data it is nothing.
-        beyond(&ready, "");
-        ready.served(&path, GET, answer());
-        beyond(&ready, "data");
-        for _ in 0..2 {
-            ready.sends(&path, GET);
-            ready.replies(&path, answer());
-        }
-        ready.served(&path, GET, answer());
-    }
-}
-
 /// Its address has been taken off the host and put back, or there are too many.
 #[test]
 fn a_connection_goes_on_through_a_wildcard() {

@@ -106,7 +106,6 @@ impl Ready {
                 window: 0xffff,
                 timestamp: timestamps.map_or(0, |(_, kernel)| kernel),
                 recent: timestamps.map_or(0, |(client, _)| client),
-                before: client,
             };
             translated.translation.agreement = Agreement {
                 mss: 1460,

@@ -4,7 +4,6 @@ use aya_ebpf::bindings::{__sk_buff, TC_ACT_SHOT};
 use aya_ebpf::helpers::generated::{bpf_l4_csum_replace, bpf_skb_load_bytes, bpf_skb_store_bytes};
 use aya_ebpf::programs::TcContext;
 use prestack_abi::config::{Config, Door};
-use prestack_abi::flow::Flow;
 use prestack_abi::translated::Translated;
 use prestack_proto::checksum::fold;
 use prestack_proto::net::{ETHERNET_LEN, IPV4_LEN, TCP_FIN, TCP_LEN, TCP_SYN};
@@ -261,11 +260,7 @@ extern "C" fn prestack_hits_leave() -> u64 {
     let segment = numbered.segment;
     let is_serving = config.policy.is_serving != 0;
     let count = numbered.found.count;
-    let has_all = has_got_all(numbered.place, segment.acknowledgement);
     let result = locked(element, |element, ends, translation| {
-        if has_all {
-            ends.correct(&segment);
-        }
         if translation.is_active == 0 {
             ends.give(&segment);
             return KEEP;
@@ -297,23 +292,6 @@ extern "C" fn prestack_hits_leave() -> u64 {
 }
 
 const ENDED_SHIFT: u64 = 8;
-
-/// Whether all that is known to have come on the flow at this place is before this, and nothing is missing in between.
-#[inline(always)]
-fn has_got_all(place: u32, acknowledgement: u32) -> bool {
-    let Some(flow) = flow::at(place) else {
-        return false;
-    };
-    // SAFETY: a map element. Volatile: another CPU may be changing it.
-    unsafe {
-        let unusual = u64::from((&raw const (*flow).state).read_volatile() ^ Flow::OPEN)
-            | u64::from((&raw const (*flow).doubt).read_volatile())
-            | u64::from((&raw const (*flow).has_hole).read_volatile())
-            | (&raw const (*flow).busy).read_volatile()
-            | u64::from((&raw const (*flow).next).read_volatile() ^ acknowledgement);
-        unusual == 0
-    }
-}
 
 /// Writes the wire numbers into the packet; 0 if that did not work out.
 ///

@@ -152,9 +152,6 @@ impl Host {
             return Some(packet);
         }
         self.tracker.leaves(&packet);
-        if self.tracker.has_come_to(segment.acknowledgement) {
-            self.ends.correct(&segment);
-        }
         if !self.is_active() {
             if segment.flags & 4 == 0 {
                 self.ends.give(&segment);
@@ -226,11 +223,6 @@ impl Tracker {
     fn begin(&mut self, ends: &Ends) {
         self.next = ends.next;
         self.sent = ends.sent;
-    }
-
-    /// Whether this is behind all that has come.
-    fn has_come_to(&self, acknowledgement: u32) -> bool {
-        !self.has_ended && self.waiting.is_empty() && self.next == acknowledgement
     }
 
     fn owes_nothing(&self) -> bool {

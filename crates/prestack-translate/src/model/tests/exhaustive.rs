@@ -93,8 +93,7 @@ fn a_quiet_write_behind_a_hit() {
 #[test]
 fn hits_without_waiting() {
     let get = Command::Get(SHORT);
-    // What is lost, and sent again one by one, all of it.
-    assert_eq!(all(&[(get, true), (get, false), (get, false)]).1, 4);
+    assert_eq!(all(&[(get, true), (get, false), (get, false)]).1, 2);
 }
 
 #[test]
