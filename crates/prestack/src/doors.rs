@@ -252,14 +252,15 @@ fn tenant_doors(
     let on_wire = |address: IpAddr| local.iter().any(|l| l.attached && l.address() == address);
     let mut doors: Vec<Wanted> = Vec::new();
     let mut add = |address: Option<IpAddr>, port, serve_tcp, serve_udp, optional| {
+        let transports = Transports::of(memcached, address, port);
         doors.push(Wanted {
             spec: DoorSpec {
                 address,
                 port,
                 backend: number,
-                serve_tcp: serve_tcp && alive,
+                serve_tcp: serve_tcp && alive && (transports.tcp4 || transports.tcp6),
                 serve_udp: serve_udp && alive,
-                transports: Transports::of(memcached, address, port),
+                transports,
             },
             chosen: serve_udp,
             optional,

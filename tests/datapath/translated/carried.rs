@@ -7,11 +7,12 @@ use prestack_abi::translated::Translated;
 use super::connection::Ready;
 use super::{filled, setup};
 use crate::bytes::hit;
-use crate::harness::{Datapath, Setup};
+use crate::harness::{Datapath, Setup, Verdict, wait};
 use crate::packet::{ACK, FIN, PSH, RST, URG};
 use crate::tcp::connection::Connection;
 
 const GET: &str = "get key\r\n";
+const SETTLE: Duration = Duration::from_millis(100);
 
 fn answer() -> Vec<u8> {
     hit("key", "value")
@@ -120,9 +121,7 @@ fn a_connection_goes_on_through_a_wildcard() {
         let mut ready = Ready::of(&mut path, connection, None);
         ready.served(&path, GET, answer());
         let usual = setup();
-        let mut without = usual.clone();
-        without.doors.retain(|door| door.address.is_none());
-        path.configure(&without);
+        path.configure(&wildcards());
         let stats = path.stats();
         // All of it is translated, and nothing is answered or learnt.
         for _ in 0..2 {
@@ -144,28 +143,79 @@ fn a_connection_goes_on_through_a_wildcard() {
     }
 }
 
-/// A new connection, which nothing follows there, has numbers of its own.
-#[test]
-fn a_connection_that_begins_at_a_wildcard_is_not_translated() {
-    let mut path = filled();
-    let (ready, _) = answered(&mut path, 4311);
+/// `setup` without the doors of addresses.
+fn wildcards() -> Setup {
     let mut without = setup();
     without.doors.retain(|door| door.address.is_none());
-    path.configure(&without);
-    let mut again = Connection::new(4311);
-    again.client = ready.connection.client.wrapping_add(1_000);
-    again.server = ready.connection.server.wrapping_add(2_000);
-    again.acked = again.client;
-    again.shake_hands(&path);
-    // Both ways as it came: the harness says if not.
-    again.exchange(&path, "get x\r\n", "END\r\n");
-    // Nor is any other.
-    let mut other = Connection::open(&path, 4312);
-    other.exchange(&path, "get x\r\n", "END\r\n");
-    let mut states = Vec::new();
-    path.kernel_mut()
-        .used_translations(|translated| states.push(translated.state));
-    assert_eq!(states, [Translated::NEW]);
+    without
+}
+
+/// Replies are not followed there, and so what the client acknowledges is not known.
+#[test]
+fn a_write_through_a_wildcard_is_seen() {
+    let mut path = filled();
+    let (mut ready, _) = answered(&mut path, 4313);
+    path.configure(&wildcards());
+    ready.connection.server = ready.connection.server.wrapping_add(100_000);
+    ready.sends(&path, "set key 0 0 3\r\nnew\r\n");
+    path.configure(&setup());
+    let request = path.get_of("key");
+    assert_eq!(path.rx(&request), Verdict::Passed);
+}
+
+/// What it owed is not waited for any more.
+#[test]
+fn a_connection_ends_through_a_wildcard() {
+    let short = |setup| Setup {
+        settle: SETTLE,
+        ..setup
+    };
+    let mut path = Datapath::with(&short(setup()));
+    path.fill("key", "value");
+    let (mut ready, _) = answered(&mut path, 4314);
+    ready.sends(&path, "what is this\r\n");
+    wait(3 * SETTLE);
+    assert!(!path.can_fill("one", "value"));
+    path.configure(&short(wildcards()));
+    ready.replies(&path, "ERROR\r\n");
+    ready.passed(&path, &ready.segment(FIN | ACK, ""));
+    ready.connection.client = ready.connection.client.wrapping_add(1);
+    ready.connection.acked = ready.connection.client;
+    ready.leaves(&path, &ready.connection.answer(FIN | ACK, ""));
+    ready.connection.server = ready.connection.server.wrapping_add(1);
+    ready.passed(&path, &ready.segment(ACK, ""));
+    path.configure(&short(setup()));
+    wait(3 * SETTLE);
+    assert!(path.can_fill("two", "value"));
+}
+
+/// A new connection, which nothing follows there, has numbers of its own; nor is one of memcached's where it has UDP
+/// alone.
+#[test]
+fn a_connection_that_is_not_followed_is_not_translated() {
+    let mut without_tcp = setup();
+    for door in &mut without_tcp.doors {
+        (door.transports.tcp4, door.transports.tcp6) = (false, false);
+    }
+    for unfollowed in [wildcards(), without_tcp] {
+        let mut path = filled();
+        let (ready, _) = answered(&mut path, 4311);
+        path.configure(&unfollowed);
+        let mut again = Connection::new(4311);
+        again.client = ready.connection.client.wrapping_add(1_000);
+        again.server = ready.connection.server.wrapping_add(2_000);
+        again.acked = again.client;
+        again.shake_hands(&path);
+        // Both ways as it came: the harness says if not.
+        again.exchange(&path, "get x\r\n", "END\r\n");
+        // Nor is any other.
+        let mut other = Connection::open(&path, 4312);
+        other.exchange(&path, "get x\r\n", "END\r\n");
+        let mut states = Vec::new();
+        path.kernel_mut()
+            .used_translations(|translated| states.push(translated.state));
+        assert_eq!(states, [Translated::NEW]);
+    }
 }
 
 #[test]

@@ -1,13 +1,14 @@
 //! What belongs to a flow beside it, so that requests can be answered on it.
 
 use prestack_abi::config::Config;
+use prestack_abi::flow::Flow;
 use prestack_abi::translated::Translated;
 use prestack_translate::{Ends, Translation};
 
 use crate::clock;
 use crate::lock::{lock, unlock};
 use crate::maps::TRANSLATIONS;
-use crate::tcp::table;
+use crate::tcp::{flow, table};
 
 /// How long in ns a connection on which requests were answered is translated after the kernel's FIN, unless
 /// both ends are seen to have got everything: what is lost is sent again for about as long
@@ -111,6 +112,15 @@ pub fn linger(config: &Config, place: u32) {
 /// Both ends of the connection of the flow at this place have got everything.
 #[inline(always)]
 pub fn end(config: &Config, place: u32, now: u64) {
+    if let Some(flow) = flow::at(place) {
+        // SAFETY: a map element.
+        unsafe {
+            // Through a wildcard it has ended unseen, and nothing that it owes is waited for any more.
+            if (&raw const (*flow).state).read_volatile() != Flow::CLOSED {
+                flow::close(config, flow, place, Flow::CLOSED);
+            }
+        }
+    }
     end_at(config, place, now + LAST_NS.max(config.settle_ns));
 }
 

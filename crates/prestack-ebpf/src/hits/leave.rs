@@ -3,7 +3,7 @@
 use aya_ebpf::bindings::{__sk_buff, TC_ACT_SHOT};
 use aya_ebpf::helpers::generated::{bpf_l4_csum_replace, bpf_skb_load_bytes, bpf_skb_store_bytes};
 use aya_ebpf::programs::TcContext;
-use prestack_abi::config::{Config, Door};
+use prestack_abi::config::Config;
 use prestack_abi::translated::Translated;
 use prestack_proto::checksum::fold;
 use prestack_proto::net::{ETHERNET_LEN, IPV4_LEN, TCP_FIN, TCP_LEN, TCP_SYN};
@@ -77,7 +77,7 @@ fn depart(ctx: &TcContext) -> Option<u64> {
     let (scratch, config) = (scratch()?, backend::config()?);
     let (packet, headers, door) = tx::reply(ctx)?;
     let (segment, options, is_usual) = numbered::read(packet, &headers, false)?;
-    let is_followed = door.flags & Door::ANY_ADDRESS == 0;
+    let is_followed = door.has_tcp(headers.v6);
     if segment.has(TCP_SYN) && is_followed {
         return None;
     }

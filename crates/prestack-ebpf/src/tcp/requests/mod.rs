@@ -132,7 +132,11 @@ fn arrive<C: Inbound>(ctx: &C) -> u64 {
     }
     // SAFETY: this CPU's scratch.
     unsafe { (&raw mut (*scratch).segment).write_volatile(segment) };
-    if is_known {
+    if is_known && !door.has_tcp(headers.v6) {
+        // What leaves there is not followed any more (its address is no door of its own), so nothing is certain.
+        backend::forget(config, door.backend);
+        0
+    } else if is_known {
         KNOWN
     } else if segment.len == 0 || segment.has(TCP_RST) {
         // A reset or the end of what is not known is no loss.
