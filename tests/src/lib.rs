@@ -10,5 +10,5 @@ pub mod history;
 pub mod kernel;
 pub mod pinned;
 pub mod progress;
-mod raw;
+pub mod raw;
 pub mod stage;

@@ -1,16 +1,18 @@
 //! TCP segments that are sent as they are.
 
 use std::io;
-use std::net::SocketAddrV4;
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 use anyhow::{Result, ensure};
 use nix::libc;
 use prestack_testbed::Namespace;
 
-/// Flags of TCP (RFC 9293, section 3.1).
+/// Flags of TCP (RFC 9293, section 3.1): the connection begins.
 pub const SYN: u8 = 0x02;
+/// The receiver is to hand the data on.
 pub const PSH: u8 = 0x08;
+/// The acknowledgement number counts.
 pub const ACK: u8 = 0x10;
 
 /// The number of TCP in IPv4 headers.
@@ -18,15 +20,21 @@ const PROTOCOL: u8 = 6;
 
 /// A segment of a client's.
 pub struct Segment<'a> {
+    /// Where it comes from.
     pub source: SocketAddrV4,
+    /// Where it goes.
     pub server: SocketAddrV4,
+    /// Sequence number of its first byte.
     pub sequence: u32,
+    /// Sequence number of the byte that is expected next.
     pub acknowledgement: u32,
+    /// [`SYN`], [`PSH`], [`ACK`].
     pub flags: u8,
     /// In bytes: no scale is asked for.
     pub window: u16,
     /// The option that says how many bytes of data a segment to the client may have.
     pub mss: Option<u16>,
+    /// What it carries.
     pub data: &'a [u8],
 }
 
@@ -97,27 +105,37 @@ impl Raw {
     /// # Errors
     /// When the kernel does not send it.
     pub fn send(&self, segment: &Segment<'_>) -> Result<()> {
-        let packet = segment.packet();
-        let to = libc::sockaddr_in {
-            sin_family: libc::AF_INET as u16,
-            sin_port: 0,
-            sin_addr: libc::in_addr {
-                s_addr: u32::from_ne_bytes(segment.server.ip().octets()),
-            },
-            sin_zero: [0; 8],
-        };
-        // SAFETY: both are as long as is said.
-        let sent = unsafe {
-            libc::sendto(
-                self.0.as_raw_fd(),
-                packet.as_ptr().cast(),
-                packet.len(),
-                0,
-                (&raw const to).cast(),
-                size_of_val(&to) as u32,
-            )
-        };
-        ensure!(sent == packet.len() as isize, io::Error::last_os_error());
-        Ok(())
+        Ok(send(&self.0, &segment.packet(), *segment.server.ip())?)
+    }
+}
+
+/// Sends an IPv4 packet as it is, out of a raw socket.
+///
+/// # Errors
+/// When the kernel does not send it, or not all of it.
+pub fn send(socket: &OwnedFd, packet: &[u8], to: Ipv4Addr) -> io::Result<()> {
+    let to = libc::sockaddr_in {
+        sin_family: libc::AF_INET as u16,
+        sin_port: 0,
+        sin_addr: libc::in_addr {
+            s_addr: u32::from_ne_bytes(to.octets()),
+        },
+        sin_zero: [0; 8],
+    };
+    // SAFETY: both are as long as is said.
+    let sent = unsafe {
+        libc::sendto(
+            socket.as_raw_fd(),
+            packet.as_ptr().cast(),
+            packet.len(),
+            0,
+            (&raw const to).cast(),
+            size_of_val(&to) as u32,
+        )
+    };
+    match usize::try_from(sent) {
+        Ok(sent) if sent == packet.len() => Ok(()),
+        Ok(_) => Err(io::ErrorKind::WriteZero.into()),
+        Err(_) => Err(io::Error::last_os_error()),
     }
 }

@@ -10,6 +10,7 @@ use std::{fs, io};
 use nix::libc;
 use prestack::doors::{DoorSpec, Transports};
 use prestack_testbed::Namespace;
+use prestack_tests::raw;
 
 use super::connection::Connection;
 use super::{assert_forgotten, assert_key_written, assert_untouched};
@@ -374,31 +375,7 @@ impl Raw {
 
     /// Sends an IPv4 packet to the host itself.
     fn send(&self, packet: &[u8]) {
-        let to = libc::sockaddr_in {
-            sin_family: libc::AF_INET as u16,
-            sin_port: 0,
-            sin_addr: libc::in_addr {
-                s_addr: u32::from_ne_bytes(Ipv4Addr::LOCALHOST.octets()),
-            },
-            sin_zero: [0; 8],
-        };
-        // SAFETY: both are as long as is said.
-        let sent = unsafe {
-            libc::sendto(
-                self.0.as_raw_fd(),
-                packet.as_ptr().cast(),
-                packet.len(),
-                0,
-                (&raw const to).cast(),
-                size_of_val(&to) as u32,
-            )
-        };
-        assert_eq!(
-            sent,
-            packet.len() as isize,
-            "{}",
-            io::Error::last_os_error()
-        );
+        raw::send(&self.0, packet, Ipv4Addr::LOCALHOST).expect("it is sent");
     }
 
     /// The next segment that has these flags, from its TCP header on.

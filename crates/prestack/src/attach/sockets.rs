@@ -275,6 +275,8 @@ fn cookie(process: BorrowedFd<'_>, fd: i32) -> io::Result<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::discovery::process::ProcessId;
+    use std::{net::UdpSocket, os::fd::AsFd as _, process::Command};
 
     #[test]
     fn cgroups_that_are_not_seen() {
@@ -285,8 +287,6 @@ mod tests {
             assert!(!is_outside(path), "{path}");
         }
     }
-    use crate::discovery::process::ProcessId;
-    use std::{net::UdpSocket, os::fd::AsFd as _, process::Command};
 
     #[test]
     fn what_is_gone_is_told_from_what_is_refused() {

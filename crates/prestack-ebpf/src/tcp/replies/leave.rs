@@ -103,7 +103,7 @@ pub extern "C" fn prestack_tcp_leave(read: u64) -> u64 {
             let is_first = (*flow).is_tentative == Flow::ASKED;
             let was_held_back = read & IS_KNOWN != 0 && read & IS_WRITTEN == 0;
             if (*flow).is_tentative == 0 || is_first && was_held_back {
-                // More was owed than is known.
+                // More was owed than is known, or may have been.
                 doubt::break_off(flow);
                 return 0;
             }
