@@ -222,7 +222,11 @@ fn flags(course: &Course, prestack: Arguments, seed: u64) -> Result<BTreeMap<&'s
     Ok(flags)
 }
 
-/// Fails when tshark flags something in what passes over a clean network.
+/// How often a course is run over a clean network before what tshark flags each time counts: now and then
+/// a busy machine drops a segment or leaves a window closed, whatever the server.
+const CAPTURES: usize = 3;
+
+/// Fails when tshark flags the same thing in what passes over a clean network again and again.
 fn nothing_flagged(prestack: Arguments) -> Result<()> {
     if !are_installed() {
         return Ok(());
@@ -234,11 +238,15 @@ fn nothing_flagged(prestack: Arguments) -> Result<()> {
             has_probes: false,
             ..course
         };
-        let flags = flags(&course, prestack, seed()?)?;
-        let odd: Vec<_> = flags
-            .iter()
-            .filter(|(flag, _)| !HARMLESS.contains(flag))
-            .collect();
+        let mut odd = flags(&course, prestack, seed()?)?;
+        odd.retain(|flag, _| !HARMLESS.contains(flag));
+        for _ in 1..CAPTURES {
+            if odd.is_empty() {
+                break;
+            }
+            let flags = flags(&course, prestack, seed()?)?;
+            odd.retain(|flag, _| flags.contains_key(flag));
+        }
         ensure!(odd.is_empty(), "{}: {odd:?}", course.name);
     }
     Ok(())

@@ -28,6 +28,8 @@ const PORT_ELSEWHERE: u16 = 11311;
 const FILL_LIMIT: Duration = Duration::from_secs(60);
 /// To ask for more keys than this once may take longer than prestack waits for a first hit.
 const MANY_KEYS: u32 = 200_000;
+/// prestack's default `--max-age`: to ask for every key once may take longer, and nothing hits while that goes on.
+pub(crate) const BRIEF: &str = "1s";
 /// How long memcached alone is warmed up.
 const WARM_UP: Duration = Duration::from_millis(500);
 
@@ -328,7 +330,7 @@ impl Comparison {
         cpu::pin_process(prestack.pid(), &self.split.server)?;
         // The kernel may have made new threads for the device with its XDP program.
         self.bed.separate_cpus(&self.split)?;
-        if is_filled {
+        if is_filled && self.workload.max_age != BRIEF {
             let sweep = self.load.sweep();
             warm_up::until_settled(&prestack, is_always_on, || {
                 self.measure(&sweep, FILL_LIMIT, &[]).map(drop)

@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use crate::bench::BenchOptions;
-use crate::comparison::Workload;
+use crate::comparison::{BRIEF, Workload};
 use crate::load::Transport;
 use crate::popularity::Popularity;
 
@@ -76,7 +76,7 @@ impl Series {
 pub(crate) fn overview() -> Vec<(Series, Workload)> {
     let zipf = Workload {
         popularity: Popularity::Zipf(0.99),
-        max_age: "1s".to_owned(),
+        max_age: BRIEF.to_owned(),
         ..Workload::gets(100_000)
     };
     [Workload::gets(1_000), Workload::gets(100_000), zipf]
@@ -87,7 +87,7 @@ pub(crate) fn overview() -> Vec<(Series, Workload)> {
 /// What prestack does not answer, but follows: writes, reads of what is there and of what is not.
 pub(crate) fn tcp(options: &BenchOptions) -> Vec<(Series, Workload)> {
     let workload = |write_ratio, is_absent| Workload {
-        max_age: "1s".to_owned(),
+        max_age: BRIEF.to_owned(),
         transport: Transport::Tcp,
         write_ratio,
         connections: options.connections as usize,
@@ -122,7 +122,7 @@ pub(crate) fn tcp_hits(options: &BenchOptions) -> Vec<(Series, Workload)> {
     };
     let mixed = Workload {
         write_ratio: 0.1,
-        max_age: "1s".to_owned(),
+        max_age: BRIEF.to_owned(),
         ..hits.clone()
     };
     // All GETs are hits.
@@ -132,7 +132,7 @@ pub(crate) fn tcp_hits(options: &BenchOptions) -> Vec<(Series, Workload)> {
     };
     let missing = Workload {
         is_absent: true,
-        max_age: "1s".to_owned(),
+        max_age: BRIEF.to_owned(),
         ..hits.clone()
     };
     let long = Workload {
@@ -151,7 +151,7 @@ pub(crate) fn tcp_hits(options: &BenchOptions) -> Vec<(Series, Workload)> {
 /// What prestack lets through: requests that it could not answer, and another service's.
 pub(crate) fn passing(options: &BenchOptions) -> Vec<(Series, Workload)> {
     let usual = || Workload {
-        max_age: "1s".to_owned(),
+        max_age: BRIEF.to_owned(),
         is_passing: true,
         ..Workload::gets(10_000)
     };
@@ -187,7 +187,7 @@ pub(crate) fn passing(options: &BenchOptions) -> Vec<(Series, Workload)> {
 /// One thing varied at a time.
 pub(crate) fn suite() -> Vec<(Series, Workload)> {
     let default_age = |workload| Workload {
-        max_age: "1s".to_owned(),
+        max_age: BRIEF.to_owned(),
         ..workload
     };
     let mut all = Vec::new();
