@@ -98,7 +98,8 @@ fn nothing_stale_is_read_by_who_comes_back() -> Result<()> {
         // There will never be much in an emulated machine.
         return Ok(());
     }
-    let stage = Stage::with(MemcachedOptions::default(), &["--max-age", "1s"])?;
+    let settings = ["--max-age", "1s", "--much", "5000"];
+    let stage = Stage::with(MemcachedOptions::default(), &settings)?;
     let number = Cell::new(0);
     let (mut tcp, mut other, mut udp) = (stage.tcp()?, stage.tcp()?, stage.udp()?);
     // Before, so that the connection is known, and something may be in the cache.

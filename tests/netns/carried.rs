@@ -212,7 +212,8 @@ fn programs_are_replaced_under_traffic() -> Result<()> {
     assert_eq!(stats.get("doubted_requests")?, 0);
     assert_eq!(stats.get("doubted_replies")?, 0);
     if !pace::is_slow() {
-        assert_eq!(stats.get("reparsed")?, 0);
+        // A few segments may be sent again where a busy machine delays acknowledgements.
+        ensure!(stats.get("reparsed")? < 10, "{stats:?}");
     }
     let mut udp = stage.udp()?;
     store(&mut clients[0], b"key", b"1")?;

@@ -5,7 +5,8 @@
 //! bytes, and many at a time. Nothing may stand still for longer than 10 s.
 //!
 //! `PRESTACK_SEED` makes the clients and the relay draw the same again; `PRESTACK_OPERATIONS` is the number
-//! of commands of each course, and `PRESTACK_COURSE` a part of the names of those that are run.
+//! of commands of each course, `PRESTACK_STALL` the milliseconds in which something has to move, and
+//! `PRESTACK_COURSE` a part of the names of those that are run.
 
 mod answer;
 mod client;

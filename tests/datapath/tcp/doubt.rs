@@ -8,8 +8,8 @@ use crate::bytes::hit;
 use crate::harness::{Datapath, Setup, wait};
 use crate::packet::{ACK, PSH};
 
-const SETTLE: Duration = Duration::from_millis(100);
-const SETTLED: Duration = Duration::from_millis(300);
+const SETTLE: Duration = Duration::from_millis(200);
+const SETTLED: Duration = Duration::from_millis(600);
 
 fn doubtful() -> (Datapath, Connection) {
     let path = Datapath::with(&Setup {

@@ -17,8 +17,8 @@ fn settling_in(settle: Duration) -> Datapath {
 }
 
 /// The unit in which writes settle is 67 ms.
-const SETTLE: Duration = Duration::from_millis(100);
-const SETTLED: Duration = Duration::from_millis(300);
+const SETTLE: Duration = Duration::from_millis(200);
+const SETTLED: Duration = Duration::from_millis(600);
 
 #[test]
 fn its_reply_ends_a_write() {

@@ -224,7 +224,10 @@ impl Ground {
             dialect: Dialect::Memcached,
             largest: course.largest,
             seed,
-            stall: course.stall(),
+            stall: Duration::from_millis(setting(
+                "PRESTACK_STALL",
+                course.stall().as_millis() as u64,
+            )?),
         };
         if self.prestack.is_some() {
             // Nothing is cached until what was under way before has settled.
