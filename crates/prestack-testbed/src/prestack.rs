@@ -20,7 +20,7 @@ const RUN_FOLDER: &str = "/run/prestack";
 const PIN_FOLDER: &str = "/sys/fs/bpf/prestack";
 
 /// How long prestack may take to serve, or to end.
-const LIMIT: Duration = Duration::from_secs(15);
+const LIMIT: Duration = Duration::from_secs(45);
 
 /// The argument with which prestack answers over TCP.
 const TCP_HITS: &str = "--tcp-hits";
