@@ -162,6 +162,31 @@ fn filters_are_replaced_in_their_place() -> Result<()> {
 }
 
 #[test]
+fn a_filter_goes_where_the_next_run_does_not_watch() -> Result<()> {
+    let egress = ["--egress", "clsact"];
+    let mut watching = SETTINGS.to_vec();
+    watching.retain(|arg| *arg != "--no-watch-lo");
+    let args = [&watching[..], &egress].concat();
+    let mut stage = Stage::watching(MemcachedOptions::default(), &args)?;
+    let mut tcp = stage.tcp()?;
+    store(&mut tcp, b"key", b"1")?;
+    carry(&stage.prestack, &mut tcp)?;
+    ensure!(nothing_attached(&stage.bed.server, "lo").is_err());
+    stage.prestack.kill()?;
+    restart(&mut stage, &egress)?;
+    nothing_attached(&stage.bed.server, "lo")?;
+    let mut tc = stage.bed.server.command("tc");
+    let qdiscs = tc.args(["qdisc", "show", "dev", "lo"]).output()?;
+    let qdiscs = String::from_utf8_lossy(&qdiscs.stdout).into_owned();
+    ensure!(!qdiscs.contains("clsact"), "{qdiscs}");
+    assert_eq!(tcp.get(b"key")?.as_deref(), Some(&b"1"[..]));
+    drop(tcp);
+    stage.prestack.stop()?;
+    nothing_attached(&stage.bed.server, &stage.bed.links[0].server_dev)?;
+    nothing_left(stage.prestack.instance())
+}
+
+#[test]
 fn programs_are_replaced_under_traffic() -> Result<()> {
     let mut stage = stage(&["--pin"])?;
     let mut clients = (0..4).map(|_| stage.tcp()).collect::<Result<Vec<_>>>()?;

@@ -107,7 +107,7 @@ pub fn remove(instance: &Instance) -> Result<Vec<String>, LeftoverError> {
             name: instance.name().clone(),
         });
     }
-    for interface in state.egresses().filter(|i| i.egress != "tcx") {
+    for interface in state.filters() {
         let failed = |source| LeftoverError::Filter {
             interface: interface.name.clone(),
             source,
@@ -120,9 +120,9 @@ pub fn remove(instance: &Instance) -> Result<Vec<String>, LeftoverError> {
                 interface: interface.name.clone(),
             });
         }
-        // An interface that is gone has taken its filters along.
-        let found = netlink::interface(&interface.name).map_err(failed)?;
-        if found.is_none_or(|found| found.index != interface.index) {
+        // An interface that is gone has taken its filters along. One with another name has not.
+        let found = netlink::interface_at(interface.index).map_err(failed)?;
+        if found.is_none() {
             continue;
         }
         let filters = remove_filters(interface.index, &state.programs, interface.added_clsact)
@@ -166,7 +166,7 @@ fn await_detached(state: &State) -> io::Result<bool> {
 /// Whether programs of that run are at its interfaces, which are in this network namespace.
 fn is_attached(state: &State) -> io::Result<bool> {
     for interface in &state.interfaces {
-        let found = netlink::interface(&interface.name)?;
+        let found = netlink::interface_at(interface.index)?;
         if found.is_some_and(|found| found.xdp.iter().any(|id| state.programs.contains(id))) {
             return Ok(true);
         }

@@ -7,7 +7,7 @@ use tracing::{info, warn};
 
 use super::{Daemon, initial};
 use crate::{
-    attach::{Attachment, Left, Loopback, adopt_sockets, pins},
+    attach::{Attachment, Left, Loopback, adopt_sockets, pins, tc::remove_filters},
     attention::Adaptation,
     maps,
     netlink::Interface,
@@ -89,6 +89,7 @@ impl Daemon {
         }
         kept.extend(self.attachments.iter().flat_map(|at| at.pinned_at(&folder)));
         pins::remove_others(&self.datapath, &folder, &kept)?;
+        self.remove_other_filters(state);
         self.state.programs = programs;
         // All writes were seen, but numbers may have changed hands.
         for number in 0..MAX_BACKENDS as u8 {
@@ -104,5 +105,15 @@ impl Daemon {
             self.reset_astray(|_| true);
         }
         Ok(())
+    }
+
+    /// Removes the filters that the other run has left where this one is not attached: no pin goes with them.
+    fn remove_other_filters(&self, state: &State) {
+        let is_attached = |index| self.state.egresses().any(|now| now.index == index);
+        for left in state.filters().filter(|left| !is_attached(left.index)) {
+            if let Err(error) = remove_filters(left.index, &state.programs, left.added_clsact) {
+                warn!("cannot remove the TC filter of {}: {error}", left.name);
+            }
+        }
     }
 }
