@@ -266,6 +266,25 @@ fn what_was_carried_while_one_went_unseen_is_reset() -> Result<()> {
     nothing_left(two.prestack.instance())
 }
 
+/// So it is if the one that is back had gone before, while there was a daemon.
+#[test]
+fn what_was_carried_while_one_came_back_unseen_is_reset() -> Result<()> {
+    let args = ["--tcp-hits"];
+    let mut two = Two::with(&args)?;
+    let mut here = two.tcp(0)?;
+    store(&mut here, b"key", b"value")?;
+    carry(&two.prestack, &mut here)?;
+    two.bed.unplug(GOES)?;
+    two.until_told()?;
+    ensure!(here.get(b"key")?.as_deref() == Some(&b"value"[..]));
+    two.prestack.kill()?;
+    two.bed.plug(GOES, None)?;
+    two.restart(&args)?;
+    ensure!(here.is_reset()?, "it is carried on");
+    two.prestack.stop()?;
+    nothing_left(two.prestack.instance())
+}
+
 /// A filter stays at an interface whatever its name.
 #[test]
 fn what_is_left_at_one_with_another_name_by_now_is_removed() -> Result<()> {

@@ -1,6 +1,6 @@
 //! Going on with the programs and maps that another run has left.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use prestack_abi::{backend::MAX_BACKENDS, config::Attention};
 use tracing::{info, warn};
@@ -96,12 +96,12 @@ impl Daemon {
             self.controls.empty_and_settle(number, options.settle);
         }
         self.begin(options)?;
-        // Segments may have passed as they were where one has gone meanwhile, or was made anew.
-        let is_left = |earlier: &AttachedState| {
-            let mut attached = self.attachments.iter().map(Attachment::interface);
-            attached.any(|now| now.name == earlier.name && now.index == earlier.index)
-        };
-        if !state.interfaces.iter().all(is_left) {
+        // Segments may have passed as they were where one has gone meanwhile, or was made anew, or where that run
+        // was not attached: one that it had given up may have come back since.
+        let was = |at: &AttachedState| (at.name.clone(), at.index);
+        let is = |at: &Attachment| (at.interface().name.clone(), at.interface().index);
+        let before: BTreeSet<_> = state.interfaces.iter().map(was).collect();
+        if before != self.attachments.iter().map(is).collect() {
             self.reset_astray(|_| true);
         }
         Ok(())
