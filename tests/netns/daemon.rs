@@ -171,6 +171,34 @@ fn where_nothing_can_be_logged_it_serves_all_the_same() -> Result<()> {
     Ok(())
 }
 
+/// As by `nohup`, or in the background of a script.
+#[test]
+fn signals_that_it_was_started_to_ignore_do_not_end_it() -> Result<()> {
+    let line = r#"trap "" HUP INT TERM; exec "$prestack" "$@""#;
+    let (_script, mut stage) = stage_by(line)?;
+    for signal in [Signal::SIGHUP, Signal::SIGINT] {
+        stage.prestack.signal(signal)?;
+    }
+    // Some heartbeats later.
+    std::thread::sleep(Duration::from_millis(500));
+    store(&mut stage.behind()?, b"key", b"value")?;
+    until_hit(&stage.prestack, &mut stage.udp()?, b"key", b"value")?;
+    // There has to be one that does.
+    stage.prestack.stop()?;
+    nothing_attached(&stage.bed.server, &stage.bed.links[0].server_dev)
+}
+
+#[test]
+fn otherwise_they_end_it() -> Result<()> {
+    for signal in [Signal::SIGHUP, Signal::SIGINT] {
+        let mut stage = Stage::new()?;
+        stage.prestack.signal(signal)?;
+        stage.prestack.wait()?;
+        nothing_attached(&stage.bed.server, &stage.bed.links[0].server_dev)?;
+    }
+    Ok(())
+}
+
 #[test]
 fn two_instances_do_not_disturb_each_other() -> Result<()> {
     let bed = Testbed::with_links(2)?;
