@@ -328,6 +328,39 @@ fn without_carried_connections_it_starts_anew() -> Result<()> {
     nothing_left(stage.prestack.instance())
 }
 
+/// Links are pinned last: until then nothing is served, and nothing is there to go on with.
+#[test]
+fn after_a_crash_while_it_pins_maps_it_starts_anew() -> Result<()> {
+    let mut stage = stage(&[])?;
+    let pins = stage.prestack.instance().pins();
+    let crash = |stage: &mut Stage| -> Result<()> {
+        stage.prestack.kill()?;
+        // Maps are pinned in no particular order.
+        for pin in std::fs::read_dir(&pins)? {
+            let pin = pin?;
+            if pin.file_name() != names::FLOWS {
+                std::fs::remove_file(pin.path())?;
+            }
+        }
+        Ok(())
+    };
+    crash(&mut stage)?;
+    restart(&mut stage, &[])?;
+    let (mut udp, mut tcp) = (stage.udp()?, stage.tcp()?);
+    store(&mut tcp, b"key", b"1")?;
+    until_hit(&stage.prestack, &mut udp, b"key", b"1")?;
+
+    // With other settings as well.
+    crash(&mut stage)?;
+    restart(&mut stage, &["--max-flows", "64"])?;
+    until_hit(&stage.prestack, &mut udp, b"key", b"1")?;
+
+    crash(&mut stage)?;
+    stage.prestack.instance().command(&["detach"])?;
+    nothing_attached(&stage.bed.server, &stage.bed.links[0].server_dev)?;
+    nothing_left(stage.prestack.instance())
+}
+
 /// Names of the programs that a daemon has loaded.
 fn programs_of(daemon: i32) -> Result<Vec<String>> {
     let mut ids = Vec::new();

@@ -8,7 +8,7 @@ use std::{
 };
 
 use crate::{
-    attach::tc::remove_filters,
+    attach::{pins, tc::remove_filters},
     bpffs::{self, BpffsError},
     netlink,
     state::{self, Instance, State, StateError},
@@ -52,18 +52,20 @@ pub enum LeftoverError {
     Attached { name: InstanceName },
 }
 
-/// Whether something of the instance, which has written down `state`, is pinned.
+/// Whether programs of the instance, which has written down `state`, are pinned: without them nothing is carried.
 ///
 /// # Errors
-/// Nothing is, as far as this process sees, and yet the instance is attached, or may be: it is pinned where the
+/// Nothing is pinned, as far as this process sees, and yet the instance is attached, or may be: it is pinned where the
 /// BPF file system is the host's, which `purpose` needs.
 pub fn are_pinned(
     instance: &Instance,
     state: &State,
     purpose: &'static str,
 ) -> Result<bool, LeftoverError> {
-    if !bpffs::names(&instance.pin_folder())?.is_empty() {
-        return Ok(true);
+    let names = bpffs::names(&instance.pin_folder())?;
+    if !names.is_empty() {
+        // Maps come first: a run that was killed as it pinned them has served nothing.
+        return Ok(names.iter().any(|name| pins::is_rx(name)));
     }
     if !state.pinned {
         return Ok(false);
