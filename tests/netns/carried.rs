@@ -162,6 +162,31 @@ fn filters_are_replaced_in_their_place() -> Result<()> {
 }
 
 #[test]
+fn a_filter_goes_where_the_next_run_does_not_watch() -> Result<()> {
+    let egress = ["--egress", "clsact"];
+    let mut watching = SETTINGS.to_vec();
+    watching.retain(|arg| *arg != "--no-watch-lo");
+    let args = [&watching[..], &egress].concat();
+    let mut stage = Stage::watching(MemcachedOptions::default(), &args)?;
+    let mut tcp = stage.tcp()?;
+    store(&mut tcp, b"key", b"1")?;
+    carry(&stage.prestack, &mut tcp)?;
+    ensure!(nothing_attached(&stage.bed.server, "lo").is_err());
+    stage.prestack.kill()?;
+    restart(&mut stage, &egress)?;
+    nothing_attached(&stage.bed.server, "lo")?;
+    let mut tc = stage.bed.server.command("tc");
+    let qdiscs = tc.args(["qdisc", "show", "dev", "lo"]).output()?;
+    let qdiscs = String::from_utf8_lossy(&qdiscs.stdout).into_owned();
+    ensure!(!qdiscs.contains("clsact"), "{qdiscs}");
+    assert_eq!(tcp.get(b"key")?.as_deref(), Some(&b"1"[..]));
+    drop(tcp);
+    stage.prestack.stop()?;
+    nothing_attached(&stage.bed.server, &stage.bed.links[0].server_dev)?;
+    nothing_left(stage.prestack.instance())
+}
+
+#[test]
 fn programs_are_replaced_under_traffic() -> Result<()> {
     let mut stage = stage(&["--pin"])?;
     let mut clients = (0..4).map(|_| stage.tcp()).collect::<Result<Vec<_>>>()?;
@@ -300,6 +325,39 @@ fn without_carried_connections_it_starts_anew() -> Result<()> {
     assert_eq!(Pinned::by(stage.prestack.instance())?, Pinned::default());
     assert_eq!(tcp.get(b"key")?.as_deref(), Some(&b"1"[..]));
     stage.prestack.stop()?;
+    nothing_left(stage.prestack.instance())
+}
+
+/// Links are pinned last: until then nothing is served, and nothing is there to go on with.
+#[test]
+fn after_a_crash_while_it_pins_maps_it_starts_anew() -> Result<()> {
+    let mut stage = stage(&[])?;
+    let pins = stage.prestack.instance().pins();
+    let crash = |stage: &mut Stage| -> Result<()> {
+        stage.prestack.kill()?;
+        // Maps are pinned in no particular order.
+        for pin in std::fs::read_dir(&pins)? {
+            let pin = pin?;
+            if pin.file_name() != names::FLOWS {
+                std::fs::remove_file(pin.path())?;
+            }
+        }
+        Ok(())
+    };
+    crash(&mut stage)?;
+    restart(&mut stage, &[])?;
+    let (mut udp, mut tcp) = (stage.udp()?, stage.tcp()?);
+    store(&mut tcp, b"key", b"1")?;
+    until_hit(&stage.prestack, &mut udp, b"key", b"1")?;
+
+    // With other settings as well.
+    crash(&mut stage)?;
+    restart(&mut stage, &["--max-flows", "64"])?;
+    until_hit(&stage.prestack, &mut udp, b"key", b"1")?;
+
+    crash(&mut stage)?;
+    stage.prestack.instance().command(&["detach"])?;
+    nothing_attached(&stage.bed.server, &stage.bed.links[0].server_dev)?;
     nothing_left(stage.prestack.instance())
 }
 

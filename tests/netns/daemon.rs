@@ -1,12 +1,17 @@
 //! The daemon's life: what is attached, and what happens to the cache when it goes.
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use prestack_testbed::{Memcached, MemcachedOptions, Signal, Testbed, UdpClient, pace::wait_for};
+use prestack_testbed::{
+    Memcached, MemcachedOptions, Prestack, Signal, Testbed, UdpClient, binary, pace::wait_for,
+};
 use prestack_tests::attached::{nothing_attached, nothing_linked};
 use prestack_tests::stage::{LASTING, PORT, Stage, behind, set, start_prestack, store, until_hit};
+use tempfile::{NamedTempFile, TempPath};
 
 /// What an instance that has ended has left.
 const NO_FILES: [PathBuf; 0] = [];
@@ -126,6 +131,71 @@ fn what_cannot_be_written_down_is_later() -> Result<()> {
     let said = stage.prestack.wait()?;
     ensure!(said.matches("what was so before").count() == 1, "{said}");
     assert_eq!(stage.prestack.instance().files()?, NO_FILES);
+    Ok(())
+}
+
+/// A stage whose prestack is run by this line of a script, which has to be kept for as long.
+fn stage_by(line: &str) -> Result<(TempPath, Stage)> {
+    let script = NamedTempFile::new()?.into_temp_path();
+    let prestack = binary()?;
+    let text = format!("#!/bin/sh\nprestack='{}'\n{line}\n", prestack.display());
+    std::fs::write(&script, text)?;
+    std::fs::set_permissions(&script, Permissions::from_mode(0o755))?;
+    let bed = Testbed::new()?;
+    let memcached = Memcached::start(&bed.server, MemcachedOptions::default())?;
+    let interface = ["--interface", &bed.links[0].server_dev, "--no-watch-lo"];
+    let args = [&interface[..], &LASTING].concat();
+    let prestack = Prestack::start_binary(script.to_path_buf(), &bed.server, &args)?;
+    let stage = Stage {
+        prestack,
+        memcached,
+        bed,
+    };
+    Ok((script, stage))
+}
+
+#[test]
+fn where_nothing_can_be_logged_it_serves_all_the_same() -> Result<()> {
+    let (_script, mut stage) = stage_by(r#"exec "$prestack" "$@" 2> /dev/full"#)?;
+    let mut udp = stage.udp()?;
+    store(&mut stage.behind()?, b"key", b"old")?;
+    until_hit(&stage.prestack, &mut udp, b"key", b"old")?;
+    // There is much to tell about that.
+    stage.memcached.kill()?;
+    stage.memcached = Memcached::start(&stage.bed.server, MemcachedOptions::default())?;
+    store(&mut stage.behind()?, b"key", b"new")?;
+    until_hit(&stage.prestack, &mut udp, b"key", b"new")?;
+    stage.prestack.stop()?;
+    nothing_attached(&stage.bed.server, &stage.bed.links[0].server_dev)?;
+    assert_eq!(stage.prestack.instance().files()?, NO_FILES);
+    Ok(())
+}
+
+/// As by `nohup`, or in the background of a script.
+#[test]
+fn signals_that_it_was_started_to_ignore_do_not_end_it() -> Result<()> {
+    let line = r#"trap "" HUP INT TERM; exec "$prestack" "$@""#;
+    let (_script, mut stage) = stage_by(line)?;
+    for signal in [Signal::SIGHUP, Signal::SIGINT] {
+        stage.prestack.signal(signal)?;
+    }
+    // Some heartbeats later.
+    std::thread::sleep(Duration::from_millis(500));
+    store(&mut stage.behind()?, b"key", b"value")?;
+    until_hit(&stage.prestack, &mut stage.udp()?, b"key", b"value")?;
+    // There has to be one that does.
+    stage.prestack.stop()?;
+    nothing_attached(&stage.bed.server, &stage.bed.links[0].server_dev)
+}
+
+#[test]
+fn otherwise_they_end_it() -> Result<()> {
+    for signal in [Signal::SIGHUP, Signal::SIGINT] {
+        let mut stage = Stage::new()?;
+        stage.prestack.signal(signal)?;
+        stage.prestack.wait()?;
+        nothing_attached(&stage.bed.server, &stage.bed.links[0].server_dev)?;
+    }
     Ok(())
 }
 

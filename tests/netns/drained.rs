@@ -10,6 +10,8 @@ use nix::unistd::Pid;
 use prestack::destroy::Destroyer;
 use prestack::discovery::procnet::connections;
 use prestack::lock::Lock;
+use prestack::maps::Controls;
+use prestack::state::Instance;
 use prestack_testbed::{MemcachedOptions, Process, TcpClient, pace};
 use prestack_tests::attached::nothing_attached;
 use prestack_tests::pinned::{Pinned, carry, nothing_left};
@@ -113,6 +115,28 @@ fn detach_says_how_long_to_wait() -> Result<()> {
         start.elapsed() < pace::patience(Duration::from_secs(10)),
         "it waited"
     );
+    ensure!(done.contains("reset 1 connection"), "{done}");
+    ensure!(tcp.is_reset()?, "the connection was closed");
+    is_over(&stage)
+}
+
+/// The kernel makes one of two signals while the daemon has not taken the first. It is to see both, also if it
+/// answers nothing over TCP any more already.
+#[test]
+fn detach_is_heeded_by_a_daemon_that_is_slow_to_notice() -> Result<()> {
+    let (stage, mut tcp) = stage("1m")?;
+    let instance = stage.prestack.instance();
+    let name = instance.name().parse().map_err(anyhow::Error::msg)?;
+    let state = Instance::new(name).state()?.context("no state")?;
+    Controls::open(&state.maps)?.stop_tcp_hits();
+    stage.prestack.signal(Signal::SIGSTOP)?;
+    let done = std::thread::scope(|scope| {
+        let detach = scope.spawn(|| instance.command(&["detach", "--drain-timeout", "0s"]));
+        // The first signal is sent meanwhile, and were it not for this the second.
+        std::thread::sleep(Duration::from_millis(500));
+        stage.prestack.signal(Signal::SIGCONT)?;
+        detach.join().expect("no panic")
+    })?;
     ensure!(done.contains("reset 1 connection"), "{done}");
     ensure!(tcp.is_reset()?, "the connection was closed");
     is_over(&stage)

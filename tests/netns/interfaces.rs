@@ -265,3 +265,53 @@ fn what_was_carried_while_one_went_unseen_is_reset() -> Result<()> {
     two.prestack.stop()?;
     nothing_left(two.prestack.instance())
 }
+
+/// So it is if the one that is back had gone before, while there was a daemon.
+#[test]
+fn what_was_carried_while_one_came_back_unseen_is_reset() -> Result<()> {
+    let args = ["--tcp-hits"];
+    let mut two = Two::with(&args)?;
+    let mut here = two.tcp(0)?;
+    store(&mut here, b"key", b"value")?;
+    carry(&two.prestack, &mut here)?;
+    two.bed.unplug(GOES)?;
+    two.until_told()?;
+    ensure!(here.get(b"key")?.as_deref() == Some(&b"value"[..]));
+    two.prestack.kill()?;
+    two.bed.plug(GOES, None)?;
+    two.restart(&args)?;
+    ensure!(here.is_reset()?, "it is carried on");
+    two.prestack.stop()?;
+    nothing_left(two.prestack.instance())
+}
+
+/// A filter stays at an interface whatever its name.
+#[test]
+fn what_is_left_at_one_with_another_name_by_now_is_removed() -> Result<()> {
+    let egress = ["--egress", "clsact"];
+    for args in [&["--pin"][..], &["--tcp-hits"]] {
+        let mut two = Two::with(&[&egress[..], args].concat())?;
+        let mut here = two.tcp(0)?;
+        store(&mut here, b"key", b"value")?;
+        if two.prestack.carries_connections() {
+            carry(&two.prestack, &mut here)?;
+        }
+        two.prestack.kill()?;
+        let (host, dev) = (&two.bed.server, two.dev(GOES));
+        for change in [&["down"][..], &["name", "renamed"], &["up"]] {
+            let dev = if change == ["up"] { "renamed" } else { dev };
+            host.ip(["link", "set", dev].iter().chain(change))?;
+        }
+        ensure!(nothing_attached(host, "renamed").is_err());
+        if two.prestack.carries_connections() {
+            // This goes on with what is at the other one.
+            let dev = two.dev(0).to_owned();
+            let args = [&egress[..], args].concat();
+            two.prestack.restart(&all_args(&dev, &args))?;
+        } else {
+            two.prestack.instance().command(&["detach"])?;
+        }
+        nothing_attached(&two.bed.server, "renamed")?;
+    }
+    Ok(())
+}

@@ -168,6 +168,20 @@ fn a_full_standard_output() -> Result<()> {
     Ok(())
 }
 
+/// It fails as it would otherwise, not by a panic.
+#[test]
+fn a_full_standard_error() -> Result<()> {
+    let bed = Testbed::new()?;
+    let mut command = bed.server.command("sh");
+    command
+        .args(["-c", r#"exec "$0" "$@" 2> /dev/full"#])
+        .arg(binary()?)
+        .args(["run", "--interface", "nosuch0"]);
+    let (status, _) = Process::spawn(command)?.wait(Duration::from_secs(15))?;
+    ensure!(status.code() == Some(1), "it ended with {status}");
+    Ok(())
+}
+
 /// Exit status when there is no such instance.
 const NOT_RUNNING: Option<i32> = Some(3);
 

@@ -2,12 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use nix::sys::signal::SigHandler;
 use serde_json::Value;
 
 use crate::namespace::Namespace;
@@ -116,6 +118,16 @@ impl Instance {
         let mut command = self.namespace.command(&self.binary);
         command.args(["run", "--instance", &self.name]).args(args);
         command.args(further_args().split_whitespace());
+        // Tests send it what they may have been started to ignore themselves.
+        let heed = || {
+            for signal in [Signal::SIGINT, Signal::SIGHUP] {
+                // SAFETY: the default action runs no code of this process.
+                unsafe { nix::sys::signal::signal(signal, SigHandler::SigDfl) }?;
+            }
+            Ok(())
+        };
+        // SAFETY: between fork and exec the closure only makes system calls.
+        unsafe { command.pre_exec(heed) };
         Process::spawn(command)
     }
 }

@@ -8,7 +8,7 @@ use std::{
 };
 
 use crate::{
-    attach::tc::remove_filters,
+    attach::{pins, tc::remove_filters},
     bpffs::{self, BpffsError},
     netlink,
     state::{self, Instance, State, StateError},
@@ -52,18 +52,20 @@ pub enum LeftoverError {
     Attached { name: InstanceName },
 }
 
-/// Whether something of the instance, which has written down `state`, is pinned.
+/// Whether programs of the instance, which has written down `state`, are pinned: without them nothing is carried.
 ///
 /// # Errors
-/// Nothing is, as far as this process sees, and yet the instance is attached, or may be: it is pinned where the
+/// Nothing is pinned, as far as this process sees, and yet the instance is attached, or may be: it is pinned where the
 /// BPF file system is the host's, which `purpose` needs.
 pub fn are_pinned(
     instance: &Instance,
     state: &State,
     purpose: &'static str,
 ) -> Result<bool, LeftoverError> {
-    if !bpffs::names(&instance.pin_folder())?.is_empty() {
-        return Ok(true);
+    let names = bpffs::names(&instance.pin_folder())?;
+    if !names.is_empty() {
+        // Maps come first: a run that was killed as it pinned them has served nothing.
+        return Ok(names.iter().any(|name| pins::is_rx(name)));
     }
     if !state.pinned {
         return Ok(false);
@@ -107,7 +109,7 @@ pub fn remove(instance: &Instance) -> Result<Vec<String>, LeftoverError> {
             name: instance.name().clone(),
         });
     }
-    for interface in state.egresses().filter(|i| i.egress != "tcx") {
+    for interface in state.filters() {
         let failed = |source| LeftoverError::Filter {
             interface: interface.name.clone(),
             source,
@@ -120,9 +122,9 @@ pub fn remove(instance: &Instance) -> Result<Vec<String>, LeftoverError> {
                 interface: interface.name.clone(),
             });
         }
-        // An interface that is gone has taken its filters along.
-        let found = netlink::interface(&interface.name).map_err(failed)?;
-        if found.is_none_or(|found| found.index != interface.index) {
+        // An interface that is gone has taken its filters along. One with another name has not.
+        let found = netlink::interface_at(interface.index).map_err(failed)?;
+        if found.is_none() {
             continue;
         }
         let filters = remove_filters(interface.index, &state.programs, interface.added_clsact)
@@ -166,7 +168,7 @@ fn await_detached(state: &State) -> io::Result<bool> {
 /// Whether programs of that run are at its interfaces, which are in this network namespace.
 fn is_attached(state: &State) -> io::Result<bool> {
     for interface in &state.interfaces {
-        let found = netlink::interface(&interface.name)?;
+        let found = netlink::interface_at(interface.index)?;
         if found.is_some_and(|found| found.xdp.iter().any(|id| state.programs.contains(id))) {
             return Ok(true);
         }

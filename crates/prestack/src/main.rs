@@ -1,6 +1,9 @@
 //! The `prestack` command.
 
-use std::process::ExitCode;
+use std::{
+    io::{Write as _, stderr},
+    process::ExitCode,
+};
 
 use clap::Parser as _;
 use prestack::{
@@ -19,9 +22,12 @@ fn main() -> ExitCode {
     };
     tracing_subscriber::fmt()
         .with_max_level(level)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
+        .with_writer(stderr)
+        .with_ansi(std::io::IsTerminal::is_terminal(&stderr()))
         .with_target(false)
+        // What cannot be written would be told there again, by a macro that panics: a full disk, or a reader
+        // that is gone, must not end what serves.
+        .log_internal_errors(false)
         .init();
     let result = match &cli.command {
         Command::Run(args) => commands::run::run(args),
@@ -49,7 +55,8 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error}");
+            // The exit status says it as well.
+            let _ = writeln!(stderr(), "error: {error}");
             commands::exit_code(&error)
         }
     }

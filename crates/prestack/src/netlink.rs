@@ -200,6 +200,20 @@ pub struct Filter {
 pub fn interface(name: &str) -> io::Result<Option<Interface>> {
     let mut message = LinkMessage::default();
     message.attributes.push(LinkAttribute::IfName(name.into()));
+    link(message)
+}
+
+/// Looks up an interface by its index, whatever its name is by now; `None` if there is none.
+///
+/// # Errors
+/// The kernel refused to say.
+pub fn interface_at(index: u32) -> io::Result<Option<Interface>> {
+    let mut message = LinkMessage::default();
+    message.header.index = index;
+    link(message)
+}
+
+fn link(message: LinkMessage) -> io::Result<Option<Interface>> {
     let replies = match request(RouteNetlinkMessage::GetLink(message), 0) {
         Err(error) if error.raw_os_error() == Some(libc::ENODEV) => return Ok(None),
         replies => replies?,

@@ -69,7 +69,7 @@ impl<'a> Orphan<'a> {
     /// It is attached in another network namespace, or another version of prestack has pinned it.
     pub fn carried(&self) -> anyhow::Result<Option<Carried>> {
         let folder = || self.folder.to_owned();
-        if !self.pins.iter().any(|name| name.starts_with("rx-")) {
+        if !self.pins.iter().any(|name| pins::is_rx(name)) {
             return Ok(None);
         }
         if self.interfaces()?.is_empty() {

@@ -297,6 +297,12 @@ impl State {
         self.interfaces.iter().chain(&self.lo)
     }
 
+    /// Every interface that may have a filter at its egress, which neither goes with a process nor with a pin.
+    pub fn filters(&self) -> impl Iterator<Item = &AttachedState> {
+        self.egresses()
+            .filter(|interface| interface.egress != "tcx")
+    }
+
     /// How long the daemon has been running.
     #[must_use]
     pub fn uptime(&self) -> Duration {

@@ -31,6 +31,11 @@ pub(crate) fn of_interface(folder: &Path, hook: &str, index: u32) -> PathBuf {
     folder.join(format!("{hook}-{index}"))
 }
 
+/// Whether what is pinned under this name is a link by which requests arrive.
+pub(crate) fn is_rx(name: &str) -> bool {
+    name.starts_with("rx-")
+}
+
 /// Where the link of `lo` is pinned.
 pub(super) fn of_loopback(folder: &Path) -> PathBuf {
     folder.join("lo")

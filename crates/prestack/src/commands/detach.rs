@@ -21,7 +21,6 @@ use crate::{
     discovery::process::{ProcessId, signal},
     drain::{Carried, Drained, drain},
     leftovers::{self, LeftoverError, namespace_exists},
-    maps::Controls,
     orphan::Orphan,
     preflight,
     settings::DEFAULT_DRAIN_TIMEOUT,
@@ -149,12 +148,10 @@ fn stop(instance: &Instance, timeout: Option<Duration>) -> anyhow::Result<u32> {
     }
     let pid = state.pid;
     // Whoever has that pid now: whether it is the daemon shows by the lock.
-    let daemon = match ProcessId::current(pid) {
-        Some(process) => process.watch()?,
-        None => None,
-    };
-    let daemon = match daemon {
-        Some(daemon) if instance.is_run_by(pid)? => daemon,
+    let process = ProcessId::current(pid);
+    let daemon = process.map(ProcessId::watch).transpose()?.flatten();
+    let (process, daemon) = match (process, daemon) {
+        (Some(process), Some(daemon)) if instance.is_run_by(pid)? => (process, daemon),
         // It has ended by itself, or somebody else holds the lock.
         _ if !instance.is_running()? => return Ok(pid),
         _ => return Err(DetachError::Busy(name()).into()),
@@ -169,22 +166,19 @@ fn stop(instance: &Instance, timeout: Option<Duration>) -> anyhow::Result<u32> {
     };
     terminate()?;
     let mut patience = PATIENCE;
-    let mut draining = None;
+    // A second signal has the daemon leave everything to this process, which then has to know its maps.
+    let mut is_due = state.tcp_hits && timeout.is_some() && state.layout == LAYOUT;
     if state.tcp_hits {
-        if timeout.is_some() && state.layout == LAYOUT {
-            // A second signal, once the first was heeded, has the daemon leave everything to this process.
-            draining = Some(Controls::open(&state.maps)?);
-        } else {
+        if !is_due {
             patience += Duration::from_millis(state.drain_timeout_ms);
         }
         info!("waits for the connections that the daemon carries");
     }
     let deadline = Instant::now() + patience;
     while !has_ended(daemon.as_fd())? {
-        if draining
-            .take_if(|controls| controls.is_draining())
-            .is_some()
-        {
+        // Until the daemon has taken the first, the kernel makes one of both.
+        if is_due && !process.has_pending(Signal::SIGTERM) {
+            is_due = false;
             terminate()?;
         }
         if Instant::now() >= deadline {

@@ -1,13 +1,13 @@
 //! Going on with the programs and maps that another run has left.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use prestack_abi::{backend::MAX_BACKENDS, config::Attention};
 use tracing::{info, warn};
 
 use super::{Daemon, initial};
 use crate::{
-    attach::{Attachment, Left, Loopback, adopt_sockets, pins},
+    attach::{Attachment, Left, Loopback, adopt_sockets, pins, tc::remove_filters},
     attention::Adaptation,
     maps,
     netlink::Interface,
@@ -89,20 +89,31 @@ impl Daemon {
         }
         kept.extend(self.attachments.iter().flat_map(|at| at.pinned_at(&folder)));
         pins::remove_others(&self.datapath, &folder, &kept)?;
+        self.remove_other_filters(state);
         self.state.programs = programs;
         // All writes were seen, but numbers may have changed hands.
         for number in 0..MAX_BACKENDS as u8 {
             self.controls.empty_and_settle(number, options.settle);
         }
         self.begin(options)?;
-        // Segments may have passed as they were where one has gone meanwhile, or was made anew.
-        let is_left = |earlier: &AttachedState| {
-            let mut attached = self.attachments.iter().map(Attachment::interface);
-            attached.any(|now| now.name == earlier.name && now.index == earlier.index)
-        };
-        if !state.interfaces.iter().all(is_left) {
+        // Segments may have passed as they were where one has gone meanwhile, or was made anew, or where that run
+        // was not attached: one that it had given up may have come back since.
+        let was = |at: &AttachedState| (at.name.clone(), at.index);
+        let is = |at: &Attachment| (at.interface().name.clone(), at.interface().index);
+        let before: BTreeSet<_> = state.interfaces.iter().map(was).collect();
+        if before != self.attachments.iter().map(is).collect() {
             self.reset_astray(|_| true);
         }
         Ok(())
+    }
+
+    /// Removes the filters that the other run has left where this one is not attached: no pin goes with them.
+    fn remove_other_filters(&self, state: &State) {
+        let is_attached = |index| self.state.egresses().any(|now| now.index == index);
+        for left in state.filters().filter(|left| !is_attached(left.index)) {
+            if let Err(error) = remove_filters(left.index, &state.programs, left.added_clsact) {
+                warn!("cannot remove the TC filter of {}: {error}", left.name);
+            }
+        }
     }
 }

@@ -1,13 +1,21 @@
 //! Signals that end the process.
 
-use std::os::fd::{AsFd, BorrowedFd};
-
-use nix::sys::{
-    signal::{SigSet, Signal},
-    signalfd::{SfdFlags, SignalFd},
+use std::{
+    mem::MaybeUninit,
+    os::fd::{AsFd, BorrowedFd},
+    ptr,
 };
 
-/// SIGINT, SIGTERM and SIGHUP, as a descriptor.
+use nix::{
+    errno::Errno,
+    libc,
+    sys::{
+        signal::{SigSet, Signal},
+        signalfd::{SfdFlags, SignalFd},
+    },
+};
+
+/// SIGTERM, and of SIGINT and SIGHUP those that this process was not started to ignore (`nohup`), as a descriptor.
 #[derive(Debug)]
 pub struct Signals(SignalFd);
 
@@ -17,7 +25,14 @@ impl Signals {
     /// # Errors
     /// The kernel refused.
     pub fn catch() -> nix::Result<Self> {
-        let signals = SigSet::from_iter([Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP]);
+        // Something has to end it, whoever has started it.
+        let mut signals = SigSet::from(Signal::SIGTERM);
+        for signal in [Signal::SIGINT, Signal::SIGHUP] {
+            // One that is blocked would come through the descriptor though it is ignored.
+            if !is_ignored(signal)? {
+                signals.add(signal);
+            }
+        }
         signals.thread_block()?;
         let flags = SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC;
         SignalFd::with_flags(&signals, flags).map(Self)
@@ -33,4 +48,15 @@ impl AsFd for Signals {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }
+}
+
+/// Whether this process ignores a signal.
+fn is_ignored(signal: Signal) -> nix::Result<bool> {
+    let mut action = MaybeUninit::<libc::sigaction>::uninit();
+    // SAFETY: without a new action the call changes nothing, and it writes the present one to where it may.
+    let result =
+        unsafe { libc::sigaction(signal as libc::c_int, ptr::null(), action.as_mut_ptr()) };
+    Errno::result(result)?;
+    // SAFETY: the call has succeeded, so that it has written all of it.
+    Ok(unsafe { action.assume_init() }.sa_sigaction == libc::SIG_IGN)
 }

@@ -53,6 +53,14 @@ impl ProcessId {
         Ok(self.is_alive().then_some(fd))
     }
 
+    /// Whether a signal was sent to the process that it has yet to take: another of its kind would be lost.
+    #[must_use]
+    pub fn has_pending(self, signal: Signal) -> bool {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid)).unwrap_or_default();
+        let bit = 1 << (signal as libc::c_int - 1);
+        parse_pending(&status).is_some_and(|signals| signals & bit != 0)
+    }
+
     /// What the process was started as: its arguments, the program's name first.
     #[must_use]
     pub fn arguments(self) -> Vec<String> {
@@ -169,6 +177,13 @@ fn parse_start(stat: &str) -> Option<u64> {
     rest.split_ascii_whitespace().nth(19)?.parse().ok()
 }
 
+/// Of `/proc/<pid>/status`, the signals that wait for any thread of the process: the first in the lowest bit.
+fn parse_pending(status: &str) -> Option<u64> {
+    let mut lines = status.lines();
+    let signals = lines.find_map(|line| line.strip_prefix("ShdPnd:"))?;
+    u64::from_str_radix(signals.trim(), 16).ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -181,6 +196,15 @@ mod tests {
         assert_eq!(parse_start(&format!("17 (memcached) {tail}")), Some(4711));
         assert_eq!(parse_start(&format!("17 (a) b (c)) {tail}")), Some(4711));
         assert_eq!(parse_start("17 (memcached"), None);
+    }
+
+    #[test]
+    fn signals_that_wait_are_found() {
+        let status = "Name:\tprestack\nSigPnd:\t0000000000000001\nShdPnd:\t0000000000004002\n";
+        assert_eq!(parse_pending(status), Some(0x4002));
+        assert_eq!(parse_pending(""), None);
+        let me = ProcessId::current(std::process::id()).expect("alive");
+        assert!(!me.has_pending(Signal::SIGTERM));
     }
 
     #[test]
