@@ -8,6 +8,7 @@ mod again;
 mod answer;
 mod arrive;
 pub mod element;
+mod errors;
 mod express;
 pub mod growth;
 mod kept;
@@ -28,6 +29,7 @@ use again::prestack_hits_again;
 use answer::{AGAIN, NEW, SUMMED, prestack_hits_turn};
 use arrive::{ACKNOWLEDGE, FOLLOW, GO, NOTHING, ODD, PLAIN, RESEND, UNUSUAL};
 use arrive::{prestack_hits_arrive, prestack_hits_find, prestack_hits_options};
+use errors::prestack_hits_error;
 use express::{ANSWER, LOOK, NO_ANSWER, OTHER, prestack_hits_find_plain, prestack_hits_get};
 pub use leave::{NOT_OURS, depart_plain, leave, leaves};
 use odd::{FRAGMENT, prestack_hits_bare, prestack_hits_odd};
@@ -106,6 +108,13 @@ pub fn arrives(ctx: &XdpContext) -> u32 {
         backend::forget_all();
     }
     XDP_PASS
+}
+
+/// A packet arrives that is neither UDP nor TCP: it may be an error about a segment of a connection that is translated.
+#[inline(always)]
+pub fn hear(ctx: &XdpContext) {
+    // SAFETY: a function of ours, called with the program's context.
+    unsafe { prestack_hits_error(ctx.ctx) };
 }
 
 /// Whether the segment is to be followed.
