@@ -29,7 +29,7 @@ use again::prestack_hits_again;
 use answer::{AGAIN, NEW, SUMMED, prestack_hits_turn};
 use arrive::{ACKNOWLEDGE, FOLLOW, GO, NOTHING, ODD, PLAIN, RESEND, UNUSUAL};
 use arrive::{prestack_hits_arrive, prestack_hits_find, prestack_hits_options};
-use errors::prestack_hits_error;
+pub use errors::hear;
 use express::{ANSWER, LOOK, NO_ANSWER, OTHER, prestack_hits_find_plain, prestack_hits_get};
 pub use leave::{NOT_OURS, depart_plain, leave, leaves};
 use odd::{FRAGMENT, prestack_hits_bare, prestack_hits_odd};
@@ -108,13 +108,6 @@ pub fn arrives(ctx: &XdpContext) -> u32 {
         backend::forget_all();
     }
     XDP_PASS
-}
-
-/// A packet arrives that is neither UDP nor TCP: it may be an error about a segment of a connection that is translated.
-#[inline(always)]
-pub fn hear(ctx: &XdpContext) {
-    // SAFETY: a function of ours, called with the program's context.
-    unsafe { prestack_hits_error(ctx.ctx) };
 }
 
 /// Whether the segment is to be followed.
