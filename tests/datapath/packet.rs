@@ -29,6 +29,8 @@ pub const VLAN: u16 = 0x8100;
 pub const SERVICE_VLAN: u16 = 0x88a8;
 
 /// IP protocol numbers.
+pub const ICMP: u8 = 1;
+pub const ICMPV6: u8 = 58;
 pub const TCP: u8 = 6;
 pub const UDP: u8 = 17;
 
@@ -99,6 +101,11 @@ pub enum Transport {
         flags: u8,
         window: u16,
         options: Vec<u8>,
+        checksum: Checksum,
+    },
+    Icmp {
+        kind: u8,
+        code: u8,
         checksum: Checksum,
     },
 }
@@ -173,6 +180,21 @@ impl PacketBuilder {
         }
     }
 
+    /// An error that a router sends about a packet, of which it quotes so many bytes (ICMP: RFC 792; ICMPv6: RFC 4443).
+    pub fn error(kind: u8, code: u8, about: &Self, quoted: usize) -> Self {
+        let packet = about.clone().untagged().build();
+        let error = Self {
+            transport: Transport::Icmp {
+                kind,
+                code,
+                checksum: Checksum::Full,
+            },
+            ..Self::udp(&packet[14..14 + quoted])
+        };
+        // It goes to where the packet came from.
+        error.to(about.source).from((about.destination.ip(), 0))
+    }
+
     /// The same between the IPv6 addresses.
     pub fn v6(self) -> Self {
         let (client, server) = (self.source.port(), self.destination.port());
@@ -235,8 +257,9 @@ impl PacketBuilder {
     }
 
     pub fn checksum(mut self, new: Checksum) -> Self {
-        let (Transport::Udp { checksum, .. } | Transport::Tcp { checksum, .. }) =
-            &mut self.transport;
+        let (Transport::Udp { checksum, .. }
+        | Transport::Tcp { checksum, .. }
+        | Transport::Icmp { checksum, .. }) = &mut self.transport;
         *checksum = new;
         self
     }
@@ -296,7 +319,7 @@ impl PacketBuilder {
                 acknowledgement,
                 ..
             } => (sequence, acknowledgement),
-            Transport::Udp { .. } => panic!("a datagram has no numbers"),
+            _ => panic!("it has no numbers"),
         }
     }
 
@@ -405,6 +428,8 @@ impl PacketBuilder {
         match self.transport {
             Transport::Udp { .. } => UDP,
             Transport::Tcp { .. } => TCP,
+            Transport::Icmp { .. } if self.source.is_ipv4() => ICMP,
+            Transport::Icmp { .. } => ICMPV6,
         }
     }
 
@@ -502,6 +527,28 @@ impl PacketBuilder {
                     Checksum::Wrong => full.wrapping_add(1),
                 };
                 bytes[16..18].copy_from_slice(&field.to_be_bytes());
+            }
+            Transport::Icmp {
+                kind,
+                code,
+                checksum,
+            } => {
+                // What is behind the checksum says how long a packet may be, for some.
+                bytes = vec![*kind, *code, 0, 0, 0, 0, 5, 0x78];
+                bytes.extend(&self.payload);
+                let full = match self.source {
+                    SocketAddr::V4(_) => internet_checksum(&bytes),
+                    SocketAddr::V6(_) => {
+                        let pseudo = self.pseudo_header(bytes.len() as u16);
+                        internet_checksum(&[&pseudo[..], &bytes].concat())
+                    }
+                };
+                let field = match checksum {
+                    Checksum::Full => full,
+                    Checksum::Wrong => full.wrapping_add(1),
+                    Checksum::Partial | Checksum::None => 0,
+                };
+                bytes[2..4].copy_from_slice(&field.to_be_bytes());
             }
         }
         bytes

@@ -165,6 +165,23 @@ fn one_that_comes_back_with_a_program_has_to_wait() -> Result<()> {
     until(&format!("{dev} (native"))
 }
 
+/// What goes through it would be taken twice.
+#[test]
+fn one_that_comes_back_on_top_of_the_other_is_not_served() -> Result<()> {
+    let two = Two::with(&[])?;
+    let (dev, other, server) = (two.dev(GOES), two.dev(0), &two.bed.server);
+    two.bed.unplug(GOES)?;
+    two.until_told()?;
+    server.ip(["link", "add", "link", other, "name", dev, "type", "macvlan"])?;
+    let why = format!("interface {dev} is back, and not served: interface {dev} is on top of");
+    wait_for("the reason", Duration::from_secs(10), || {
+        Ok(two.status()?.contains(&why).then_some(()))
+    })?;
+    nothing_attached(server, dev)?;
+    ensure!(two.status()?.contains(&format!("{other} (native")));
+    Ok(())
+}
+
 /// When the last one is gone there is nothing to do.
 #[test]
 fn when_all_are_gone_it_ends() -> Result<()> {

@@ -27,6 +27,7 @@ mod lo;
 mod loss;
 mod max_age;
 mod mixed;
+mod mtu;
 mod noreply;
 mod overtaking;
 mod peers;

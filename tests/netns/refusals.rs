@@ -58,6 +58,35 @@ fn one_of_two_interfaces_is_missing() -> Result<()> {
 }
 
 #[test]
+fn one_of_two_interfaces_is_on_top_of_the_other() -> Result<()> {
+    let bed = Testbed::new()?;
+    let _memcached = Memcached::start(&bed.server, MemcachedOptions::default())?;
+    let (server, dev) = (&bed.server, &bed.links[0].server_dev);
+    let kinds: [&[&str]; 3] = [
+        &["link", dev, "name", "upper", "type", "vlan", "id", "7"],
+        &["link", dev, "name", "upper", "type", "macvlan"],
+        &["name", "upper", "type", "bridge"],
+    ];
+    for kind in kinds {
+        match server.ip([&["link", "add"], kind].concat()) {
+            Err(error) if error.to_string().contains("Unknown device type") => {
+                println!("this kernel does not have it: {kind:?}");
+                continue;
+            }
+            added => added.map(drop)?,
+        }
+        if kind.contains(&"bridge") {
+            server.ip(["link", "set", dev, "master", "upper"])?;
+        }
+        let words = ["upper is on top of", dev];
+        refused(&bed, &["--interface", "upper"], &words)?;
+        nothing_attached(server, "upper")?;
+        server.ip(["link", "delete", "upper"])?;
+    }
+    Ok(())
+}
+
+#[test]
 fn nobody_listens() -> Result<()> {
     let bed = Testbed::new()?;
     refused(&bed, &[], &["memcached", "11211"])?;

@@ -24,6 +24,8 @@ pub const IPV4_FRAGMENT: u16 = 0x3fff;
 /// "Don't fragment" in the IPv4 header's fragment word.
 pub const IPV4_DONT_FRAGMENT: u16 = 0x4000;
 
+/// IP protocol number of ICMP.
+pub const PROTO_ICMP: u8 = 1;
 /// IP protocol number of TCP.
 pub const PROTO_TCP: u8 = 6;
 /// IP protocol number of UDP.
@@ -49,6 +51,8 @@ pub const EXTENSION_HIP: u8 = 139;
 /// Shim6 (RFC 5533).
 pub const EXTENSION_SHIM6: u8 = 140;
 
+/// Bytes of the header of an ICMP error, behind which is what it is about (RFC 792, RFC 4443).
+pub const ICMP_LEN: usize = 8;
 /// Bytes of a UDP header (RFC 768).
 pub const UDP_LEN: usize = 8;
 /// Ports below this one are servers' (RFC 6335, system ports).

@@ -51,6 +51,9 @@ impl Translation {
             return passing;
         }
         passing.sequence = segment.sequence.wrapping_sub(self.lead_of(segment.end()));
+        if self.answers_what_was_held_back(ends, segment) {
+            passing.sequence = ends.acked;
+        }
         if segment.has(TCP_ACK) {
             passing.acknowledgement = self.kernel_acknowledgement(segment.acknowledgement);
             if is_before(segment.acknowledgement, self.answer_end()) {
@@ -87,6 +90,17 @@ impl Translation {
         passing
     }
 
+    /// Whether a client that does not know the connection, as it begins one anew at the same port, resets it: at what the
+    /// kernel's last segment has acknowledged (RFC 9293 3.10.7.3), which was held back.
+    #[inline(always)]
+    fn answers_what_was_held_back(&self, ends: &Ends, segment: &Segment) -> bool {
+        let held = self.held_back(ends.acked.wrapping_add(self.taken));
+        segment.has(TCP_RST)
+            && !segment.has(TCP_ACK)
+            && self.is_held != 0
+            && segment.sequence == held
+    }
+
     /// The window field for the kernel from a segment that does not acknowledge all of the answer, which takes
     /// its part of the client's window.
     #[inline(always)]
@@ -103,7 +117,9 @@ impl Translation {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fixture::{ANSWER, CLIENT, Connection, KERNEL, REQUEST, SHIFT, WINDOW, from_client};
+    use crate::fixture::{
+        ANSWER, CLIENT, Connection, KERNEL, REQUEST, SHIFT, WINDOW, from_client, from_kernel,
+    };
     use prestack_proto::net::TCP_FIN;
 
     fn pass(connection: &mut Connection, segment: &Segment) -> Passing {
@@ -171,6 +187,40 @@ mod tests {
         pass(&mut connection, &reset);
         assert_eq!(connection.ends, before);
         assert_eq!(connection.translation.is_closing, 1);
+    }
+
+    /// It has lost its memory, and begins anew at the same port.
+    #[test]
+    fn a_client_resets_what_it_does_not_know() {
+        for behind in [0, 500] {
+            let mut connection = Connection::answered();
+            let Connection { translation, ends } = &mut connection;
+            ends.next = ends.next.wrapping_add(behind);
+            // The kernel asks whether a SYN was meant.
+            let mut challenge = from_kernel(KERNEL, 0);
+            challenge.acknowledgement = CLIENT.wrapping_add(behind);
+            let asked = translation.leave(ends, &challenge, true, 20);
+            assert_eq!(translation.is_held, 1);
+            let mut reset = from_client(asked.acknowledgement, 0);
+            reset.flags = TCP_RST.into();
+            let before = *translation;
+            let passing = translation.pass(ends, &reset, true, 30);
+            assert_eq!(passing.sequence, CLIENT.wrapping_add(behind));
+            assert_eq!(translation.is_closing, 1);
+            // Nobody says so who has got anything, or was not asked.
+            for (flags, is_held) in [(TCP_RST | TCP_ACK, 1), (TCP_RST, 0)] {
+                *translation = before;
+                translation.is_held = is_held;
+                reset.flags = flags.into();
+                let passing = translation.pass(ends, &reset, true, 30);
+                let expected = if behind == 0 {
+                    CLIENT
+                } else {
+                    CLIENT.wrapping_add(behind - 1)
+                };
+                assert_eq!(passing.sequence, expected);
+            }
+        }
     }
 
     #[test]

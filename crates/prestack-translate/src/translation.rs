@@ -135,9 +135,12 @@ impl Translation {
     }
 
     /// The kernel's number of where a block ends that the client has got up to this wire number, or where one
-    /// starts, which differ behind the answer.
+    /// starts, which differ behind the answer; or of where a segment starts that has left. One with a part of the
+    /// answer is to the kernel what it sends next. What left before the answer before the last is taken for earlier than
+    /// it is: that the client has acknowledged.
     #[inline(always)]
-    pub(crate) const fn kernel_number(&self, wire: u32) -> u32 {
+    #[must_use]
+    pub const fn kernel_number(&self, wire: u32) -> u32 {
         let start = self.answer_start();
         if !is_before(wire, self.answer_end()) {
             wire.wrapping_sub(self.given)
@@ -211,6 +214,20 @@ mod tests {
                 .expect("it fits");
         }
         assert_eq!(translations[0], translations[1]);
+    }
+
+    #[test]
+    fn what_has_left_is_found_again() {
+        let Connection { translation, .. } = Connection::answered();
+        let answer = translation.answer;
+        for sent in (0..2000).map(|at| answer.wrapping_add(at).wrapping_sub(1000)) {
+            let wire = sent.wrapping_add(translation.lag_of(sent));
+            assert_eq!(translation.kernel_number(wire), sent);
+        }
+        for at in 0..translation.answer_len {
+            let wire = translation.answer_start().wrapping_add(at);
+            assert_eq!(translation.kernel_number(wire), answer);
+        }
     }
 
     #[test]

@@ -77,6 +77,41 @@ pub fn links(devices: &[Device], attached: &[String]) -> Vec<LinkSpec> {
     links
 }
 
+/// Two of these interfaces of which one is on top of the other, by their names, the upper one first. What goes through
+/// that goes through the other as well.
+#[must_use]
+pub fn stacked(devices: &[Device], names: &[String]) -> Option<(String, String)> {
+    let named = |device: &&Device| names.contains(&device.name);
+    devices.iter().filter(named).find_map(|lower| {
+        let on_top = above(devices, lower);
+        let upper = on_top.into_iter().find(named)?;
+        Some((upper.name.clone(), lower.name.clone()))
+    })
+}
+
+/// All devices on top of one.
+fn above<'a>(devices: &'a [Device], lower: &Device) -> Vec<&'a Device> {
+    let mut found: Vec<&Device> = Vec::new();
+    let mut from = vec![lower];
+    while let Some(device) = from.pop() {
+        for upper in devices {
+            let is_new = upper.index != lower.index && !found.contains(&upper);
+            if is_new && is_right_above(upper, device) {
+                found.push(upper);
+                from.push(upper);
+            }
+        }
+    }
+    found
+}
+
+/// Whether the one takes frames of the other as they are. The ends of a veth pair name one another, and a tunnel what
+/// its packets leave by.
+fn is_right_above(upper: &Device, lower: &Device) -> bool {
+    let takes_part = matches!(upper.kind, Kind::Vlan(_) | Kind::MacVlan | Kind::IpVlan);
+    lower.master == Some(upper.index) || takes_part && upper.lower == Some(lower.index)
+}
+
 /// Devices on top of one another are not more: a loop in two answers of the kernel must end.
 const DEEPEST: usize = 8;
 
@@ -298,6 +333,63 @@ mod tests {
             found[1..],
             [link(2, &[], 2, "bond0"), link(3, &[], 3, "bond0")]
         );
+    }
+
+    #[test]
+    fn of_two_interfaces_one_may_be_on_top_of_the_other() {
+        let port = |index, name: &str, master| Device {
+            master: Some(master),
+            ..device(index, name, Kind::Other)
+        };
+        let above = |index, name: &str, lower, kind| Device {
+            lower: Some(lower),
+            ..device(index, name, kind)
+        };
+        let devices = [
+            port(2, "eth0", 7),
+            port(3, "eth1", 7),
+            device(7, "bond0", Kind::Bond),
+            vlan(8, "bond0.5", 7, 5),
+            vlan(9, "bond0.6", 7, 6),
+            above(10, "mv", 8, Kind::MacVlan),
+            above(11, "iv", 8, Kind::IpVlan),
+            port(12, "eth2", 13),
+            // One that filters VLANs, and one of devices that take their frames themselves.
+            device(13, "br0", Kind::Other),
+            port(14, "eth3", 15),
+            device(15, "red", Kind::Vrf),
+            above(16, "veth0", 17, Kind::Other),
+            above(17, "veth1", 16, Kind::Other),
+            above(18, "vxlan", 3, Kind::Other),
+        ];
+        let found = |names: &[&str]| {
+            let names: Vec<_> = names.iter().map(|name| (*name).to_owned()).collect();
+            stacked(&devices, &names)
+        };
+        for (upper, lower) in [
+            ("bond0", "eth0"),
+            ("bond0.5", "eth1"),
+            ("mv", "eth0"),
+            ("mv", "bond0.5"),
+            ("iv", "bond0"),
+            ("br0", "eth2"),
+            ("red", "eth3"),
+        ] {
+            let expected = Some((upper.to_owned(), lower.to_owned()));
+            assert_eq!(found(&[upper, lower]), expected);
+            assert_eq!(found(&["veth0", lower, "gone", upper]), expected);
+        }
+        for apart in [
+            &["eth0", "eth1", "eth2", "eth3"][..],
+            &["bond0.5", "bond0.6"],
+            &["mv", "iv"],
+            &["veth0", "veth1"],
+            &["vxlan", "eth1"],
+            &["eth0"],
+            &["eth0", "eth0"],
+        ] {
+            assert_eq!(found(apart), None, "{apart:?}");
+        }
     }
 
     #[test]

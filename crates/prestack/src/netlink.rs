@@ -65,6 +65,8 @@ pub enum Kind {
     Vlan(Tag),
     /// It takes the frames of its lower device that are sent to its own MAC address.
     MacVlan,
+    /// It takes the packets of its lower device that are sent to its own IP addresses.
+    IpVlan,
     /// It takes the frames of its ports (also a team).
     Bond,
     /// It takes the frames of its ports that are sent to it.
@@ -148,6 +150,7 @@ fn read_device(link: &LinkMessage) -> Option<Device> {
 fn read_info(info: &LinkInfo, device: &mut Device) {
     match info {
         LinkInfo::Kind(InfoKind::MacVlan | InfoKind::MacVtap) => device.kind = Kind::MacVlan,
+        LinkInfo::Kind(InfoKind::IpVlan | InfoKind::IpVtap) => device.kind = Kind::IpVlan,
         LinkInfo::Kind(InfoKind::Bond | InfoKind::Team) => device.kind = Kind::Bond,
         LinkInfo::Kind(InfoKind::Vrf) => device.kind = Kind::Vrf,
         LinkInfo::Data(InfoData::Vlan(infos)) => {

@@ -12,6 +12,7 @@ use nix::sys::utsname::uname;
 
 use crate::{
     host::{self, Host, LocalAddress},
+    links,
     netlink::{self, Interface},
     settings::Options,
     state::Instance,
@@ -45,6 +46,12 @@ pub enum PreflightError {
          that does"
     )]
     NotEthernet { name: String },
+    #[error(
+        "interface {upper} is on top of {lower}, so that what goes through {upper} would be taken \
+         twice: of the two give the one alone through which all of memcached's clients come, mostly \
+         {lower}, but a bond and not its ports"
+    )]
+    Stacked { upper: String, lower: String },
     #[error(
         "interface {interface} already has an XDP program, {program} (id {id}): remove it with `ip \
          link set dev {interface} xdp off`, or stop what attached it"
@@ -213,6 +220,21 @@ pub fn interface(name: &str) -> Result<Interface, PreflightError> {
             name: name.into(),
             available: host::interface_names(),
         }),
+    }
+}
+
+/// Checks that none of these interfaces is on top of another one.
+///
+/// # Errors
+/// One is.
+pub fn not_stacked(names: &[String]) -> Result<(), PreflightError> {
+    let devices = netlink::devices().map_err(|source| PreflightError::Unanswered {
+        what: "the interfaces of this host".into(),
+        source,
+    })?;
+    match links::stacked(&devices, names) {
+        Some((upper, lower)) => Err(PreflightError::Stacked { upper, lower }),
+        None => Ok(()),
     }
 }
 

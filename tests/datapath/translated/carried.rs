@@ -51,6 +51,22 @@ fn a_lost_answer_is_sent_again() {
     assert_eq!(path.stats().tcp_resent, 2);
 }
 
+/// Somebody who does not know the connection's numbers would hit the request with fewer of them.
+#[test]
+fn a_frame_shorter_than_it_says_brings_nothing() {
+    let mut path = filled();
+    let (ready, _) = answered(&mut path, 4311);
+    let request = behind(&ready, ACK | PSH, GET);
+    let (sequence, _) = request.numbers();
+    for before in [GET.len() as u32, 60_000] {
+        let lie = request.clone().sequence(sequence.wrapping_sub(before));
+        let lie = lie.ip_length_lie(65_000);
+        let ran = path.kernel().programs.rx(&lie.build());
+        assert_eq!(ran.action, 2, "{before}");
+    }
+    assert_eq!(path.stats().tcp_resent, 0);
+}
+
 #[test]
 fn an_acknowledgement_is_held_back_until_the_answer_is_there() {
     let mut path = filled();

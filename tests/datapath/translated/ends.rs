@@ -156,6 +156,22 @@ fn the_kernel_may_close_first() {
     assert_eq!(free_in(&mut path), Some(SETTLE.as_secs()));
 }
 
+/// Outside its window the kernel does not take the client's FIN, who then goes on.
+#[test]
+fn a_fin_that_is_not_heeded_is_no_end() {
+    let (mut path, mut ready) = answered(4711);
+    ready.passed(&path, &ready.segment(ACK, ""));
+    ready.leaves(&path, &ready.connection.answer(FIN | ACK, ""));
+    ready.connection.server = ready.connection.server.wrapping_add(1);
+    let (sequence, _) = ready.segment(ACK, "").numbers();
+    for off in [1 << 30, 1_u32.wrapping_neg() << 30] {
+        let fin = ready.segment(FIN | ACK, "");
+        ready.passed(&path, &fin.sequence(sequence.wrapping_add(off)));
+    }
+    ready.passed(&path, &ready.segment(ACK, ""));
+    assert_eq!(free_in(&mut path), Some(LINGER.as_secs()));
+}
+
 #[test]
 fn a_reset_is_no_data() {
     let (path, ready) = answered(4702);

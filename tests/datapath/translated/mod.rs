@@ -4,6 +4,7 @@ mod carried;
 pub mod connection;
 mod earning;
 mod ends;
+mod errors;
 mod forms;
 mod growth;
 mod long;

@@ -19,7 +19,7 @@ use crate::scratch::scratch;
 const GROWTH: u64 = 200;
 
 /// Brings what is to be sent again of the answer to the scratch's `numbered` and `answer`, and makes the packet
-/// ready for it: 0 if there is nothing to send, or no room for any of it.
+/// ready for it: 0 if there is nothing to send, or no room for any of it, or the segment is not all there.
 ///
 /// A global function (by its unmangled name): the verifier checks it once.
 ///
@@ -42,6 +42,11 @@ fn again(ctx: &XdpContext) -> Option<()> {
         kept::rest(config, numbered.place)?,
     );
     let segment = numbered.segment;
+    // The kernel would drop what does not have all its data. Who can send no more than a short frame would hit the
+    // request all the same with one that claims to be long.
+    if ctx.whole_len() < numbered.l4 + numbered.header_len() + u64::from(segment.len) {
+        return None;
+    }
     let is_lacking = locked(element, |element, ends, translation| {
         // Another CPU may have seen meanwhile that it has come.
         if !translation.is_unacknowledged() {

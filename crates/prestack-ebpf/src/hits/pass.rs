@@ -51,7 +51,10 @@ pub extern "C" fn prestack_hits_pass() -> u64 {
             }
             numbered.blocks[i] = translation.pass_block(&segment, numbered.blocks[i]);
         }
-        element::note_fin(element, segment.has(TCP_FIN), Translated::CLIENT);
+        // One that the kernel takes is the last that was passed.
+        let end = passing.sequence.wrapping_add(segment.length());
+        let is_fin = segment.has(TCP_FIN) && end == ends.next;
+        element::note_fin(element, is_fin, Translated::CLIENT);
         CHANGED | element::has_ended(element, ends, translation)
     });
     if result & element::ENDED != 0 {

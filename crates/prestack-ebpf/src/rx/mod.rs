@@ -24,7 +24,7 @@ use prestack_proto::net::{ETHERNET_LEN, VLAN_LEN};
 use prestack_proto::window::Source;
 
 use crate::aside;
-use crate::hits::element;
+use crate::hits::{self, element};
 use crate::inbound::Inbound;
 use crate::ledger::backend::{self, Arrival};
 use crate::ledger::requests;
@@ -57,7 +57,12 @@ pub fn packet(ctx: &XdpContext) -> u32 {
     };
     let packet = ctx.packet(config);
     match ctx.locate(packet) {
-        Sort::Foreign => XDP_PASS,
+        Sort::Foreign => {
+            if element::is_on(config) {
+                hits::hear(ctx);
+            }
+            XDP_PASS
+        }
         Sort::Short => {
             // Of what cannot be read, anything may be a write.
             if !ctx.is_whole(packet.len()) {

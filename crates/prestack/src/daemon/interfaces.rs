@@ -139,6 +139,9 @@ impl Daemon {
 
     fn attach_anew(&mut self, name: &str) -> anyhow::Result<()> {
         let interface = preflight::interface(name)?;
+        let attached = self.attachments.iter().map(Attachment::interface);
+        let names = attached.chain([&interface]).map(|at| at.name.clone());
+        preflight::not_stacked(&names.collect::<Vec<_>>())?;
         let interfaces = std::slice::from_ref(&interface);
         preflight::no_other_xdp(&self.instance, interfaces, &[])?;
         let (mode, egress) = (self.options.mode, self.options.egress);

@@ -104,6 +104,7 @@ impl Daemon {
         // From before anything is looked at, so that no change is missed.
         let notices = Notices::subscribe()?;
         let interfaces = preflight::interfaces(options)?;
+        preflight::not_stacked(&options.interfaces)?;
         let host = preflight::addresses(options, &interfaces)?;
         let left = adopt::find(options, &instance)?;
         let earlier = left.as_ref().map_or(&[][..], |left| &left.backends);
