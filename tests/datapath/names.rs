@@ -1,10 +1,11 @@
 //! Requests of one name, which is a flow and an id: ids are used again, and not all names can be
 //! remembered.
 
+use std::cell::Cell;
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
-use prestack_abi::requests::LOST_SHIFT;
+use prestack_abi::requests::{LOST_SHIFT, Stamps};
 use prestack_abi::time::{CLAIM_SHIFT, CLAIM_UNITS};
 use prestack_testbed::pace;
 
@@ -279,6 +280,35 @@ fn a_forgotten_name_is_free_after_its_time() {
     path.pass(&ask());
     path.tx(&ask().reply(hit("key", "value")));
     path.assert_hit("key", "value");
+}
+
+/// Its counter goes round in minutes.
+#[test]
+fn a_stamp_that_is_old_is_cleared() {
+    let mut path = Datapath::with(&Setup {
+        remember: Duration::from_secs(30),
+        ..Setup::default()
+    });
+    let now = (prestack::clock::now_ns() >> LOST_SHIFT) as u8;
+    let old = now.wrapping_sub(40).max(1);
+    path.kernel_mut().alter_requests(|set| {
+        for stamps in &mut set.stamps {
+            *stamps = Stamps {
+                lost: old,
+                unsure: old,
+                strange: old,
+                ..*stamps
+            };
+        }
+    });
+    path.pass(&ask());
+    let clear = Cell::new(0);
+    path.kernel_mut().alter_requests(|set| {
+        let stamps = set.stamps.iter();
+        let none = stamps.filter(|stamps| **stamps == Stamps::default());
+        clear.set(clear.get() + none.count());
+    });
+    assert_eq!(clear.get(), 1);
 }
 
 /// The client gives up twice; two answers are under way.

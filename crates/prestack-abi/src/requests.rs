@@ -92,8 +92,8 @@ pub struct Request {
 }
 
 /// Stamps of requests that were let go: when such a one was seen last (in units of 2^[`LOST_SHIFT`] ns,
-/// modulo 256; 0 for never). One that seems young because the time has wrapped around costs a ticket and no
-/// more.
+/// modulo 256; 0 for never). The next request that comes under one that is old clears it. If none does for minutes,
+/// it seems young when the time has wrapped around, which costs tickets and no more.
 #[repr(C)]
 #[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
 pub struct Stamps {

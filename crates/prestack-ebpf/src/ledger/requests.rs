@@ -87,6 +87,19 @@ fn is_old(stamp: u8, now: u8, horizon: u8) -> bool {
     age > horizon && age != u8::MAX
 }
 
+/// [`Stamps`](prestack_abi::requests::Stamps) as a word, without those that are old.
+#[inline(always)]
+fn young_ones(all: u32, now: u8, horizon: u8) -> u32 {
+    let mut young = 0;
+    for i in 0..3 {
+        let stamp = (all >> (8 * i)) as u8;
+        if stamp != 0 && !is_old(stamp, now, horizon) {
+            young |= u32::from(stamp) << (8 * i);
+        }
+    }
+    young
+}
+
 /// The stamp of a request that was seen at this time (in the unit of `Request::seen`).
 #[inline(always)]
 fn stamp_of(seen: u32) -> u8 {
@@ -365,19 +378,20 @@ fn remember_of(
             }
         }
         let stamps = &raw mut (*requests).stamps[own_stamp];
+        let mut all = stamps.cast::<u32>().read_volatile();
+        if all != 0 {
+            // Cleared, or it would seem young when the time has wrapped around.
+            all = young_ones(all, stamp, horizon);
+            stamps.cast::<u32>().write_volatile(all);
+        }
         if !is_kept {
             is_certain = false;
             (*stamps).strange = stamp;
         } else {
-            let all = stamps.cast::<u32>().read_volatile();
-            let is_free =
-                |stamp_before: u8| stamp_before == 0 || is_old(stamp_before, stamp, horizon);
             let [lost, unsure, strange, _] = all.to_le_bytes();
-            // Most names never shared a stamp: one look tells.
-            let may_follow_lost = all != 0 && !is_free(lost);
-            is_certain = !is_known
-                && (all == 0
-                    || !may_follow_lost && is_free(unsure) && (!is_strange || is_free(strange)));
+            let may_follow_lost = lost != 0;
+            let may_follow_strange = is_strange && strange != 0;
+            is_certain = !is_known && lost | unsure == 0 && !may_follow_strange;
             if may_follow_lost && !is_known {
                 (*stamps).unsure = later_stamp(unsure, stamp_of(own_seen), stamp);
             }
