@@ -5,7 +5,7 @@ use std::cell::Cell;
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
-use prestack_abi::requests::{LOST_SHIFT, Stamps};
+use prestack_abi::requests::{LOST_SHIFT, SEEN_SHIFT, Stamps};
 use prestack_abi::time::{CLAIM_SHIFT, CLAIM_UNITS};
 use prestack_testbed::pace;
 
@@ -309,6 +309,27 @@ fn a_stamp_that_is_old_is_cleared() {
         clear.set(clear.get() + none.count());
     });
     assert_eq!(clear.get(), 1);
+}
+
+/// Nor one that nobody has used for a month: the time of requests goes round in two.
+#[test]
+fn a_name_is_free_after_a_month() {
+    const DAYS: u64 = (24 * 3600 * 1_000_000_000) >> SEEN_SHIFT;
+    for days in [1, 20, 27, 30, 51] {
+        let mut path = Datapath::new();
+        path.pass(&ask());
+        path.kernel_mut().alter_requests(|set| {
+            for request in &mut set.requests {
+                request.seen = request.seen.wrapping_sub((days * DAYS) as u32);
+            }
+        });
+        wait(CLAIMED);
+        path.pass(&ask());
+        path.tx(&ask().reply("END\r\n"));
+        path.pass(&ask());
+        path.tx(&ask().reply(hit("key", "value")));
+        assert_eq!(path.stats().fills, 1, "{days} days");
+    }
 }
 
 /// The client gives up twice; two answers are under way.

@@ -71,12 +71,18 @@ fn set_of(name: u64) -> u32 {
     (name >> 32) as u32 & (REQUEST_SETS as u32 - 1)
 }
 
-/// The time between two times in the unit of `Request::seen`. 0 if the first is the later one: another
-/// CPU may have read the clock after this one, and come first nevertheless.
+/// The time between two times in the unit of `Request::seen`. 0 if the first is later, by some seconds at most:
+/// another CPU may have read the clock after this one, and come first nevertheless. What seems to be later by more was
+/// weeks ago.
 #[inline(always)]
 fn age(seen: u32, now: u32) -> u64 {
+    const AHEAD: u32 = 1 << 12;
     let age = now.wrapping_sub(seen);
-    if age as i32 >= 0 { u64::from(age) } else { 0 }
+    if age <= u32::MAX - AHEAD {
+        u64::from(age)
+    } else {
+        0
+    }
 }
 
 /// Whether a stamp for a forgotten request is more than `horizon` units old. One that is ahead of this
