@@ -282,6 +282,29 @@ fn a_forgotten_name_is_free_after_its_time() {
     path.assert_hit("key", "value");
 }
 
+/// A write whose reply may be another's does not keep its name, nor a place: what is answered is not in doubt any
+/// more once the stamps are old.
+#[test]
+fn the_reply_to_a_write_in_doubt_frees_its_name() {
+    let mut path = Datapath::new();
+    let now = (prestack::clock::now_ns() >> LOST_SHIFT) as u8;
+    path.kernel_mut().alter_requests(|set| {
+        for stamps in &mut set.stamps {
+            stamps.unsure = now.max(1);
+        }
+    });
+    let write = ask().payload("set other 0 0 3\r\nnew\r\n");
+    path.pass(&write);
+    path.tx(&write.reply("STORED\r\n"));
+    // It has ended nothing.
+    assert!(!path.can_fill("other", "old"));
+    path.kernel_mut()
+        .alter_requests(|set| set.stamps.fill(Stamps::default()));
+    path.pass(&ask());
+    path.tx(&ask().reply(hit("key", "value")));
+    path.assert_hit("key", "value");
+}
+
 /// Its counter goes round in minutes.
 #[test]
 fn a_stamp_that_is_old_is_cleared() {

@@ -34,7 +34,8 @@ pub enum Kind {
     Binary = 4,
     /// A write of one key, answered by one datagram.
     Write = 5,
-    /// A command answered by one message, if at all, that writes nothing.
+    /// A command answered by one message, if at all, that ends nothing: it writes nothing, or it is a write that
+    /// settles, for its answer cannot be told from another's.
     Other = 6,
     /// A datagram whose answers cannot be counted: forgotten by time alone.
     Endless = 7,

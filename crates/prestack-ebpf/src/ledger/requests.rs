@@ -401,11 +401,15 @@ fn remember_of(
             if may_follow_lost && !is_known {
                 (*stamps).unsure = later_stamp(unsure, stamp_of(own_seen), stamp);
             }
+            if may_follow_strange && !is_known {
+                (*stamps).strange = stamp;
+            }
             if !is_certain && !is_known {
                 (*held).tickets = 0;
-                // A reply whose owner is in doubt ends no write, and no flush.
+                // A reply whose owner is in doubt ends no write, and no flush. It frees the name, as that of a GET:
+                // while the own one may still be under way, there is a stamp that says so.
                 if (*held).kind == Kind::Write as u8 {
-                    (*held).kind = Kind::Endless as u8;
+                    (*held).kind = Kind::Other as u8;
                 }
                 if (*held).kind == Kind::Flush as u8 {
                     (*held).kind = Kind::Odd as u8;
