@@ -1,10 +1,11 @@
 //! Requests of one name, which is a flow and an id: ids are used again, and not all names can be
 //! remembered.
 
+use std::cell::Cell;
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
-use prestack_abi::requests::LOST_SHIFT;
+use prestack_abi::requests::{LOST_SHIFT, SEEN_SHIFT, Stamps};
 use prestack_abi::time::{CLAIM_SHIFT, CLAIM_UNITS};
 use prestack_testbed::pace;
 
@@ -279,6 +280,79 @@ fn a_forgotten_name_is_free_after_its_time() {
     path.pass(&ask());
     path.tx(&ask().reply(hit("key", "value")));
     path.assert_hit("key", "value");
+}
+
+/// A write whose reply may be another's does not keep its name, nor a place: what is answered is not in doubt any
+/// more once the stamps are old.
+#[test]
+fn the_reply_to_a_write_in_doubt_frees_its_name() {
+    let mut path = Datapath::new();
+    let now = (prestack::clock::now_ns() >> LOST_SHIFT) as u8;
+    path.kernel_mut().alter_requests(|set| {
+        for stamps in &mut set.stamps {
+            stamps.unsure = now.max(1);
+        }
+    });
+    let write = ask().payload("set other 0 0 3\r\nnew\r\n");
+    path.pass(&write);
+    path.tx(&write.reply("STORED\r\n"));
+    // It has ended nothing.
+    assert!(!path.can_fill("other", "old"));
+    path.kernel_mut()
+        .alter_requests(|set| set.stamps.fill(Stamps::default()));
+    path.pass(&ask());
+    path.tx(&ask().reply(hit("key", "value")));
+    path.assert_hit("key", "value");
+}
+
+/// Its counter goes round in minutes.
+#[test]
+fn a_stamp_that_is_old_is_cleared() {
+    let mut path = Datapath::with(&Setup {
+        remember: Duration::from_secs(30),
+        ..Setup::default()
+    });
+    let now = (prestack::clock::now_ns() >> LOST_SHIFT) as u8;
+    let old = now.wrapping_sub(40).max(1);
+    path.kernel_mut().alter_requests(|set| {
+        for stamps in &mut set.stamps {
+            *stamps = Stamps {
+                lost: old,
+                unsure: old,
+                strange: old,
+                ..*stamps
+            };
+        }
+    });
+    path.pass(&ask());
+    let clear = Cell::new(0);
+    path.kernel_mut().alter_requests(|set| {
+        let stamps = set.stamps.iter();
+        let none = stamps.filter(|stamps| **stamps == Stamps::default());
+        clear.set(clear.get() + none.count());
+    });
+    assert_eq!(clear.get(), 1);
+}
+
+/// Nor one that nobody has used for a month: the time of requests goes round in two.
+#[test]
+fn a_name_is_free_after_a_month() {
+    const DAYS: u64 = (24 * 3600 * 1_000_000_000) >> SEEN_SHIFT;
+    for days in [1, 20, 27, 30, 51] {
+        let mut path = Datapath::new();
+        path.pass(&ask());
+        path.kernel_mut().alter_requests(|set| {
+            for request in &mut set.requests {
+                request.seen = request.seen.wrapping_sub((days * DAYS) as u32);
+            }
+        });
+        wait(CLAIMED);
+        path.pass(&ask());
+        path.tx(&ask().reply("END\r\n"));
+        path.pass(&ask());
+        path.tx(&ask().reply(hit("key", "value")));
+        assert_eq!(path.stats().fills, 1, "{days} days");
+    }
 }
 
 /// The client gives up twice; two answers are under way.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use prestack::doors::{DoorSpec, Transports};
 
 use crate::bytes::{get, hit, key_of};
-use crate::harness::{Datapath, Setup, Verdict};
+use crate::harness::{Datapath, Setup, Verdict, wait};
 use crate::packet::{
     ACK, CLIENT_PORT, CLIENT6, Checksum, Frame, PORT, PacketBuilder, SERVER4, SERVER6,
     SERVICE_VLAN, VLAN,
@@ -182,6 +182,46 @@ fn fragments() {
         ask().v6().extension_header(44),
     ] {
         assert_forgets(&packet);
+    }
+}
+
+/// Whatever such a datagram writes: should memcached come to it late, what was stored meanwhile is too old.
+#[test]
+fn the_reply_to_what_cannot_be_read_empties_the_cache_again() {
+    let settle = Duration::from_millis(10);
+    let long = ask()
+        .payload("set key 0 0 1600\r\nthe first part")
+        .udp_length_lie(1500);
+    let mut long_v6 = long.clone().v6().extension_header(44);
+    // The first one, with more to come.
+    long_v6.extra[2..4].copy_from_slice(&[0, 1]);
+    for (write, is_known) in [
+        (long.clone().fragment(0, true), true),
+        (long.clone().tag(VLAN, 5).fragment(0, true), true),
+        (long.clone().ip_options(&[1; 4]).fragment(0, true), true),
+        (long_v6, true),
+        (ask().payload("delete key\r\n").ip_options(&[1; 40]), true),
+        // What is not of UDP, and what does not show whose it is.
+        (long.clone().fragment(0, true).ip_protocol(51), false),
+        (long.clone().fragment(1, true), false),
+        (long.clone().v6().extension_header(44), false),
+        (long.clone().v6().extension_header(60), false),
+    ] {
+        let mut path = filled(&Setup {
+            settle,
+            ..Setup::default()
+        });
+        path.pass(&write);
+        assert_eq!(path.epoch(), 1, "{write:?}");
+        wait(settle);
+        path.fill("key", "old");
+        path.tx(&write.reply("STORED\r\n"));
+        assert_eq!(path.epoch(), 1 + u64::from(is_known), "{write:?}");
+
+        let path = filled(&Setup::default());
+        path.lo(&write);
+        path.lo(&write.reply("STORED\r\n"));
+        assert_eq!(path.epoch(), 1 + u64::from(is_known), "lo: {write:?}");
     }
 }
 

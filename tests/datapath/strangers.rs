@@ -1,7 +1,9 @@
 //! Sources that may not be served: their GETs are not remembered, but their writes are.
 
+use std::time::Duration;
+
 use crate::bytes::{get, hit};
-use crate::harness::Datapath;
+use crate::harness::{Datapath, Setup};
 use crate::packet::PacketBuilder;
 
 /// A datagram from outside the allow list, under a name that all tests use.
@@ -39,6 +41,30 @@ fn a_read_of_the_same_name_puts_a_write_in_doubt() {
             path.tx(&write.reply("END\r\n"));
             assert!(!path.can_fill("key", "old"), "{read:?} {is_read_first}");
         }
+    }
+}
+
+/// Nor does the reply to a write in doubt, which the reply to a read has freed its name of, end the next one.
+#[test]
+fn a_write_in_doubt_puts_the_next_one_in_doubt() {
+    let mut path = Datapath::with(&Setup {
+        remember: Duration::from_secs(30),
+        ..Setup::default()
+    });
+    path.pass(&strange("get z\r\n"));
+    for key in ["key", "other"] {
+        // The second time, what the read has left is older than a write would be remembered.
+        path.kernel_mut().alter_requests(|set| {
+            for stamps in &mut set.stamps {
+                if stamps.strange != 0 {
+                    stamps.strange = stamps.strange.wrapping_sub(20).max(1);
+                }
+            }
+        });
+        let write = strange(format!("delete {key}\r\n"));
+        path.pass(&write);
+        path.tx(&write.reply("DELETED\r\n"));
+        assert!(!path.can_fill(key, "old"), "{key}");
     }
 }
 

@@ -34,7 +34,8 @@ pub enum Kind {
     Binary = 4,
     /// A write of one key, answered by one datagram.
     Write = 5,
-    /// A command answered by one message, if at all, that writes nothing.
+    /// A command answered by one message, if at all, that ends nothing: it writes nothing, or it is a write that
+    /// settles, for its answer cannot be told from another's.
     Other = 6,
     /// A datagram whose answers cannot be counted: forgotten by time alone.
     Endless = 7,
@@ -92,8 +93,8 @@ pub struct Request {
 }
 
 /// Stamps of requests that were let go: when such a one was seen last (in units of 2^[`LOST_SHIFT`] ns,
-/// modulo 256; 0 for never). One that seems young because the time has wrapped around costs a ticket and no
-/// more.
+/// modulo 256; 0 for never). The next request that comes under one that is old clears it. If none does for minutes,
+/// it seems young when the time has wrapped around, which costs tickets and no more.
 #[repr(C)]
 #[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
 pub struct Stamps {

@@ -42,21 +42,14 @@ pub fn packet(ctx: &TcContext) -> i32 {
                 return tx::NEXT;
             }
             match rx::arrival::<TcContext>(config, packet, headers) {
-                Some((headers, door)) if headers.udp => {
-                    rx::local::datagram(ctx, packet, config, door, &headers);
-                }
+                Some((headers, _)) if headers.udp => rx::local::datagram(ctx, packet, &headers),
                 Some((headers, door)) => {
                     requests::hand_over(ctx, packet, config, door, &headers);
                 }
                 None => reply(ctx),
             }
         }
-        Sort::Options(headers) => {
-            if let Some((_, door)) = rx::arrival::<TcContext>(config, packet, headers) {
-                backend::forget(config, door.backend);
-            }
-        }
-        Sort::Veiled(addresses) => backend::forget_address(&addresses.destination),
+        Sort::Options(_) | Sort::Veiled(_) => rx::local::heed_odd(ctx),
     }
     tx::NEXT
 }

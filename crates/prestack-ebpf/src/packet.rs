@@ -337,6 +337,62 @@ fn locate_v6(packet: Packet, l3: u64) -> Sort {
     })
 }
 
+/// IPv6 fragment header (RFC 8200, 4.5), fields in network byte order.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Fragment {
+    next_header: u8,
+    reserved: u8,
+    offset: u16,
+    id: u32,
+}
+
+/// Locates the UDP header of a datagram of which this is the first fragment, whatever IPv4 options precede it.
+#[inline(always)]
+pub fn locate_first_fragment(packet: Packet) -> Option<Headers> {
+    /// The bits of an IPv4 header, or of an IPv6 fragment header, with the offset.
+    const OFFSET_V4: u16 = 0x1fff;
+    const OFFSET_V6: u16 = 0xfff8;
+    let (ethertype, l3) = network(packet)?;
+    let v6 = ethertype != ETHERTYPE_IPV4.to_be();
+    let (l4, addresses) = if v6 {
+        let ip = packet.read::<Ipv6>(l3)?;
+        let at = l3 + IPV6_LEN as u64;
+        let fragment = packet.read::<Fragment>(at)?;
+        if ip.next_header != EXTENSION_FRAGMENT
+            || fragment.next_header != PROTO_UDP
+            || fragment.offset & OFFSET_V6.to_be() != 0
+        {
+            return None;
+        }
+        let addresses = Addresses {
+            source: ip.source,
+            destination: ip.destination,
+        };
+        (at + size_of::<Fragment>() as u64, addresses)
+    } else {
+        let ip = packet.read::<Ipv4>(l3)?;
+        if ip.protocol != PROTO_UDP || ip.fragment & OFFSET_V4.to_be() != 0 {
+            return None;
+        }
+        let addresses = Addresses {
+            source: [0, 0, MAPPED_V4, ip.source],
+            destination: [0, 0, MAPPED_V4, ip.destination],
+        };
+        let header_len = u64::from(ip.version_and_length & 0x0f) * 4;
+        (l3 + header_len, addresses)
+    };
+    Some(Headers {
+        l3,
+        l4,
+        l4_len: 0,
+        v6,
+        udp: true,
+        ports: packet.read(l4)?,
+        addresses,
+    })
+}
+
 /// Start of an IPv6 hop-by-hop header that says the length of the packet (RFC 2675), in network byte order.
 #[repr(C)]
 #[derive(Clone, Copy)]

@@ -71,6 +71,37 @@ fn meta_and_binary_replies() {
     }
 }
 
+/// A key that a reply does not show is that of the command it belongs to: none may be counted that memcached
+/// does not answer, though it refuses it.
+#[test]
+fn refused_commands_that_are_quiet_are_owed_nothing() {
+    let long = "k".repeat(251);
+    for refused in [
+        format!("delete {long} noreply\r\n"),
+        format!("delete {long} noreply  \r\n"),
+        format!("incr {long} 1 noreply\r\n"),
+        format!("touch {long} noreply\r\n"),
+        "incr other noreply\r\n".into(),
+        "decr other noreply \r\n".into(),
+        "touch other noreply\r\n".into(),
+    ] {
+        let mut path = filled();
+        let mut connection = Connection::open(&path, 1);
+        connection.send(&path, &refused);
+        connection.acknowledge(&path);
+        let error = "CLIENT_ERROR cannot increment or decrement non-numeric value\r\n";
+        connection.exchange(&path, "ma text\r\n", error);
+        connection.exchange(&path, "mg a v f\r\n", "VA 3 f0\r\nAAA\r\n");
+        connection.exchange(&path, "mg b v f\r\n", "VA 3 f0\r\nBBB\r\n");
+        let get = path.request("mg a v f\r\n");
+        assert_ne!(
+            path.rx(&get),
+            Verdict::Served(b"VA 3 f0\r\nBBB\r\n".to_vec()),
+            "{refused:?}"
+        );
+    }
+}
+
 /// Between the question and its answer.
 #[test]
 fn a_write_voids_the_tickets() {

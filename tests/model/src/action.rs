@@ -1,7 +1,7 @@
 //! What may happen next.
 
 use crate::history::Answer;
-use crate::names::Name;
+use crate::names::{Name, Stamp};
 use crate::scenario::{Client, Op};
 
 /// How `rx` deals with a UDP GET. All but the first pass it.
@@ -55,6 +55,10 @@ pub enum Action {
     Settle(Op),
     /// Time ends the memory of a name.
     Forget(Name),
+    /// There is no room for a name.
+    Lose(Name),
+    /// Time ends a stamp.
+    Age(Name, Stamp),
     /// The entry is evicted or too old.
     Evict,
 }

@@ -127,6 +127,16 @@ impl Model for Protocol {
                 .filter(|&name| self.is_idle(state, name))
                 .map(Action::Forget),
         );
+        if state.left.losses > 0 {
+            actions.extend(state.names.known().map(Action::Lose));
+        }
+        actions.extend(
+            state
+                .names
+                .stamps()
+                .filter(|&(_, _, asked)| asked.iter().all(|op| Self::has_ended(state, op)))
+                .map(|(name, stamp, _)| Action::Age(name, stamp)),
+        );
         if state.cache.entry.is_some() {
             actions.push(Action::Evict);
         }
@@ -249,7 +259,12 @@ impl Protocol {
                 .scenario
                 .of(name.0)
                 .filter(|&op| Names::of(&self.scenario, op) == name)
-                .all(|op| !state.host.is_waiting(op) && !state.host.is_answering(op))
+                .all(|op| Self::has_ended(state, op))
+    }
+
+    /// Whether memcached does nothing for a command any more.
+    fn has_ended(state: &State, op: Op) -> bool {
+        !state.host.is_waiting(op) && !state.host.is_answering(op)
     }
 
     fn step(&self, state: &mut State, action: Action) {
@@ -324,6 +339,11 @@ impl Protocol {
                 state.cache.outstanding.take(op);
             }
             Action::Forget(name) => state.names.forget(&mut state.cache, name),
+            Action::Lose(name) => {
+                state.left.losses -= 1;
+                state.names.lose(rules, scenario, &mut state.cache, name);
+            }
+            Action::Age(name, stamp) => state.names.age(name, stamp),
             Action::Evict => state.cache.entry = None,
         }
     }

@@ -33,6 +33,13 @@ pub enum Rule {
     /// Rule 3. Without it a write ends at the instant in which memcached executes it for the first
     /// time, whatever copies of it are under way. (Nobody can see that instant.)
     OutstandingBeyondExecution,
+    /// Rule 2, UDP. Without it a name from which a request was lost is as good as any.
+    LostLeavesStamp,
+    /// Rule 2, UDP. Without it a request under such a name leaves no stamp of its own, though the reply to the lost one
+    /// may take its place.
+    UnsureLeavesStamp,
+    /// Rule 3, UDP. Without it a write under a name that a stranger has read under does not renew the stamp of that.
+    StrangeIsRenewed,
     /// Rule 3, UDP. Without it a reply ends the last write of its name, though the name has several
     /// unanswered requests.
     OwnerIsCertain,

@@ -134,6 +134,8 @@ pub struct Budget {
     pub repeats: u8,
     /// A connection is reset, or somebody pretends to.
     pub resets: u8,
+    /// A UDP request is forgotten because there are too many.
+    pub losses: u8,
 }
 
 /// The clients of a model.
@@ -143,6 +145,8 @@ pub struct Scenario {
     pub commands: Vec<Command>,
     /// For each client whether it goes on before it is answered.
     pub impatient: Vec<bool>,
+    /// For each client whether it may not be served: only its writes are remembered.
+    pub strange: Vec<bool>,
     /// What may go wrong.
     pub budget: Budget,
 }
@@ -176,6 +180,15 @@ impl Scenario {
         self
     }
 
+    /// The client added last may not be served.
+    #[must_use]
+    pub fn strange(mut self) -> Self {
+        if let Some(last) = self.strange.last_mut() {
+            *last = true;
+        }
+        self
+    }
+
     /// Sets what may go wrong.
     #[must_use]
     pub fn budget(mut self, budget: Budget) -> Self {
@@ -186,6 +199,7 @@ impl Scenario {
     fn client(mut self, transport: Transport, commands: &[(Kind, u8)]) -> Self {
         let client = self.impatient.len() as Client;
         self.impatient.push(false);
+        self.strange.push(false);
         self.commands
             .extend(commands.iter().map(|&(kind, id)| Command {
                 kind,

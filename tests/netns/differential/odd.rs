@@ -9,7 +9,7 @@ pub fn line(source: &mut Source) -> Vec<u8> {
     let hot = source.hot_key();
     let long = vec![b'L'; 251 + source.below(100)];
     let control = [1, 9, 11, 27, 127][source.below(5)];
-    match source.below(24) {
+    match source.below(26) {
         0 => b"get\r\n".to_vec(),
         1 => b"get \r\n".to_vec(),
         2 => b"gets  \n".to_vec(),
@@ -45,8 +45,19 @@ pub fn line(source: &mut Source) -> Vec<u8> {
                 b"gat 0\r\n",
             ])
             .to_vec(),
+        23 => quiet(source, &long),
+        24 => quiet(source, &hot),
         _ => [b"gat x ", &hot[..], b"\r\n"].concat(),
     }
+}
+
+/// A line to which memcached says nothing although it may refuse it.
+fn quiet(source: &mut Source, key: &[u8]) -> Vec<u8> {
+    let verb = source.pick(&[&b"delete "[..], b"incr ", b"decr ", b"touch "]);
+    let number: &[u8] = source.pick(&[&b""[..], b" 1", b" x"]);
+    let number = if verb == b"delete " { b"" } else { number };
+    let end = source.pick(&[&b" noreply\r\n"[..], b" noreply\n", b" noreply \r\n"]);
+    [verb, key, number, end].concat()
 }
 
 /// A datagram that is not as it should be.

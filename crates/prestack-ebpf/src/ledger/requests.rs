@@ -71,12 +71,18 @@ fn set_of(name: u64) -> u32 {
     (name >> 32) as u32 & (REQUEST_SETS as u32 - 1)
 }
 
-/// The time between two times in the unit of `Request::seen`. 0 if the first is the later one: another
-/// CPU may have read the clock after this one, and come first nevertheless.
+/// The time between two times in the unit of `Request::seen`. 0 if the first is later, by some seconds at most:
+/// another CPU may have read the clock after this one, and come first nevertheless. What seems to be later by more was
+/// weeks ago.
 #[inline(always)]
 fn age(seen: u32, now: u32) -> u64 {
+    const AHEAD: u32 = 1 << 12;
     let age = now.wrapping_sub(seen);
-    if age as i32 >= 0 { u64::from(age) } else { 0 }
+    if age <= u32::MAX - AHEAD {
+        u64::from(age)
+    } else {
+        0
+    }
 }
 
 /// Whether a stamp for a forgotten request is more than `horizon` units old. One that is ahead of this
@@ -85,6 +91,19 @@ fn age(seen: u32, now: u32) -> u64 {
 fn is_old(stamp: u8, now: u8, horizon: u8) -> bool {
     let age = now.wrapping_sub(stamp);
     age > horizon && age != u8::MAX
+}
+
+/// [`Stamps`](prestack_abi::requests::Stamps) as a word, without those that are old.
+#[inline(always)]
+fn young_ones(all: u32, now: u8, horizon: u8) -> u32 {
+    let mut young = 0;
+    for i in 0..3 {
+        let stamp = (all >> (8 * i)) as u8;
+        if stamp != 0 && !is_old(stamp, now, horizon) {
+            young |= u32::from(stamp) << (8 * i);
+        }
+    }
+    young
 }
 
 /// The stamp of a request that was seen at this time (in the unit of `Request::seen`).
@@ -365,27 +384,32 @@ fn remember_of(
             }
         }
         let stamps = &raw mut (*requests).stamps[own_stamp];
+        let mut all = stamps.cast::<u32>().read_volatile();
+        if all != 0 {
+            // Cleared, or it would seem young when the time has wrapped around.
+            all = young_ones(all, stamp, horizon);
+            stamps.cast::<u32>().write_volatile(all);
+        }
         if !is_kept {
             is_certain = false;
             (*stamps).strange = stamp;
         } else {
-            let all = stamps.cast::<u32>().read_volatile();
-            let is_free =
-                |stamp_before: u8| stamp_before == 0 || is_old(stamp_before, stamp, horizon);
             let [lost, unsure, strange, _] = all.to_le_bytes();
-            // Most names never shared a stamp: one look tells.
-            let may_follow_lost = all != 0 && !is_free(lost);
-            is_certain = !is_known
-                && (all == 0
-                    || !may_follow_lost && is_free(unsure) && (!is_strange || is_free(strange)));
+            let may_follow_lost = lost != 0;
+            let may_follow_strange = is_strange && strange != 0;
+            is_certain = !is_known && lost | unsure == 0 && !may_follow_strange;
             if may_follow_lost && !is_known {
                 (*stamps).unsure = later_stamp(unsure, stamp_of(own_seen), stamp);
             }
+            if may_follow_strange && !is_known {
+                (*stamps).strange = stamp;
+            }
             if !is_certain && !is_known {
                 (*held).tickets = 0;
-                // A reply whose owner is in doubt ends no write, and no flush.
+                // A reply whose owner is in doubt ends no write, and no flush. It frees the name, as that of a GET:
+                // while the own one may still be under way, there is a stamp that says so.
                 if (*held).kind == Kind::Write as u8 {
-                    (*held).kind = Kind::Endless as u8;
+                    (*held).kind = Kind::Other as u8;
                 }
                 if (*held).kind == Kind::Flush as u8 {
                     (*held).kind = Kind::Odd as u8;

@@ -4,7 +4,6 @@
 use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::helpers::generated::bpf_skb_pull_data;
 use aya_ebpf::programs::TcContext;
-use prestack_abi::config::Config;
 use prestack_abi::requests::{Kind, Request};
 use prestack_proto::MAX_KEY;
 use prestack_proto::text::scan::{skip_spaces, token_end};
@@ -12,7 +11,6 @@ use prestack_proto::text::scan::{skip_spaces, token_end};
 use super::reply::PAYLOAD_AT;
 use super::{command, commands, udp};
 use crate::inbound::Inbound as _;
-use crate::ledger::backend::Arrival;
 use crate::ledger::requests;
 use crate::maps::count;
 use crate::packet::{Headers, Packet};
@@ -20,13 +18,7 @@ use crate::scratch::{Walk, scratch};
 
 /// Decides on a datagram.
 #[inline(always)]
-pub fn datagram(
-    ctx: &TcContext,
-    packet: Packet,
-    config: &Config,
-    door: Arrival,
-    headers: &Headers,
-) {
+pub fn datagram(ctx: &TcContext, packet: Packet, headers: &Headers) {
     let Some(scratch) = scratch() else { return };
     let skb = ctx.skb.skb;
     // SAFETY: the program's context, and this CPU's scratch.
@@ -45,9 +37,8 @@ pub fn datagram(
         match found {
             udp::LOADED => {}
             udp::ODD => {
-                udp::odd(config, door);
-                prestack_lo_odd_datagram(skb);
-                requests::settle_doubted();
+                heed_odd(ctx);
+                count!(udp_passed);
                 return;
             }
             _ => {
@@ -89,7 +80,15 @@ unsafe extern "C" fn prestack_lo_load_datagram(ctx: *mut __sk_buff) -> u64 {
     udp::load(&TcContext::new(ctx))
 }
 
-/// Remembers a datagram that is not understood: see [`udp::remember_odd`].
+/// Heeds a packet that is not looked into: see [`udp::heed_odd`].
+#[inline(always)]
+pub fn heed_odd(ctx: &TcContext) {
+    // SAFETY: a function of ours, called with the program's context.
+    let is_noted = unsafe { prestack_lo_odd_datagram(ctx.skb.skb) };
+    udp::remember_odd(is_noted);
+}
+
+/// A global function, like [`prestack_lo_load_datagram`].
 ///
 /// # Safety
 ///
@@ -97,7 +96,7 @@ unsafe extern "C" fn prestack_lo_load_datagram(ctx: *mut __sk_buff) -> u64 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 unsafe extern "C" fn prestack_lo_odd_datagram(ctx: *mut __sk_buff) -> u64 {
-    udp::remember_odd(&TcContext::new(ctx))
+    udp::note_odd(&TcContext::new(ctx))
 }
 
 /// Lets a GET through, which is remembered without a ticket.

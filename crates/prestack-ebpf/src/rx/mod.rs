@@ -81,15 +81,8 @@ pub fn packet(ctx: &XdpContext) -> u32 {
                 XDP_PASS
             }
         }
-        Sort::Options(headers) => {
-            if let Some((_, door)) = arrival::<XdpContext>(config, packet, headers) {
-                backend::forget(config, door.backend);
-                translate(ctx, config);
-            }
-            XDP_PASS
-        }
-        Sort::Veiled(addresses) => {
-            backend::forget_address(&addresses.destination);
+        Sort::Options(_) | Sort::Veiled(_) => {
+            udp::heed_odd(ctx);
             translate(ctx, config);
             XDP_PASS
         }

@@ -16,7 +16,7 @@ use prestack_proto::window::{Source, WINDOW, Window};
 use super::allow::Network;
 use super::reply::PAYLOAD_AT;
 use super::single::SingleGet;
-use super::{again, allow, answer, command, commands, item, keys};
+use super::{again, allow, answer, arrival, command, commands, get, item, keys};
 use crate::clock;
 use crate::inbound::Inbound;
 use crate::ledger::backend::{self, Arrival};
@@ -24,7 +24,7 @@ use crate::ledger::flushes;
 use crate::ledger::requests::{self, Asker};
 use crate::ledger::writes::{self, End};
 use crate::maps::count;
-use crate::packet::{Headers, Packet};
+use crate::packet::{Headers, Packet, Sort, locate_first_fragment};
 use crate::scratch::{Located, Scratch, Walk, scratch};
 
 /// A datagram for a backend.
@@ -165,10 +165,8 @@ pub fn datagram(
             XDP_PASS
         }
         Reading::Odd => {
-            odd(config, door);
-            // SAFETY: a function of ours, called with the program's context.
-            unsafe { prestack_odd_datagram(ctx.ctx) };
-            requests::settle_doubted();
+            heed_odd(ctx);
+            count!(udp_passed);
             XDP_PASS
         }
         Reading::Request(datagram) => match SingleGet::of(packet, &datagram) {
@@ -184,13 +182,30 @@ pub fn datagram(
 
 /// A datagram that is not understood: it may change anything.
 #[inline(always)]
-pub fn odd(config: &Config, door: Arrival) {
+fn odd(config: &Config, door: Arrival) {
     backend::forget(config, door.backend);
     count!(udp_passed);
 }
 
-/// Remembers a datagram whose frame is odd: memcached may take it, and answer. A global function, like
-/// [`prestack_other_datagram`].
+/// Heeds a packet that is not looked into, be it for its frame, for IP options or extension headers, or because it is a
+/// fragment: it may change anything, and if it is a datagram whose name it shows, memcached may answer.
+#[inline(always)]
+pub fn heed_odd(ctx: &XdpContext) {
+    // SAFETY: a function of ours, called with the program's context.
+    let is_noted = unsafe { prestack_odd_datagram(ctx.ctx) };
+    remember_odd(is_noted);
+}
+
+/// Remembers what [`note_odd`] has noted, if it has.
+#[inline(always)]
+pub fn remember_odd(is_noted: u64) {
+    if is_noted != 0 {
+        requests::remember_noted(Asker::Client);
+        requests::settle_doubted();
+    }
+}
+
+/// A global function, like [`prestack_other_datagram`].
 ///
 /// # Safety
 ///
@@ -198,26 +213,44 @@ pub fn odd(config: &Config, door: Arrival) {
 #[unsafe(no_mangle)]
 #[inline(never)]
 unsafe extern "C" fn prestack_odd_datagram(ctx: *mut xdp_md) -> u64 {
-    remember_odd(&XdpContext::new(ctx))
+    note_odd(&XdpContext::new(ctx))
 }
 
-/// Remembers a datagram whose frame is odd.
+/// Empties the cache for a packet that is not looked into, and notes in scratch what is to be remembered of it; 0 if
+/// nothing is. To remember it is a step of its own, so that their stacks do not add up.
 #[inline(always)]
-pub fn remember_odd<C: Inbound>(ctx: &C) -> u64 {
-    let Some((config, packet, headers, door)) = again(ctx) else {
-        return 0;
+pub fn note_odd<C: Inbound>(ctx: &C) -> u64 {
+    u64::from(name_odd(ctx).is_some())
+}
+
+#[inline(always)]
+fn name_odd<C: Inbound>(ctx: &C) -> Option<()> {
+    let (scratch, config) = (scratch()?, backend::config()?);
+    let packet = ctx.packet(config);
+    let (headers, door) = match ctx.locate(packet) {
+        Sort::Plain(headers) | Sort::Options(headers) => {
+            let (headers, door) = arrival::<C>(config, packet, headers)?;
+            backend::forget(config, door.backend);
+            (headers, door)
+        }
+        Sort::Veiled(addresses) => {
+            backend::forget_address(&addresses.destination);
+            arrival::<C>(config, packet, locate_first_fragment(packet)?)?
+        }
+        Sort::Foreign | Sort::Short => return None,
     };
-    let Some(frame) = packet.read(headers.l4 + UDP_LEN as u64).map(Frame) else {
-        return 0;
-    };
+    if !headers.udp {
+        return None;
+    }
+    let frame = Frame(packet.read(headers.l4 + UDP_LEN as u64)?);
     let (addresses, ports) = (&headers.addresses, headers.ports);
     let name = requests::name_of_request(config, door.backend, addresses, ports, frame.id());
     let request = Request {
         kind: Kind::Odd as u8,
         ..request_to(door)
     };
-    requests::remember(name, &request, Asker::Client);
-    0
+    get::note_request(scratch, &request, name);
+    Some(())
 }
 
 /// Every datagram but a plain single-key GET. A global function (by its unmangled name): the

@@ -9,7 +9,8 @@ pub struct Features {
     pub proxy: bool,
     /// It speaks TLS (`-Z`), so that writes cannot be read.
     pub tls: bool,
-    /// It takes everything for text (`-B ascii`): what looks like a binary request may hold lines.
+    /// It takes everything for text (`-B ascii`, `-l proto[ascii]:…`): what looks like a binary request may hold
+    /// lines.
     pub text_alone: bool,
 }
 
@@ -17,14 +18,18 @@ impl Features {
     /// Reads the command line, the program's name first.
     pub fn read<S: AsRef<[u8]>>(arguments: &[S]) -> Self {
         let mut features = Self::default();
+        // The last one counts, for all addresses that say nothing else.
+        let mut fixed = false;
         for given in options(arguments.get(1..).unwrap_or_default()) {
             match given.letter {
                 b'Z' => features.tls = true,
-                b'B' => features.text_alone = given.value == b"ascii",
+                b'B' => fixed = given.value == b"ascii",
+                b'l' => features.text_alone |= fixes_text(given.value),
                 b'o' => features.proxy |= names_proxy(given.value),
                 _ => {}
             }
         }
+        features.text_alone |= fixed;
         features
     }
 }
@@ -34,6 +39,24 @@ fn names_proxy(extended: &[u8]) -> bool {
     extended
         .split(|&byte| byte == b',')
         .any(|option| option.split(|&byte| byte == b'=').next() == Some(b"proxy_config"))
+}
+
+/// Whether a value of `-l` has an address at which everything is taken for text. memcached takes any beginning
+/// of the word, none of it included.
+fn fixes_text(listen: &[u8]) -> bool {
+    const PROTOCOL: &[u8] = b"proto[";
+    listen
+        .split(|byte| b",;".contains(byte))
+        .filter_map(|address| {
+            // `notls:` may stand before it.
+            let at = address
+                .windows(PROTOCOL.len())
+                .position(|word| word == PROTOCOL)?;
+            address[at + PROTOCOL.len()..]
+                .split(|&byte| byte == b']')
+                .next()
+        })
+        .any(|name| b"ascii".starts_with(name))
 }
 
 #[cfg(test)]
@@ -90,12 +113,21 @@ mod tests {
             "memcached -vBascii",
             "memcached --protocol=ascii",
             "memcached --proto ascii -p 1",
+            "memcached -l proto[ascii]:10.0.0.1",
+            "memcached -l 127.0.0.1,proto[ascii]:10.0.0.1:11212",
+            "memcached --listen=127.0.0.1;proto[a]:10.0.0.1",
+            "memcached -lproto[]:10.0.0.1 -B auto",
+            "memcached -Bauto -l notls:proto[ascii]:10.0.0.1 -l 127.0.0.1",
         ] {
             assert!(read(line).text_alone, "{line}");
         }
         for line in [
             "memcached -B auto",
             "memcached -B binary",
+            "memcached -B ascii -B auto",
+            "memcached -l proto[binary]:10.0.0.1,proto[negotiating]:ascii",
+            "memcached -l proto[asciis]:10.0.0.1",
+            "memcached -l 10.0.0.1,ascii",
             "memcached -u ascii",
         ] {
             assert_eq!(read(line), PLAIN, "{line}");

@@ -17,6 +17,7 @@ macro_rules! hold {
 
 hold! {
     udp two_udp_writers reused_ids one_flow reused_ids_of_writes reused_ids_of_both silent_udp
+    lost_get lost_write stranger
     plain_udp plain_tcp tcp tcp_and_udp silent_tcp pipelined quiet_tcp two_connections tcp_reader resent_replies resets
 }
 

@@ -58,6 +58,8 @@ mod rule_2_a_fill_needs_a_ticket {
         a_ticket_that_names_only_the_flow: without TicketNamesRequest in one_flow;
         an_unanswered_request_of_the_same_name_forgotten:
             without UnansweredIsRemembered in reused_ids;
+        a_lost_request_without_stamp: without LostLeavesStamp in lost_get;
+        a_successor_of_a_lost_request_without_stamp: without UnsureLeavesStamp in lost_get;
         a_new_ticket_for_a_resent_get: without ResentGetGetsNoTicket in tcp_reader;
     }
 
@@ -78,6 +80,7 @@ mod rule_3_outstanding_until_the_reply_leaves {
         a_tcp_write_that_ends_when_memcached_has_it: without OutstandingUntilReply in plain_tcp;
         a_write_that_ends_when_it_is_executed: without OutstandingBeyondExecution in tcp_and_udp;
         a_udp_write_ended_by_a_reply_of_unsure_owner: without OwnerIsCertain in reused_ids_of_writes;
+        a_write_in_doubt_of_a_stranger_that_leaves_no_stamp: without StrangeIsRenewed in stranger;
         a_tcp_write_ended_by_a_reply_of_unsure_owner: without EarliestOwner in quiet_tcp;
         a_reply_that_leaves_again_counted_again: without RepliesCountOnce in resent_replies;
         a_silent_write_that_settles_unacknowledged: without SettleFromAcknowledgement in pipelined;

@@ -14,6 +14,7 @@ const NONE: Budget = Budget {
     garbled: 0,
     repeats: 0,
     resets: 0,
+    losses: 0,
 };
 
 /// Two UDP readers, one of which reads twice.
@@ -90,6 +91,33 @@ pub fn reused_ids_of_both() -> Scenario {
         .udp(&[(GET, 0), (GET, 1)])
         .udp(&[(SET, 0), (GET, 0), (SET, 0)])
         .impatient()
+}
+
+/// A UDP client that gives up on what it asks and asks under the same id again, where requests are lost.
+pub fn lost_get() -> Scenario {
+    Scenario::new()
+        .udp(&[(GET, 0), (GET, 1)])
+        .udp(&[(GET, 0), (SET, 0), (SET, 0)])
+        .impatient()
+        .budget(Budget { losses: 1, ..NONE })
+}
+
+/// The same, whose writes are lost.
+pub fn lost_write() -> Scenario {
+    Scenario::new()
+        .udp(&[(GET, 0), (GET, 1)])
+        .udp(&[(SET, 0), (GET, 0), (SET, 0)])
+        .impatient()
+        .budget(Budget { losses: 1, ..NONE })
+}
+
+/// A UDP client that may not be served, which reads and writes under one id.
+pub fn stranger() -> Scenario {
+    Scenario::new()
+        .udp(&[(GET, 0), (GET, 1)])
+        .udp(&[(GET, 0), (SET, 0), (SET, 0)])
+        .impatient()
+        .strange()
 }
 
 /// UDP writes without reply.
@@ -239,6 +267,7 @@ pub mod large {
                 garbled: 1,
                 repeats: 1,
                 resets: 1,
+                losses: 0,
             })
     }
 

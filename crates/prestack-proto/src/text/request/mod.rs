@@ -155,6 +155,10 @@ pub fn parse(window: &Window, at: u64, limit: u64) -> Command {
             );
         if is_harmless {
             command.effect = Effect::Read;
+            // To these `noreply` counts before the key does.
+            command.quiet = key_len != 0
+                && matches!(verb, DELETE | INCR | DECR | TOUCH)
+                && may_end_in_noreply(window, end);
         }
         return command;
     }
@@ -199,11 +203,13 @@ pub fn parse(window: &Window, at: u64, limit: u64) -> Command {
             }
         }
         INCR | DECR | TOUCH => {
-            if arguments.next(ARGUMENT_WORDS).1 == 0 {
+            let number = arguments.next(ARGUMENT_WORDS);
+            if number.1 == 0 {
                 return command;
             }
             command.effect = Effect::Write;
-            command.quiet = !arguments.is_at_end();
+            // Without a number memcached does nothing, and says nothing of it.
+            command.quiet = !arguments.is_at_end() || is_noreply(window, number);
         }
         DELETE => {
             command.effect = Effect::Write;
@@ -221,10 +227,22 @@ pub fn parse(window: &Window, at: u64, limit: u64) -> Command {
     command
 }
 
+/// Whether the argument of this start and length is `noreply`.
+#[inline(always)]
+fn is_noreply(window: &Window, (start, len): (u64, u64)) -> bool {
+    len == 7 && swar::keep(window.word(start), 7) == verb(b"noreply")
+}
+
+/// Whether the last word of a line may be `noreply`: spaces behind it are not skipped.
+#[inline(always)]
+fn may_end_in_noreply(window: &Window, end: u64) -> bool {
+    let tail = window.word(end.wrapping_sub(8));
+    tail == verb(b" noreply") || tail >> 56 == u64::from(b' ')
+}
+
 /// Reads the arguments of a `flush_all`: a delay, `noreply`, or both.
 #[inline(always)]
 fn flush(arguments: &mut Arguments<'_>, command: &mut Command) {
-    const NOREPLY: u64 = verb(b"noreply");
     let window = arguments.window;
     let first = arguments.next(ARGUMENT_WORDS);
     let second = arguments.next(ARGUMENT_WORDS);
@@ -233,7 +251,7 @@ fn flush(arguments: &mut Arguments<'_>, command: &mut Command) {
         return;
     }
     let last = if second.1 == 0 { first } else { second };
-    command.quiet = last.1 == 7 && swar::keep(window.word(last.0), 7) == NOREPLY;
+    command.quiet = is_noreply(window, last);
     if second.1 != 0 || !command.quiet {
         (command.key, command.key_len) = first;
     }

@@ -82,6 +82,10 @@ fn slow_parse(text: &[u8]) -> Command {
     let Some(&(key_at, key_bytes)) = words.get(key).filter(|word| word.1.len() <= MAX_KEY) else {
         if harmless.contains(&verb) {
             command.effect = Effect::Read;
+            // What ends in a space is left to the caller.
+            command.quiet = matches!(verb, "delete" | "incr" | "decr" | "touch")
+                && words.len() > 1
+                && (words[words.len() - 1].1 == b"noreply" || line.ends_with(b" "));
         }
         return command;
     };
@@ -119,7 +123,7 @@ fn slow_parse(text: &[u8]) -> Command {
         }
         "incr" | "decr" | "touch" if words.len() >= 3 => {
             command.effect = Effect::Write;
-            command.quiet = words.len() > 3;
+            command.quiet = words.len() > 3 || argument(2) == Some(b"noreply");
         }
         "delete" => {
             command.effect = Effect::Write;
@@ -184,6 +188,10 @@ fn agree(text: &[u8]) -> Result<(), TestCaseError> {
     match fast.effect {
         Effect::Unknown | Effect::Incomplete => {}
         Effect::Get | Effect::Write => prop_assert_eq!(fast, slow),
+        Effect::Read => prop_assert_eq!(
+            (fast.line_end, fast.next, fast.quiet),
+            (slow.line_end, slow.next, slow.quiet)
+        ),
         _ => prop_assert_eq!((fast.line_end, fast.next), (slow.line_end, slow.next)),
     }
     Ok(())
@@ -229,8 +237,12 @@ proptest! {
     }
 
     #[test]
-    fn long_keys(len in 240usize..260, verb in "get|set|delete|mg") {
-        let rest = if verb == "set" { " 0 0 1" } else { "" };
+    fn long_keys(
+        len in 240usize..280,
+        verb in "get|set|delete|incr|decr|touch|mg",
+        tail in "( 1)?( noreply)?( x)? {0,2}",
+    ) {
+        let rest = if verb == "set" { " 0 0 1" } else { &tail };
         agree(format!("{verb} {}{rest}\r\n", "k".repeat(len)).as_bytes())?;
     }
 
@@ -327,6 +339,38 @@ fn what_may_write_is_no_read() {
             Effect::Read,
             "{line}"
         );
+    }
+}
+
+/// memcached looks for `noreply` before it looks at the key or the number.
+#[test]
+fn what_is_refused_may_be_quiet() {
+    let long = "k".repeat(251);
+    let longer = "k".repeat(300);
+    for (line, quiet) in [
+        (format!("delete {long}"), false),
+        (format!("delete {long} noreply"), true),
+        (format!("delete {longer}"), false),
+        (format!("delete {longer} noreply"), true),
+        (format!("incr {long} 1"), false),
+        (format!("incr {long} 1 noreply"), true),
+        (format!("decr {long} noreply"), true),
+        (format!("touch {long} 1 noreply"), true),
+        // Whether a word before the space is it is not looked at.
+        (format!("touch {long} 1 noreply "), true),
+        // The meta protocol does not know the word.
+        (format!("md {long} noreply"), false),
+        (format!("md {long} q"), false),
+        ("incr a noreply".into(), true),
+        ("decr a noreply".into(), true),
+        ("touch  a  noreply ".into(), true),
+        ("incr a norepl".into(), false),
+        // It is the key.
+        ("delete noreply".into(), false),
+    ] {
+        let c = fast_parse(format!("{line}\r\n").as_bytes());
+        assert!(matches!(c.effect, Effect::Read | Effect::Write), "{line}");
+        assert_eq!(c.quiet, quiet, "{line}");
     }
 }
 
