@@ -10,7 +10,7 @@ use prestack_proto::window::{Source, Window};
 
 use super::admit::{admits, next_place, oldest, own_place, own_way, tags_of};
 use super::entry::Entry;
-use super::kill::kill;
+use super::kill::{has, kill};
 use super::{fence, group_of, matches};
 use crate::lock::{lock, unlock};
 use crate::maps::{self, BLOCKS, INDEX, count};
@@ -135,7 +135,12 @@ unsafe fn is_there(index: *mut Index, place: Place, older: Option<(u64, u32)>) -
 /// Drops the entry of the key with this hash: memcached no longer has it, or not as it was.
 #[inline(always)]
 pub fn drop_key(config: &Config, hash: u64) {
-    kill(config.place(hash));
+    let place = config.place(hash);
+    // Of what was never there nothing can be dropped, and what another CPU stores at this moment it may store a
+    // moment later as well.
+    if has(place) {
+        kill(place);
+    }
 }
 
 /// Makes the seqlocks odd, or even again.

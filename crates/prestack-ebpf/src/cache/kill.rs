@@ -23,6 +23,16 @@ pub fn kill(place: Place) {
     }
 }
 
+/// Whether there is an entry that [`kill`] would remove.
+#[inline(always)]
+pub fn has(place: Place) -> bool {
+    let Some(index) = INDEX.get_ptr_mut(place.bucket) else {
+        return false;
+    };
+    // SAFETY: the group is part of an element of `INDEX`.
+    unsafe { matches(group_of(index, place.group), place) != 0 }
+}
+
 /// [`kill`] while the bucket's lock is held.
 ///
 /// # Safety

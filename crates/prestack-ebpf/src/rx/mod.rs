@@ -50,6 +50,10 @@ pub fn packet(ctx: &XdpContext) -> u32 {
             aside::arrives(ctx);
             return XDP_PASS;
         }
+        segment @ (express::SEGMENT | express::BARE_SEGMENT) => {
+            segments::hand_over_plain(ctx, segment == express::BARE_SEGMENT);
+            return XDP_PASS;
+        }
         action => return action,
     }
     let Some(config) = backend::config() else {

@@ -68,6 +68,18 @@ impl Head {
         u64::from(((self.0[4] >> 48) as u16).swap_bytes())
     }
 
+    /// Length of the header of a TCP segment.
+    #[inline(always)]
+    pub fn tcp_header_len(&self) -> u64 {
+        (self.0[5] >> 52 & 0xf) * 4
+    }
+
+    /// The flags of a TCP segment.
+    #[inline(always)]
+    pub fn tcp_flags(&self) -> u8 {
+        (self.0[5] >> 56) as u8
+    }
+
     #[inline(always)]
     pub fn source(&self) -> u32 {
         (self.0[3] >> 16) as u32

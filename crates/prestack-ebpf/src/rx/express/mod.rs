@@ -5,6 +5,8 @@
 //! constants, so that one check covers all headers, and what was read once is not read again. The reply
 //! is written over the request. Whatever is not just so is left to the other steps, as it came and with
 //! nothing done.
+//!
+//! TCP segments through that door are only told from each other: which of the other programs they are for.
 
 mod get;
 mod head;
@@ -18,13 +20,16 @@ use aya_ebpf::bindings::xdp_action::XDP_PASS;
 use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::programs::XdpContext;
 use prestack_abi::config::{Config, Door, Link, MAPPED_V4};
-use prestack_proto::net::{ETHERNET_LEN, IPV4_LEN, PROTO_TCP, PROTO_UDP, UDP_LEN};
+use prestack_proto::net::{
+    ETHERNET_LEN, IPV4_LEN, PROTO_TCP, PROTO_UDP, TCP_FIN, TCP_LEN, TCP_RST, UDP_LEN,
+};
 use prestack_proto::udp::FRAME_LEN;
 
 use self::head::Head;
 use super::allow::is_spoof_prone;
 use super::reply::PAYLOAD_AT;
 use crate::aside;
+use crate::hits::element;
 use crate::inbound::Inbound;
 use crate::ledger::backend;
 use crate::maps::count;
@@ -47,6 +52,10 @@ const CRLF: u16 = u16::from_le_bytes(*b"\r\n");
 pub const OTHER: u32 = 0x200;
 /// The datapath stands aside.
 pub const ASIDE: u32 = 0x203;
+/// It is a TCP segment for memcached, without data, or with some, or one that ends its flow: see
+/// [`hand_over`](crate::tcp::requests::hand_over).
+pub const BARE_SEGMENT: u32 = 0x204;
+pub const SEGMENT: u32 = 0x205;
 /// The headers are all right, and what follows is no plain GET: it may be a binary GET or an `mg`, or else
 /// a `gets` or a `get` of several keys.
 const ITEM: u32 = 0x201;
@@ -56,7 +65,7 @@ const _: () = assert!(L4 == 34 && PAYLOAD == 50 && L4 == ETHERNET_LEN as u64 + 2
 const _: () = assert!(FRAME_LEN == 8 && UDP_LEN == 8);
 
 /// Answers the packet, or lets it through: the action for the kernel,
-/// [`MISS`](super::get::MISS) or [`OTHER`].
+/// [`MISS`](super::get::MISS), [`OTHER`] or one of the other numbers here.
 #[inline(always)]
 pub fn answer(ctx: &XdpContext) -> u32 {
     // SAFETY: functions of ours, called with the program's context.
@@ -159,6 +168,16 @@ fn express(ctx: &XdpContext) -> Option<u32> {
     if port != door.port {
         return is_dull(config, &head, port).then_some(XDP_PASS);
     }
+    let at_door = u64::from(door.address[3] ^ head.destination())
+        | u64::from(door.address[2] ^ MAPPED_V4)
+        | u64::from(door.flags & Door::ANY_ADDRESS)
+        | u64::from(door.address[0] | door.address[1]);
+    if head.protocol() == PROTO_TCP {
+        if at_door != 0 || config.doors_len == 0 {
+            return None;
+        }
+        return segment(config, &head);
+    }
     let udp_len = head.udp_len();
     if !head.is_request()
         || packet.len() != L4 + udp_len
@@ -166,11 +185,7 @@ fn express(ctx: &XdpContext) -> Option<u32> {
     {
         return None;
     }
-    if u64::from(door.address[3] ^ head.destination())
-        | u64::from(door.address[2] ^ MAPPED_V4)
-        | u64::from((door.flags ^ Door::SERVED) & (Door::SERVED | Door::ANY_ADDRESS))
-        | u64::from(door.address[0] | door.address[1])
-        != 0
+    if at_door | u64::from((door.flags ^ Door::SERVED) & Door::SERVED) != 0
         || config.doors_len == 0
         || config.rate_interval_ns != 0
     {
@@ -186,6 +201,23 @@ fn express(ctx: &XdpContext) -> Option<u32> {
         return None;
     }
     get::answer(ctx, config, packet, &head, door.backend)
+}
+
+/// What is to become of a TCP segment for memcached.
+#[inline(always)]
+fn segment(config: &Config, head: &Head) -> Option<u32> {
+    let header_len = head.tcp_header_len();
+    if header_len < TCP_LEN as u64 || IPV4_LEN as u64 + header_len > head.total_len() {
+        return None;
+    }
+    let is_bare = head.total_len() == IPV4_LEN as u64 + header_len
+        && head.tcp_flags() & (TCP_FIN | TCP_RST) == 0;
+    Some(match (is_bare, element::is_on(config)) {
+        (false, _) => SEGMENT,
+        (true, true) => BARE_SEGMENT,
+        // Most segments without data are acknowledgements.
+        (true, false) => XDP_PASS,
+    })
 }
 
 /// Whether a packet to this port is nobody's business here.

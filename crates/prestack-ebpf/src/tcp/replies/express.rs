@@ -117,7 +117,7 @@ unsafe fn note_ack(plain: &Plain, acked: u32, next: u32) {
         if is_before(acked, ack) {
             (&raw mut (*flow).acked).write_volatile(ack);
             if let Some(config) = backend::config() {
-                acknowledged(config, flow, ack, next);
+                acknowledged(config, flow, ack, next, plain.now);
             }
         }
         let edge = ack.wrapping_add(plain.window << ((*flow).window_scale & 15));

@@ -58,7 +58,7 @@ pub extern "C" fn prestack_tcp_leave(read: u64) -> u64 {
                 doubt::requests(config, flow);
             }
             (&raw mut (*flow).acked).write_volatile(ack);
-            acknowledged(config, flow, ack, next);
+            acknowledged(config, flow, ack, next, clock::now());
             settle_crowd(config, flow);
         }
         if is_before((*flow).edge, edge) {
@@ -115,16 +115,16 @@ pub extern "C" fn prestack_tcp_leave(read: u64) -> u64 {
     1
 }
 
-/// The kernel has acknowledged everything before `ack`. What settles by time does so only from then on.
+/// The kernel has acknowledged everything before `ack`. What settles by time does so only from then on, or a moment
+/// before: `now` is the time at which the segment was looked at.
 #[inline(always)]
-pub(super) unsafe fn acknowledged(config: &Config, flow: *mut Flow, ack: u32, next: u32) {
+pub(super) unsafe fn acknowledged(config: &Config, flow: *mut Flow, ack: u32, next: u32, now: u64) {
     // SAFETY: the caller's: a map element.
     unsafe {
         let is_all = ack == next;
         if !is_all && is_before(ack, (*flow).marked) {
             return;
         }
-        let now = clock::now();
         let since = (&raw const (*flow).unacked_since).read_volatile();
         let quiet_at = (&raw const (*flow).quiet_at).read_volatile();
         // memcached has at least half of the settle time from now on.

@@ -3,6 +3,7 @@
 
 use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::programs::XdpContext;
+use prestack_abi::config::Attention;
 use prestack_abi::flow::{Flow, MAX_ASKED, Mode};
 use prestack_proto::hash::{backend_seed, finish, mix};
 use prestack_proto::stream::{Ask, QUIET_TEXT};
@@ -292,7 +293,7 @@ unsafe fn heed(plain: &Plain, only: &Only, hash: u64, key_len: u64) -> Option<()
             (*flow).quiets = 0;
             (&raw mut (*flow).asked).write_volatile(number + 1);
         }
-        if only.data == 0 {
+        if only.data == 0 && config.attention == Attention::Learning as u32 {
             tickets::take(plain.place, number, hash, 0, key_len);
         }
         go_on(plain);

@@ -62,6 +62,19 @@ pub fn hand_over<C: Inbound>(
     backend::forget(config, door.backend);
 }
 
+/// [`hand_over`] of a segment whose headers have been read; `is_bare` if it neither has data nor ends its flow.
+#[inline(always)]
+pub fn hand_over_plain<C: Inbound>(ctx: &C, is_bare: bool) {
+    if backend::config().is_some_and(element::is_on) {
+        ctx.hand_over_hits();
+    }
+    if !is_bare {
+        ctx.hand_over();
+        // There is none, because user space has let it go.
+        backend::forget_all();
+    }
+}
+
 /// Follows a flow by a segment that has data, or that ends it; the segment passes in any case.
 #[inline(always)]
 pub fn segment<C: Steps>(ctx: &C) {
