@@ -50,16 +50,7 @@ pub fn hand_over<C: Inbound>(
         }
         return;
     };
-    if element::is_on(config) {
-        ctx.hand_over_hits();
-    }
-    // Most segments without data are acknowledgements.
-    if segment.len == 0 && !segment.has(TCP_FIN | TCP_RST) {
-        return;
-    }
-    ctx.hand_over();
-    // There is none, because user space has let it go.
-    backend::forget(config, door.backend);
+    hand_over_plain(ctx, segment.len == 0 && !segment.has(TCP_FIN | TCP_RST));
 }
 
 /// [`hand_over`] of a segment whose headers have been read; `is_bare` if it neither has data nor ends its flow.
@@ -68,6 +59,7 @@ pub fn hand_over_plain<C: Inbound>(ctx: &C, is_bare: bool) {
     if backend::config().is_some_and(element::is_on) {
         ctx.hand_over_hits();
     }
+    // Most segments without data are acknowledgements.
     if !is_bare {
         ctx.hand_over();
         // There is none, because user space has let it go.
