@@ -29,23 +29,30 @@ pub(super) fn compare_at_random(series: fn(&mut Rng, &mut Both, &[Vec<u8>])) {
     let mut count = 0;
     while start.is_none_or(|start: Instant| start.elapsed() < SPAN) {
         let seed = seeds.u64(..);
-        let mut last = Vec::new();
-        for _ in 0..REPETITIONS {
+        let run = || {
             let mut random = Rng::with_seed(seed);
             let keys = some_keys(&mut random);
             let mut both = Both::with(&some_setup(&mut random));
             series(&mut random, &mut both, &keys);
             both.compare(&keys);
-            last = both.differences;
-            if last.is_empty() {
-                break;
-            }
+            both.differences.into_iter().next()
+        };
+        if let Some(difference) = lasting_difference(run) {
+            panic!("series {seed}: {difference}");
         }
-        assert!(last.is_empty(), "series {seed}: {}", last[0]);
         start.get_or_insert_with(Instant::now);
         count += 1;
     }
     println!("{count} series");
+}
+
+/// The difference that the last of some repetitions shows; `None` if one shows none.
+pub(super) fn lasting_difference(mut run: impl FnMut() -> Option<String>) -> Option<String> {
+    let mut difference = None;
+    for _ in 0..REPETITIONS {
+        difference = Some(run()?);
+    }
+    difference
 }
 
 fn some_keys(random: &mut Rng) -> Vec<Vec<u8>> {
