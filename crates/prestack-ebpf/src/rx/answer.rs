@@ -8,10 +8,10 @@ use prestack_proto::text::reply::{END, END_LEN};
 use prestack_proto::verifier::opaque;
 use prestack_proto::window::{Source, Window};
 
+use super::datagram::Datagram;
 use super::get::is_servable;
 use super::item::HEAD_ROOM;
 use super::room::{self, Room};
-use super::udp::Datagram;
 use super::{rate, reply};
 use crate::inbound::Inbound as _;
 use crate::ledger::{backend, requests};

@@ -9,8 +9,8 @@ use prestack_abi::requests::{Kind, Request};
 use prestack_proto::verifier::opaque;
 use prestack_proto::window::Source;
 
+use super::datagram::Datagram;
 use super::room::{self, Room};
-use super::udp::Datagram;
 use super::{checksum, link, rate, reply};
 use crate::cache::entry::Entry;
 use crate::cache::find::{Found, Query, find};

@@ -8,8 +8,9 @@ use prestack_abi::requests::{Kind, Request};
 use prestack_proto::MAX_KEY;
 use prestack_proto::text::scan::{skip_spaces, token_end};
 
+use super::datagram::request_to;
 use super::reply::PAYLOAD_AT;
-use super::{command, commands, udp};
+use super::{command, commands, odd, udp};
 use crate::inbound::Inbound as _;
 use crate::ledger::requests;
 use crate::maps::count;
@@ -80,12 +81,12 @@ unsafe extern "C" fn prestack_lo_load_datagram(ctx: *mut __sk_buff) -> u64 {
     udp::load(&TcContext::new(ctx))
 }
 
-/// Heeds a packet that is not looked into: see [`udp::heed_odd`].
+/// Heeds a packet that is not looked into: see [`odd::heed`].
 #[inline(always)]
 pub fn heed_odd(ctx: &TcContext) {
     // SAFETY: a function of ours, called with the program's context.
     let is_noted = unsafe { prestack_lo_odd_datagram(ctx.skb.skb) };
-    udp::remember_odd(is_noted);
+    odd::remember(is_noted);
 }
 
 /// A global function, like [`prestack_lo_load_datagram`].
@@ -96,7 +97,7 @@ pub fn heed_odd(ctx: &TcContext) {
 #[unsafe(no_mangle)]
 #[inline(never)]
 unsafe extern "C" fn prestack_lo_odd_datagram(ctx: *mut __sk_buff) -> u64 {
-    udp::note_odd(&TcContext::new(ctx))
+    odd::note(&TcContext::new(ctx))
 }
 
 /// Lets a GET through, which is remembered without a ticket.
@@ -123,7 +124,7 @@ extern "C" fn prestack_lo_pass_get() -> u64 {
     udp::with_datagram(|datagram| {
         datagram.remember(&Request {
             kind: kind as u8,
-            ..udp::request_to(datagram.door)
+            ..request_to(datagram.door)
         });
         count!(udp_passed);
         0

@@ -5,12 +5,14 @@ mod answer;
 pub mod checksum;
 pub mod command;
 mod commands;
+mod datagram;
 mod express;
 mod get;
 pub mod item;
 pub mod keys;
 pub mod link;
 pub mod local;
+mod odd;
 mod rate;
 pub mod reply;
 pub mod room;
@@ -86,7 +88,7 @@ pub fn packet(ctx: &XdpContext) -> u32 {
             }
         }
         Sort::Options(_) | Sort::Veiled(_) => {
-            udp::heed_odd(ctx);
+            odd::heed(ctx);
             translate(ctx, config);
             XDP_PASS
         }

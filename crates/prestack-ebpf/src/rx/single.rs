@@ -13,9 +13,9 @@ use prestack_proto::verifier::opaque;
 use prestack_proto::window::Source;
 
 use super::allow::Network;
+use super::datagram::Datagram;
 use super::get;
 use super::reply::PAYLOAD_AT;
-use super::udp::Datagram;
 use crate::inbound::Inbound as _;
 use crate::ledger::backend::{self, Arrival};
 use crate::ledger::requests;

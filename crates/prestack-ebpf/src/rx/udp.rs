@@ -7,148 +7,21 @@ use prestack_abi::config::{Config, Door};
 use prestack_abi::requests::{Kind, Request};
 use prestack_proto::binary::HEADER_LEN;
 use prestack_proto::hash::backend_seed;
-use prestack_proto::net::UDP_LEN;
 use prestack_proto::text::request::{Command, Effect, Form};
 use prestack_proto::udp::Frame;
-use prestack_proto::verifier::forgotten;
-use prestack_proto::window::{Source, WINDOW, Window};
+use prestack_proto::window::{WINDOW, Window};
 
-use super::allow::Network;
-use super::reply::PAYLOAD_AT;
+use super::datagram::{Datagram, Reading, request_to};
 use super::single::SingleGet;
-use super::{again, allow, answer, arrival, command, commands, get, item, keys};
-use crate::clock;
+use super::{again, answer, command, commands, item, keys, odd};
 use crate::inbound::Inbound;
 use crate::ledger::backend::{self, Arrival};
 use crate::ledger::flushes;
-use crate::ledger::requests::{self, Asker};
+use crate::ledger::requests;
 use crate::ledger::writes::{self, End};
 use crate::maps::count;
-use crate::packet::{Headers, Packet, Sort, locate_first_fragment};
+use crate::packet::{Headers, Packet};
 use crate::scratch::{Located, Scratch, Walk, scratch};
-
-/// A datagram for a backend.
-pub struct Datagram<'a> {
-    pub config: &'static Config,
-    pub door: Arrival,
-    pub headers: &'a Headers,
-    /// The memcached frame.
-    pub frame: Frame,
-    /// Position of the payload behind the frame.
-    pub payload: u64,
-    /// Length of that payload.
-    pub len: u64,
-    /// Which network of the allow list the source is in, in [bits](Network::bits).
-    pub network: u64,
-    /// 0, which the verifier does not know.
-    pub zero: u64,
-}
-
-/// What a UDP datagram is to memcached.
-enum Reading<'a> {
-    /// Nothing: memcached ignores a datagram without payload behind its frame, and parts of several.
-    Empty,
-    /// Not to be understood.
-    Odd,
-    /// A request.
-    Request(Datagram<'a>),
-}
-
-impl<'a> Datagram<'a> {
-    #[inline(always)]
-    fn read<C: Inbound>(
-        packet: Packet,
-        config: &'static Config,
-        door: Arrival,
-        headers: &'a Headers,
-    ) -> Reading<'a> {
-        let Some(udp_len) = packet.read::<u16>(headers.l4 + 4) else {
-            return Reading::Odd;
-        };
-        let udp_len = u64::from(u16::from_be(udp_len));
-        // Over IPv6 a length of 0 means all that is there (RFC 2675).
-        if udp_len < UDP_LEN as u64 {
-            return Reading::Odd;
-        }
-        if udp_len <= PAYLOAD_AT {
-            return Reading::Empty;
-        }
-        let Some(frame) = packet.read(headers.l4 + 8).map(Frame) else {
-            return Reading::Odd;
-        };
-        // memcached drops what is not one datagram.
-        if udp_len == headers.l4_len && frame.count() != 1 {
-            return Reading::Empty;
-        }
-        if udp_len != headers.l4_len || !frame.is_single() {
-            return Reading::Odd;
-        }
-        let (payload, len) = (headers.l4 + PAYLOAD_AT, udp_len - PAYLOAD_AT);
-        let network = if C::IS_LOCAL {
-            Network::none()
-        } else {
-            allow::network(config, headers.v6, &headers.addresses.source)
-        };
-        Reading::Request(Self {
-            config,
-            door,
-            headers,
-            frame,
-            payload,
-            len,
-            network: packet.forgotten(network.bits()),
-            zero: packet.zero,
-        })
-    }
-
-    /// The name under which the request is remembered.
-    #[inline(always)]
-    pub fn name(&self) -> u64 {
-        let headers = self.headers;
-        requests::name_of_request(
-            self.config,
-            self.door.backend,
-            &headers.addresses,
-            headers.ports,
-            self.frame.id(),
-        )
-    }
-
-    /// The network of the allow list that the source is in. Forgotten, so that paths do not part here
-    /// that meet again.
-    #[inline(always)]
-    pub fn network(&self) -> Network {
-        Network::from_bits(forgotten(self.network, self.zero))
-    }
-
-    /// Whether its answer may be learnt from: at a wildcard door the packet may be for another host
-    /// behind this one, and where memcached has no UDP for another process.
-    #[inline(always)]
-    pub fn may_fill(&self) -> bool {
-        forgotten(u64::from(self.door.flags), self.zero) & u64::from(Door::HAS_UDP) != 0
-            && self.network().is_some()
-    }
-
-    /// Who asks. A process of this host is no stranger.
-    #[inline(always)]
-    pub fn asker(&self) -> Asker {
-        if self.network().is_some() || self.door.is_local() {
-            Asker::Client
-        } else {
-            Asker::Stranger
-        }
-    }
-
-    /// Remembers the request, for its answer could be taken for that to another of its name. One that may
-    /// change every item is heeded at once, and again when it is answered.
-    #[inline(always)]
-    pub fn remember(&self, request: &Request) {
-        if Kind::may_change_all(request.kind) {
-            backend::forget(self.config, self.door.backend);
-        }
-        requests::remember(self.name(), request, self.asker());
-    }
-}
 
 /// Decides on a UDP datagram.
 #[inline(always)]
@@ -165,7 +38,7 @@ pub fn datagram(
             XDP_PASS
         }
         Reading::Odd => {
-            heed_odd(ctx);
+            odd::heed(ctx);
             count!(udp_passed);
             XDP_PASS
         }
@@ -182,75 +55,9 @@ pub fn datagram(
 
 /// A datagram that is not understood: it may change anything.
 #[inline(always)]
-fn odd(config: &Config, door: Arrival) {
+fn not_understood(config: &Config, door: Arrival) {
     backend::forget(config, door.backend);
     count!(udp_passed);
-}
-
-/// Heeds a packet that is not looked into, be it for its frame, for IP options or extension headers, or because it is a
-/// fragment: it may change anything, and if it is a datagram whose name it shows, memcached may answer.
-#[inline(always)]
-pub fn heed_odd(ctx: &XdpContext) {
-    // SAFETY: a function of ours, called with the program's context.
-    let is_noted = unsafe { prestack_odd_datagram(ctx.ctx) };
-    remember_odd(is_noted);
-}
-
-/// Remembers what [`note_odd`] has noted, if it has.
-#[inline(always)]
-pub fn remember_odd(is_noted: u64) {
-    if is_noted != 0 {
-        requests::remember_noted(Asker::Client);
-        requests::settle_doubted();
-    }
-}
-
-/// A global function, like [`prestack_other_datagram`].
-///
-/// # Safety
-///
-/// `ctx` is the program's context.
-#[unsafe(no_mangle)]
-#[inline(never)]
-unsafe extern "C" fn prestack_odd_datagram(ctx: *mut xdp_md) -> u64 {
-    note_odd(&XdpContext::new(ctx))
-}
-
-/// Empties the cache for a packet that is not looked into, and notes in scratch what is to be remembered of it; 0 if
-/// nothing is. To remember it is a step of its own, so that their stacks do not add up.
-#[inline(always)]
-pub fn note_odd<C: Inbound>(ctx: &C) -> u64 {
-    u64::from(name_odd(ctx).is_some())
-}
-
-#[inline(always)]
-fn name_odd<C: Inbound>(ctx: &C) -> Option<()> {
-    let (scratch, config) = (scratch()?, backend::config()?);
-    let packet = ctx.packet(config);
-    let (headers, door) = match ctx.locate(packet) {
-        Sort::Plain(headers) | Sort::Options(headers) => {
-            let (headers, door) = arrival::<C>(config, packet, headers)?;
-            backend::forget(config, door.backend);
-            (headers, door)
-        }
-        Sort::Veiled(addresses) => {
-            backend::forget_address(&addresses.destination);
-            arrival::<C>(config, packet, locate_first_fragment(packet)?)?
-        }
-        Sort::Foreign | Sort::Short => return None,
-    };
-    if !headers.udp {
-        return None;
-    }
-    let frame = Frame(packet.read(headers.l4 + UDP_LEN as u64)?);
-    let (addresses, ports) = (&headers.addresses, headers.ports);
-    let name = requests::name_of_request(config, door.backend, addresses, ports, frame.id());
-    let request = Request {
-        kind: Kind::Odd as u8,
-        ..request_to(door)
-    };
-    get::note_request(scratch, &request, name);
-    Some(())
 }
 
 /// Every datagram but a plain single-key GET. A global function (by its unmangled name): the
@@ -410,18 +217,6 @@ pub extern "C" fn prestack_pass_commands() -> u64 {
     }))
 }
 
-/// A request to be remembered of which nothing is known yet.
-#[inline(always)]
-pub fn request_to(door: Arrival) -> Request {
-    Request {
-        time: clock::now(),
-        kind: Kind::Other as u8,
-        unanswered: 1,
-        backend: door.backend,
-        ..Request::default()
-    }
-}
-
 /// What [`load`] made of a datagram: it is nothing to memcached, was loaded, or is not understood.
 const EMPTY: u64 = 0;
 pub const LOADED: u64 = 1;
@@ -483,7 +278,7 @@ pub fn load<C: Inbound>(ctx: &C) -> u64 {
 fn act(datagram: &Datagram<'_>) {
     let (config, door) = (datagram.config, datagram.door);
     let Some(scratch) = scratch() else {
-        odd(config, door);
+        not_understood(config, door);
         return;
     };
     // SAFETY: this CPU's scratch.
