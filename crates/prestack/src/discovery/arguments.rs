@@ -9,8 +9,8 @@ pub struct Features {
     pub proxy: bool,
     /// It speaks TLS (`-Z`), so that writes cannot be read.
     pub tls: bool,
-    /// It takes everything for text (`-B ascii`, `-l proto[ascii]:…`): what looks like a binary request may hold
-    /// lines.
+    /// It takes everything for text (`-B ascii`, `-l proto[ascii]:…`, `-Y`): what looks like a binary request may hold
+    /// lines. With `-Y` the data of what looks like a write may, too, until its client has shown who it is.
     pub text_alone: bool,
 }
 
@@ -23,6 +23,7 @@ impl Features {
         for given in options(arguments.get(1..).unwrap_or_default()) {
             match given.letter {
                 b'Z' => features.tls = true,
+                b'Y' => features.text_alone = true,
                 b'B' => fixed = given.value == b"ascii",
                 b'l' => features.text_alone |= fixes_text(given.value),
                 b'o' => features.proxy |= names_proxy(given.value),
@@ -117,6 +118,8 @@ mod tests {
             "memcached -l 127.0.0.1,proto[ascii]:10.0.0.1:11212",
             "memcached --listen=127.0.0.1;proto[a]:10.0.0.1",
             "memcached -lproto[]:10.0.0.1 -B auto",
+            "memcached -Y /etc/memcached.auth -B auto",
+            "memcached --auth-file=/etc/memcached.auth",
             "memcached -Bauto -l notls:proto[ascii]:10.0.0.1 -l 127.0.0.1",
         ] {
             assert!(read(line).text_alone, "{line}");

@@ -111,7 +111,7 @@ pub enum Problem {
     )]
     Tls { pid: u32 },
     #[error(
-        "memcached (pid {pid}) takes text alone (-B ascii, -l proto[ascii]:…): what looks like a binary \
+        "memcached (pid {pid}) takes text alone (-B ascii, -l proto[ascii]:…, -Y): what looks like a binary \
          request may hide writes from prestack; start it without that, it then tells both apart by itself"
     )]
     TextAlone { pid: u32 },
