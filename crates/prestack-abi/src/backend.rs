@@ -38,8 +38,9 @@ pub struct Backend {
     pub reserved: u64,
 }
 
-/// Delayed `flush_all`s of a backend that are kept apart; with more, some are taken together.
-pub const PENDING_FLUSHES: usize = 4;
+/// Delayed `flush_all`s of a backend that are kept; of more the first to come is forgotten, for of all that it has
+/// executed memcached keeps the last alone.
+pub const PENDING_FLUSHES: usize = 8;
 /// How long in ns before its time a `flush_all` may take effect: memcached counts in whole seconds of
 /// a clock that lags behind by up to one, and takes off one more.
 pub const FLUSH_EARLY_NS: u64 = 2_500_000_000;
@@ -54,6 +55,8 @@ pub struct Flush {
     pub from: u64,
     /// The latest; 0 where there is no flush.
     pub until: u64,
+    /// Coarse monotonic time in ns at which it was asked for.
+    pub asked: u64,
 }
 
 /// An element of the `FLUSHES` map: what `flush_all`s with a delay there are, by backend.

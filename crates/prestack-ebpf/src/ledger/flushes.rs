@@ -93,27 +93,29 @@ extern "C" fn prestack_flush_later(number: u64, due: u64, until: u64) -> u64 {
     };
     // 0 is for none.
     let from = due.saturating_sub(FLUSH_EARLY_NS) | 1;
+    let now = clock::now();
     // SAFETY: map elements; nothing is called under the lock.
     unsafe {
         bpf_spin_lock((&raw mut (*flushes).lock).cast());
         let mut best = 0;
         let mut least = u64::MAX;
         for i in 0..PENDING_FLUSHES {
-            let cost = cost(flushes, i, from, until);
-            if cost < least {
-                least = cost;
+            let rank = rank(read(flushes, i), from);
+            if rank < least {
+                least = rank;
                 best = i;
             }
         }
         for i in 0..PENDING_FLUSHES {
             if i == best {
-                let flush = read(flushes, i);
-                let is_used = flush.until != 0;
-                if !is_used || from < flush.from {
-                    (&raw mut (*flushes).pending[i].from).write_volatile(from);
-                }
-                if !is_used || until > flush.until {
-                    (&raw mut (*flushes).pending[i].until).write_volatile(until);
+                let flush = &raw mut (*flushes).pending[i];
+                let known = read(flushes, i);
+                if known.until == 0 || known.from != from {
+                    (&raw mut (*flush).from).write_volatile(from);
+                    (&raw mut (*flush).until).write_volatile(until);
+                    (&raw mut (*flush).asked).write_volatile(now);
+                } else if until > known.until {
+                    (&raw mut (*flush).until).write_volatile(until);
                 }
             }
         }
@@ -123,6 +125,19 @@ extern "C" fn prestack_flush_later(number: u64, due: u64, until: u64) -> u64 {
     0
 }
 
+/// Which place a flush that takes effect from a time on is noted at, the least first: where the same one is, a free one,
+/// that of the one that was asked for first.
+#[inline(always)]
+fn rank(flush: Flush, from: u64) -> u64 {
+    if flush.until == 0 {
+        1
+    } else if flush.from == from {
+        0
+    } else {
+        flush.asked
+    }
+}
+
 #[inline(always)]
 unsafe fn read(flushes: *const Flushes, i: usize) -> Flush {
     // SAFETY: the caller's: an element of `FLUSHES`, and an index in bounds.
@@ -130,26 +145,9 @@ unsafe fn read(flushes: *const Flushes, i: usize) -> Flush {
         Flush {
             from: (&raw const (*flushes).pending[i].from).read_volatile(),
             until: (&raw const (*flushes).pending[i].until).read_volatile(),
+            asked: (&raw const (*flushes).pending[i].asked).read_volatile(),
         }
     }
-}
-
-/// What it costs to note a flush at a place, in ns more during which nothing is served: nothing where one
-/// is noted that it meets.
-#[inline(always)]
-unsafe fn cost(flushes: *const Flushes, i: usize, from: u64, until: u64) -> u64 {
-    // SAFETY: the caller's, as for `read`.
-    let flush = unsafe { read(flushes, i) };
-    if flush.until == 0 {
-        return 1;
-    }
-    if from > flush.until {
-        return from - flush.until + 1;
-    }
-    if flush.from > until {
-        return flush.from - until + 1;
-    }
-    0
 }
 
 /// Tells the backend when the first flush is due.
