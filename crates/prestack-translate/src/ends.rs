@@ -55,6 +55,10 @@ impl Ends {
         self.window = sent.window;
         if sent.has_timestamps != 0 {
             self.timestamp = sent.timestamp;
+            if sent.acknowledgement == self.next {
+                // What the kernel did not heed, for its checksum say, has left nothing behind.
+                self.recent = sent.echo;
+            }
         }
     }
 
@@ -141,5 +145,29 @@ mod tests {
         ends.give(&again);
         after.window = WINDOW;
         assert_eq!(ends, after);
+    }
+
+    #[test]
+    fn a_timestamp_that_the_kernel_did_not_heed_is_forgotten() {
+        let mut ends = Connection::fresh().ends;
+        let recent = ends.recent;
+        let damaged = Segment {
+            timestamp: recent.wrapping_add(1 << 30),
+            ..from_client(CLIENT, KERNEL)
+        };
+        ends.take(&damaged);
+        assert_eq!(ends.recent, damaged.timestamp);
+        let echo = recent.wrapping_add(1);
+        let mut segment = Segment {
+            echo,
+            ..from_kernel(KERNEL, 0)
+        };
+        // While something is under way the kernel may not have seen it yet.
+        ends.next = CLIENT.wrapping_add(1);
+        ends.give(&segment);
+        assert_eq!(ends.recent, damaged.timestamp);
+        segment.acknowledgement = ends.next;
+        ends.give(&segment);
+        assert_eq!(ends.recent, echo);
     }
 }
