@@ -11,12 +11,12 @@ use aya::util::nr_cpus;
 use aya::{Ebpf, EbpfLoader, Pod};
 use prestack::mapping::Mapping;
 use prestack::maps::{CacheMaps, Controls, MapIds};
-use prestack::programs::{StepsError, close_flow, load_hits, load_steps};
+use prestack::programs::{StepsError, end_flow, load_hits, load_steps};
 use prestack::socket_fields::{self, Fields};
 use prestack_abi::backend::{Backend, Flush, Flushes, MAX_BACKENDS};
 use prestack_abi::cache::Index;
 use prestack_abi::control::Control;
-use prestack_abi::flow::{Dead, FLOW_SETS, FLOW_WAYS, Flow, FlowSet, MAX_FLOWS};
+use prestack_abi::flow::{FLOW_SETS, FLOW_WAYS, Finding, Flow, FlowSet, MAX_FLOWS};
 use prestack_abi::names;
 use prestack_abi::requests::{
     KeyTicket, KeyTickets, MULTI_KEYS, REQUEST_SETS, RequestSet, SET_WAYS,
@@ -145,8 +145,8 @@ impl Programs {
     }
 
     /// Closes a flow that has no socket; false if it is another by now.
-    pub fn close_flow(&self, dead: &Dead) -> bool {
-        close_flow(self.program(names::SWEEP), dead).expect("a test run")
+    pub fn end_flow(&self, dead: &Finding) -> bool {
+        end_flow(self.program(names::SWEEP), dead).expect("a test run")
     }
 
     fn program<'a, P>(&'a self, name: &str) -> &'a P
@@ -237,8 +237,8 @@ impl Kernel {
     }
 
     /// Closes a flow that has no socket; false if it is another by now.
-    pub fn close_flow(&self, dead: &Dead) -> bool {
-        self.programs.close_flow(dead)
+    pub fn end_flow(&self, dead: &Finding) -> bool {
+        self.programs.end_flow(dead)
     }
 
     /// What is counted of the first backend.

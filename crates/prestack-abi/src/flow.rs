@@ -200,7 +200,7 @@ pub struct Flow {
     pub edge: u32,
     /// Sequence number behind the last byte sent.
     pub sent: u32,
-    /// Bits of doubt: [`Flow::REQUESTS`], [`Flow::REPLIES`].
+    /// Bits of doubt: [`Flow::REQUESTS`], [`Flow::REPLIES`], [`Flow::PART`].
     pub doubt: u32,
     /// Exchanges since then that were as expected.
     pub exchanges: u32,
@@ -299,6 +299,9 @@ impl Flow {
     pub const REQUESTS: u32 = 1;
     /// Which commands have been answered is in doubt: none counts as answered.
     pub const REPLIES: u32 = 2;
+    /// The flow is a part of a Multipath TCP connection: memcached gets its bytes among those of other parts, so
+    /// doubt does not end.
+    pub const PART: u32 = 4;
 
     /// The flow is not open.
     pub const CLOSED: u32 = 0;
@@ -342,15 +345,17 @@ const _: () = assert!(FLOW_SETS.is_power_of_two() && MAX_ASKED.is_power_of_two()
 const _: () = assert!(FLOW_TICKETS.is_power_of_two() && SNAPSHOTS.is_power_of_two());
 const _: () = assert!(MAX_FLOWS <= MOST_FLOWS);
 
-/// What the program that closes a flow gets, behind an Ethernet header: a flow that has no socket any more,
-/// as it was when it was looked at.
+/// What the program gets that ends what is known of a flow, behind an Ethernet header: the flow as it was when it
+/// was looked at, and what was found.
 #[repr(C)]
 #[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
-pub struct Dead {
+pub struct Finding {
     /// Its name.
     pub name: u64,
     /// [`Flow::asked`].
     pub asked: u64,
+    /// [`Flow::heard_at`].
+    pub heard_at: u64,
     /// Its place.
     pub place: u32,
     /// [`Flow::next`].
@@ -359,6 +364,17 @@ pub struct Dead {
     pub acked: u32,
     /// [`Flow::sent`].
     pub sent: u32,
+    /// [`Finding::GONE`] or [`Finding::IDLE`].
+    pub what: u32,
+    /// Explicit padding.
+    pub reserved: u32,
 }
 
-const _: () = assert!(size_of::<Dead>() == 32);
+impl Finding {
+    /// The flow has no socket any more.
+    pub const GONE: u32 = 0;
+    /// memcached has read all that came, and all that it sent has been acknowledged: it waits for more.
+    pub const IDLE: u32 = 1;
+}
+
+const _: () = assert!(size_of::<Finding>() == 48);

@@ -103,7 +103,7 @@ pub fn released(ctx: SockContext) -> i32 {
 /// Run by user space: closes a TCP flow that has no socket any more.
 #[classifier]
 pub fn sweep(ctx: TcContext) -> i32 {
-    tcp::sweep::close(&ctx)
+    tcp::sweep::end(&ctx)
 }
 
 /// XDP: lets every packet pass. A veth device sends what XDP returned at its peer only while it

@@ -210,8 +210,8 @@ impl Adaptation {
     /// Closes all flows, while none is looked at by the datapath.
     fn close_flows(&mut self, datapath: &mut Datapath) -> anyhow::Result<()> {
         let mut busy = 0;
-        for (_, flow) in maps::open_flows(&datapath.maps)? {
-            busy += u32::from(!datapath.close_flow(&flow)?);
+        for flow in maps::open_flows(&datapath.maps)? {
+            busy += u32::from(!datapath.end_flow(&flow.found)?);
             self.closed = Some(Instant::now());
         }
         anyhow::ensure!(busy == 0, "{busy} of them are busy");

@@ -16,7 +16,7 @@ use prestack_abi::{
     cache::{Block, Index},
     config::{Attention, Config, Door},
     control::Control,
-    flow::{Dead, FLOW_WAYS, Flow, FlowKey, FlowSet},
+    flow::{FLOW_WAYS, Finding, Flow, FlowKey, FlowSet},
     names,
     stats::Stats,
 };
@@ -381,22 +381,41 @@ struct Set(FlowSet);
 // SAFETY: made of integers.
 unsafe impl Pod for Set {}
 
-/// The TCP flows whose end was not seen, as [`Dead`] has them.
+/// A TCP flow whose end was not seen.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct OpenFlow {
+    /// Its 4-tuple.
+    pub key: FlowKey,
+    /// What the datapath is told to have it closed.
+    pub found: Finding,
+    /// Whether nothing is fetched until memcached has sent something on it.
+    pub is_waited_for: bool,
+}
+
+/// The TCP flows whose end was not seen.
 ///
 /// # Errors
 /// The maps are gone, or this process may not use them.
-pub fn open_flows(ids: &MapIds) -> Result<Vec<(FlowKey, Dead)>, MapsError> {
+pub fn open_flows(ids: &MapIds) -> Result<Vec<OpenFlow>, MapsError> {
     let mut open = Vec::new();
     each_open_flow(ids, |name, place, flow| {
-        let dead = Dead {
+        let found = Finding {
             name,
             asked: flow.asked,
+            heard_at: flow.heard_at,
             place,
             next: flow.next,
             acked: flow.acked,
             sent: flow.sent,
+            what: Finding::GONE,
+            reserved: 0,
         };
-        open.push((flow.key, dead));
+        open.push(OpenFlow {
+            key: flow.key,
+            found,
+            // Of a part of a connection the host does not say what memcached has read.
+            is_waited_for: flow.owes == Flow::OWES_ANY && flow.doubt & Flow::PART == 0,
+        });
     })?;
     Ok(open)
 }

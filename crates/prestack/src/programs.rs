@@ -5,7 +5,7 @@ use aya::{
     maps::{MapError, ProgramArray},
     programs::{ProgramError, ProgramFd, SchedClassifier, TestRun as _, TestRunOptions, Xdp},
 };
-use prestack_abi::{flow::Dead, names};
+use prestack_abi::{flow::Finding, names};
 use prestack_proto::net::ETHERNET_LEN;
 
 /// A program could not be made ready.
@@ -106,15 +106,18 @@ fn set(
     steps.set(at, program, 0).map_err(failed)
 }
 
-/// Has the datapath close a TCP flow that has no socket any more; false if it is another by now.
+/// Has the datapath close a TCP flow that has no socket any more, or not wait for one that is idle; false if it is
+/// another by now.
 ///
 /// # Errors
 /// The kernel refused.
-pub fn close_flow(sweep: &SchedClassifier, dead: &Dead) -> Result<bool, ProgramError> {
+pub fn end_flow(sweep: &SchedClassifier, found: &Finding) -> Result<bool, ProgramError> {
     let mut packet = vec![0; ETHERNET_LEN];
-    packet.extend(dead.name.to_ne_bytes());
-    packet.extend(dead.asked.to_ne_bytes());
-    for word in [dead.place, dead.next, dead.acked, dead.sent] {
+    packet.extend(found.name.to_ne_bytes());
+    packet.extend(found.asked.to_ne_bytes());
+    packet.extend(found.heard_at.to_ne_bytes());
+    let words = [found.place, found.next, found.acked, found.sent];
+    for word in words.into_iter().chain([found.what, found.reserved]) {
         packet.extend(word.to_ne_bytes());
     }
     let options = TestRunOptions {

@@ -2,11 +2,13 @@
 
 use std::time::Duration;
 
+use prestack_abi::flow::Finding;
+
 use super::connection::Connection;
 use super::filled;
 use crate::bytes::hit;
 use crate::harness::{Datapath, Setup, wait};
-use crate::packet::{ACK, PSH};
+use crate::packet::{ACK, PSH, SYN};
 
 const SETTLE: Duration = Duration::from_millis(200);
 const SETTLED: Duration = Duration::from_millis(600);
@@ -107,6 +109,79 @@ fn a_client_that_is_always_one_command_ahead() {
         }
         assert_eq!(path.stats().regained, 1, "after {doubtful:?}");
     }
+}
+
+/// memcached has read what came, and waits for more: it has done what it does with it, once that has settled. More is
+/// waited for again.
+#[test]
+fn an_idle_flow_is_not_waited_for() {
+    let (mut path, mut connection) = doubtful();
+    let look = |path: &Datapath| {
+        let open = prestack::maps::open_flows(&path.kernel().programs.ids).expect("the maps");
+        let [flow] = open[..] else {
+            panic!("{open:?}");
+        };
+        assert!(flow.is_waited_for);
+        Finding {
+            what: Finding::IDLE,
+            ..flow.found
+        }
+    };
+    let before = look(&path);
+    wait(SETTLED);
+    connection.send(&path, "more noise");
+    assert!(!path.kernel().end_flow(&before), "more has come since");
+    assert_eq!(path.kernel().backend().waits, 1);
+    let idle = look(&path);
+    assert!(path.kernel().end_flow(&idle));
+    assert_eq!(path.kernel().backend().waits, 0);
+    assert!(!path.kernel().end_flow(&idle), "nothing is waited for");
+    assert!(!path.can_fill("key", "old"), "it has to settle");
+    wait(SETTLED);
+    path.fill("key", "value");
+    connection.send(&path, "\r\n");
+    path.assert_miss("key");
+    assert!(!path.can_fill("key", "old"));
+    assert_eq!(path.kernel().backend().waits, 1);
+    connection.reply(&path, "ERROR\r\n");
+    assert_eq!(path.kernel().backend().waits, 0);
+}
+
+/// Of the bytes of a part of a Multipath TCP connection is not known where memcached gets them.
+#[test]
+fn a_part_of_another_connection_stays_in_doubt() {
+    let mut path = Datapath::with(&Setup {
+        settle: SETTLE,
+        remember: SETTLE,
+        ..Setup::default()
+    });
+    let mut connection = Connection::new(1);
+    path.pass(&connection.segment(SYN, ""));
+    connection.client = connection.client.wrapping_add(1);
+    connection.acked = connection.client;
+    // MP_CAPABLE and a window scale (RFC 8684 3.1).
+    let options = [
+        2, 4, 5, 0xb4, 3, 3, 7, 1, 30, 12, 1, 0x81, 0, 0, 0, 0, 0, 0, 0, 1,
+    ];
+    path.tx(&connection.answer(SYN | ACK, "").tcp_options(&options));
+    connection.server = connection.server.wrapping_add(1);
+    path.fill("key", "value");
+    assert_eq!(path.kernel().backend().waits, 0, "nothing has come");
+    for _ in 0..4 {
+        wait(SETTLED);
+        connection.exchange(&path, "get x\r\n", "END\r\n");
+        path.assert_miss("key");
+    }
+    assert_eq!(path.stats().regained, 0);
+    // What memcached takes for data may not look so here, and the other way round.
+    wait(SETTLED);
+    path.fill("key", "value");
+    connection.send(&path, "set x 0 0 1000\r\n");
+    wait(SETTLED);
+    connection.acknowledge(&path);
+    connection.send(&path, "set key 0 0 3\r\nnew\r\n");
+    path.assert_miss("key");
+    assert!(!path.can_fill("key", "value"));
 }
 
 /// What memcached sends between exchanges answers something that was sent before them.

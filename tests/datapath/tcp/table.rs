@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use prestack::maps::OpenFlow;
+
 use super::connection::Connection;
 use super::{assert_forgotten, assert_key_written, assert_untouched, filled};
 use crate::harness::{Datapath, Setup, wait};
@@ -225,7 +227,7 @@ fn a_flow_that_has_lost_its_socket() {
         let open = prestack::maps::open_flows(&path.kernel().programs.ids);
         open.expect("the maps")
             .into_iter()
-            .map(|(_, dead)| dead)
+            .map(|flow| flow.found)
             .collect::<Vec<_>>()
     };
     let [dead] = open(&path)[..] else {
@@ -233,12 +235,12 @@ fn a_flow_that_has_lost_its_socket() {
     };
     // Something has come since it was looked at.
     connection.send(&path, "mn\r\n");
-    assert!(!path.kernel().close_flow(&dead));
+    assert!(!path.kernel().end_flow(&dead));
     let [dead] = open(&path)[..] else {
         panic!("{:?}", open(&path));
     };
-    assert!(path.kernel().close_flow(&dead));
-    assert!(!path.kernel().close_flow(&dead));
+    assert!(path.kernel().end_flow(&dead));
+    assert!(!path.kernel().end_flow(&dead));
     assert!(open(&path).is_empty());
     assert_eq!(path.kernel().backend().waits, 0);
     wait(Duration::from_millis(2));
@@ -251,11 +253,11 @@ fn a_half_open_flow_that_has_no_socket() {
     let path = Datapath::new();
     let connection = Connection::open(&path, 1);
     let open = prestack::maps::open_flows(&path.kernel().programs.ids).expect("the maps");
-    let [(_, dead)] = open[..] else {
+    let [OpenFlow { found, .. }] = open[..] else {
         panic!("{open:?}");
     };
-    assert!(path.kernel().close_flow(&dead));
-    assert!(!path.kernel().close_flow(&dead));
+    assert!(path.kernel().end_flow(&found));
+    assert!(!path.kernel().end_flow(&found));
     path.pass(&connection.segment(ACK, "flush_all\r\n"));
     assert_eq!(path.stats().strays, 1);
 }

@@ -3,7 +3,7 @@
 
 use std::time::Instant;
 
-use prestack_abi::flow::Dead;
+use prestack_abi::flow::Finding;
 
 use super::connection::Connection;
 use crate::harness::{Datapath, Setup};
@@ -88,13 +88,13 @@ fn a_segment_and_the_sweep() {
     /// What is done.
     enum Deed {
         Segment(Vec<u8>),
-        Sweep(Dead),
+        Sweep(Finding),
     }
     let mut path = datapath();
     let mut connection = Connection::open(&path, 1);
     connection.exchange(&path, "get x\r\n", "END\r\n");
     let open = prestack::maps::open_flows(&path.kernel().programs.ids).expect("the maps");
-    let (_, dead) = open[0];
+    let dead = open[0].found;
     let mut rounds = 0;
     at_once(
         &path,
@@ -105,7 +105,7 @@ fn a_segment_and_the_sweep() {
             rounds += 1;
             let segment = connection.lose("delete key\r\n").build();
             // Something has happened since.
-            let before = Dead {
+            let before = Finding {
                 next: dead.next.wrapping_sub(1),
                 ..dead
             };
@@ -113,7 +113,7 @@ fn a_segment_and_the_sweep() {
         },
         |programs, deed| match deed {
             Deed::Segment(packet) => rx(programs, packet),
-            Deed::Sweep(dead) => assert!(!programs.close_flow(&dead)),
+            Deed::Sweep(dead) => assert!(!programs.end_flow(&dead)),
         },
     );
     connection.reply(&path, "DELETED\r\n");

@@ -3,6 +3,7 @@
 use super::connection::Ready;
 use super::filled;
 use crate::bytes::hit;
+use crate::harness::Datapath;
 
 #[test]
 fn a_get_is_answered_and_what_follows_is_translated() {
@@ -19,4 +20,22 @@ fn a_get_is_answered_and_what_follows_is_translated() {
     let stats = path.stats();
     assert_eq!((stats.tcp_hits, stats.flows_translated), (3, 1));
     assert_eq!((stats.doubted_requests, stats.doubted_replies), (0, 0));
+}
+
+/// A reply counts as answered before it has left, and another CPU may be at that: what is answered meanwhile would
+/// overtake it.
+#[test]
+fn nothing_overtakes_a_reply_that_is_leaving() {
+    let mut path = filled();
+    let mut ready = Ready::open(&mut path, 4000);
+    ready.served(&path, "get key\r\n", hit("key", "value"));
+    let alter = |path: &mut Datapath, by: u32| {
+        path.kernel_mut()
+            .used_flows(|flow| flow.sent = flow.sent.wrapping_add(by));
+    };
+    alter(&mut path, 5);
+    ready.sends(&path, "get key\r\n");
+    alter(&mut path, 5_u32.wrapping_neg());
+    ready.replies(&path, hit("key", "value"));
+    ready.served(&path, "get key\r\n", hit("key", "value"));
 }

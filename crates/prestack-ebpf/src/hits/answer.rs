@@ -10,6 +10,7 @@ use prestack_proto::window::Window;
 
 use super::element::{self, locked};
 use super::numbered::{Numbered, TIMESTAMPS_LEN, USUAL_OPTIONS};
+use super::requests::owes_nothing;
 use super::{growth, kept};
 use crate::clock;
 use crate::inbound::Inbound as _;
@@ -20,6 +21,7 @@ use crate::rx::checksum::pseudo_header;
 use crate::rx::reply::write_network;
 use crate::rx::room::{self, Room};
 use crate::scratch::scratch;
+use crate::tcp::flow;
 
 /// Turns the packet into what is sent in its place ([`AGAIN`] and the following), whose answer is in the scratch. A new
 /// one is given if it may be. The action for the kernel, or 0, and the packet is as it was.
@@ -172,13 +174,17 @@ extern "C" fn prestack_hits_commit() -> u64 {
     // SAFETY: this CPU's scratch.
     let (numbered, answer) = unsafe { (&mut (*scratch).numbered, &(*scratch).answer) };
     let place = numbered.place;
-    let (Some(element), Some(rest)) = (element::at(place), kept::rest(config, place)) else {
+    let (Some(element), Some(flow), Some(rest)) = (
+        element::at(place),
+        flow::at(place),
+        kept::rest(config, place),
+    ) else {
         return 0;
     };
     let (segment, policy) = (numbered.segment, config.policy);
     let len = numbered.answer as u32;
     let was_active = locked(element, |element, ends, translation| {
-        if !translation.may_serve(ends, &policy, &segment, now) {
+        if !translation.may_serve(ends, &policy, &segment, now) || !owes_nothing(flow, ends) {
             return REFUSED;
         }
         let was_active = translation.is_active;

@@ -101,8 +101,8 @@ pub fn linger(config: &Config, place: u32) {
     if is_on(config)
         && let Some(element) = at(place)
     {
-        // SAFETY: a map element. Volatile: another CPU may be changing it.
-        let is_active = unsafe { (&raw const (*element).translation.is_active).read_volatile() };
+        // Locked: an answer that is given at this moment makes it so.
+        let is_active = locked(element, |_, _, translation| translation.is_active);
         if is_active != 0 {
             end_at(config, place, clock::now() + LINGER_NS);
         }

@@ -217,8 +217,8 @@ unsafe extern "C" fn prestack_hits_agree(ctx: *mut __sk_buff) -> u64 {
     if next != segment.acknowledgement || sent != segment.end() {
         return 0;
     }
-    // SAFETY: the program's context.
-    let agreement = unsafe { socket::agreement(ctx) };
+    // SAFETY: the program's context, and a map element.
+    let agreement = unsafe { socket::agreement(ctx, &(*flow).key) };
     let is_servable = agreement.flags & Agreement::SERVABLE != 0
         && agreement.has_timestamps() == (segment.has_timestamps != 0);
     locked(element, |element, ends, translation| {

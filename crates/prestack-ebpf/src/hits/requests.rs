@@ -13,6 +13,7 @@ use prestack_proto::net::{IPV4_DONT_FRAGMENT, IPV4_LEN, PROTO_TCP, TCP_ACK, TCP_
 use prestack_proto::text::reply::{END, END_LEN};
 use prestack_proto::text::request::{Effect, Form};
 use prestack_proto::window::{Source as _, WINDOW, Window};
+use prestack_translate::Ends;
 
 use super::element;
 use crate::clock;
@@ -146,8 +147,8 @@ fn is_in_one_piece(packet: Packet, headers: &Headers) -> Option<bool> {
 #[inline(always)]
 pub fn may_answer(place: u32, door: u64) -> Option<bool> {
     let (flow, element) = (flow::at(place)?, element::at(place)?);
-    // SAFETY: map elements. Volatile: other CPUs may be changing them. What comes after this is told by the
-    // numbers, which are compared again when the answer is given.
+    // SAFETY: map elements. Volatile: other CPUs may be changing them. What comes after this is seen when the answer is
+    // given: see `owes_nothing`.
     unsafe {
         let next = (&raw const (*flow).next).read_volatile();
         let unusual = u64::from((&raw const (*flow).state).read_volatile() ^ Flow::OPEN)
@@ -168,6 +169,24 @@ pub fn may_answer(place: u32, door: u64) -> Option<bool> {
             | u64::from(element::state(element) ^ Translated::READY)
             | door & SERVE_TCP ^ SERVE_TCP;
         Some(unusual == 0)
+    }
+}
+
+/// Whether memcached still owes nothing when the element of its flow is locked to give an answer: another CPU may have
+/// passed a request since [`may_answer`], or be at a reply, which counts as answered before it has left.
+#[inline(always)]
+pub fn owes_nothing(flow: *const Flow, ends: &Ends) -> bool {
+    // SAFETY: a map element. Volatile, and in this order: `tx` moves `sent` on before it counts a command as answered,
+    // and `ends.sent` when the reply leaves.
+    unsafe {
+        let owed = (&raw const (*flow).asked).read_volatile()
+            ^ (&raw const (*flow).answered).read_volatile();
+        let unusual = u64::from((&raw const (*flow).state).read_volatile() ^ Flow::OPEN)
+            | u64::from((&raw const (*flow).doubt).read_volatile())
+            | u64::from((&raw const (*flow).quiets).read_volatile())
+            | u64::from((&raw const (*flow).next).read_volatile() ^ ends.next)
+            | u64::from((&raw const (*flow).sent).read_volatile() ^ ends.sent);
+        owed | unusual == 0
     }
 }
 

@@ -7,7 +7,8 @@
 //! Doubt ends after [`EXCHANGES`] exchanges in a row, and not before the settle time is over. An exchange
 //! starts when a segment arrives while everything before it has been acknowledged in both directions,
 //! consists of whole commands, and ends when as many replies of the right kinds have left as it asks for.
-//! Inside a data block memcached would answer nothing.
+//! Inside a data block memcached would answer nothing. It does not end on a part of a Multipath TCP connection, whose bytes
+//! memcached gets among those of other parts.
 //!
 //! That all is acknowledged does not mean that all is answered: the replies of a client that is always one
 //! command ahead look just as those of one that waits. So it is asked whether memcached has read all that
@@ -346,7 +347,7 @@ pub unsafe fn end_exchange(config: &Config, flow: *mut Flow) {
         // What came before it has been answered.
         (&raw mut (*flow).is_unsettled).write_volatile(0);
         let is_settled = clock::now() > (*flow).doubt_since + config.settle_ns;
-        if (*flow).exchanges >= EXCHANGES && is_settled {
+        if (*flow).exchanges >= EXCHANGES && is_settled && (*flow).doubt & Flow::PART == 0 {
             (&raw mut (*flow).answered).write_volatile((*flow).counted);
             (&raw mut (*flow).doubt).write_volatile(0);
             stop_waiting(flow);

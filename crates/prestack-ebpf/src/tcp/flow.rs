@@ -22,17 +22,21 @@ pub fn at(place: u32) -> Option<*mut Flow> {
 #[derive(Clone, Copy)]
 pub enum Beginning {
     /// The host has agreed to the connection: it expects the byte `next`, has sent all before `sent`, and
-    /// takes what comes before `edge`.
+    /// takes what comes before `edge`. If the connection is a part of a Multipath TCP connection, memcached gets its
+    /// bytes among those of others.
     Agreed {
         next: u32,
         sent: u32,
         edge: u32,
         window_scale: u32,
+        is_part: bool,
     },
     /// It is taken up before its first byte, which is `next`, with what is sent to it at `sent`.
     Fresh { next: u32, sent: u32 },
     /// It is taken up midway: nothing of it is certain.
     Midway,
+    /// The same, and nothing ever will be: it is a part of a Multipath TCP connection.
+    Part,
 }
 
 /// Sets up the flow of a segment, and returns its place. If it is to be taken up and is known already, because
@@ -61,9 +65,14 @@ pub fn begin(config: &Config, segment: &Segment, beginning: Beginning) -> Option
                 sent,
                 edge,
                 window_scale,
+                is_part,
             } => {
                 see(flow, next, sent, edge, window_scale);
                 (*flow).state = Flow::OPENING;
+                if is_part {
+                    // Nothing has come of it that would be waited for.
+                    (*flow).doubt = Flow::REQUESTS | Flow::REPLIES | Flow::PART;
+                }
             }
             Beginning::Fresh { next, sent } => {
                 // The scale is not known: the window may be as wide as any.
@@ -72,8 +81,11 @@ pub fn begin(config: &Config, segment: &Segment, beginning: Beginning) -> Option
                 (*flow).state = Flow::OPEN;
                 count!(flows_adopted);
             }
-            Beginning::Midway => {
+            Beginning::Midway | Beginning::Part => {
                 (*flow).state = Flow::OPEN;
+                if matches!(beginning, Beginning::Part) {
+                    (*flow).doubt = Flow::PART;
+                }
                 doubt::requests(config, flow);
             }
         }

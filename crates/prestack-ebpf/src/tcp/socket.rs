@@ -43,6 +43,8 @@ pub enum Taker {
     Fresh { next: u32, sent: u32 },
     /// A connection may take it of which no more is known.
     Midway,
+    /// A connection takes it that is a part of another one.
+    Part,
 }
 
 /// Which socket of this host takes the segment, which has these headers.
@@ -144,6 +146,9 @@ unsafe fn of_connection(socket: *mut bpf_sock, segment: &Segment) -> Taker {
         if connection.is_null() {
             return Taker::Midway;
         }
+        if is_part(connection, fields) {
+            return Taker::Part;
+        }
         // The number first: the kernel counts the bytes before it moves on.
         let next = field::<u32>(connection, &raw const (*fields).rcv_nxt);
         let sent = field::<u32>(connection, &raw const (*fields).snd_nxt);
@@ -218,18 +223,57 @@ unsafe fn is_part(connection: *const c_void, fields: *const SocketFields) -> boo
 /// The lower four bits of `tcp_sock.ecn_flags`: explicit congestion notification as in RFC 3168.
 const PLAIN_ECN: u8 = 0x0f;
 
-/// What the two ends of the connection have agreed to whose segment this is: not servable if the kernel does not
-/// say, if segments are signed, or if the connection is a part of another one.
+/// Whether the socket itself goes by the addresses and ports that its segments show: where they are translated (NAT)
+/// nobody finds it by these.
+///
+/// # Safety
+///
+/// `socket` is that of a connection, and is held.
+#[inline(always)]
+unsafe fn goes_by(socket: *mut bpf_sock, key: &FlowKey) -> bool {
+    /// `AF_INET` (include/linux/socket.h).
+    const INET: u32 = 2;
+    // SAFETY: the caller's.
+    unsafe {
+        // Of one family alone they are of use; all are read, at positions that the verifier knows.
+        let (client4, server4) = (
+            (&raw const (*socket).dst_ip4).read_volatile(),
+            (&raw const (*socket).src_ip4).read_volatile(),
+        );
+        let mut other4 = (client4 ^ key.client[3]) | (server4 ^ key.server[3]);
+        let mapped = [0, 0, MAPPED_V4];
+        for i in 0..3 {
+            other4 |= (mapped[i] ^ key.client[i]) | (mapped[i] ^ key.server[i]);
+        }
+        let mut other6 = 0;
+        for i in 0..4 {
+            let client6 = (&raw const (*socket).dst_ip6[i]).read_volatile();
+            let server6 = (&raw const (*socket).src_ip6[i]).read_volatile();
+            other6 |= (client6 ^ key.client[i]) | (server6 ^ key.server[i]);
+        }
+        let family = (&raw const (*socket).family).read_volatile();
+        let other = if family == INET { other4 } else { other6 };
+        // The one in network byte order, the other in the host's.
+        let client_port = (&raw const (*socket).dst_port).read_volatile();
+        let server_port = (&raw const (*socket).src_port).read_volatile() as u16;
+        other | u32::from(client_port ^ key.client_port) == 0
+            && server_port.to_be() == key.server_port
+    }
+}
+
+/// What the two ends of the connection with this name have agreed to whose segment this is: not servable if the kernel
+/// does not say, if segments are signed, if the connection is a part of another one, or if its socket has another
+/// name.
 ///
 /// # Safety
 ///
 /// `skb` is the program's context.
 #[inline(always)]
-pub unsafe fn agreement(skb: *mut __sk_buff) -> Agreement {
+pub unsafe fn agreement(skb: *mut __sk_buff, key: &FlowKey) -> Agreement {
     // SAFETY: the caller's: the context, with the socket that sends. The offsets are the kernel's own.
     unsafe {
         let socket = (*skb).__bindgen_anon_2.sk;
-        if socket.is_null() {
+        if socket.is_null() || !goes_by(socket, key) {
             return Agreement::default();
         }
         let connection: *const c_void = bpf_skc_to_tcp_sock(socket.cast()).cast();

@@ -9,13 +9,13 @@ use aya::{
 };
 use bytesize::ByteSize;
 use nix::libc;
-use prestack_abi::{config::RATED_SOURCES, flow::Dead, names};
+use prestack_abi::{config::RATED_SOURCES, flow::Finding, names};
 
 use crate::{
     bpffs,
     maps::MapIds,
     object::OBJECT,
-    programs::{StepsError, close_flow, load_hits, load_steps},
+    programs::{StepsError, end_flow, load_hits, load_steps},
     settings::Options,
     socket_fields,
 };
@@ -167,13 +167,14 @@ impl Datapath {
         })
     }
 
-    /// Closes a TCP flow that has no socket any more; false if it is another by now.
+    /// Closes a TCP flow that has no socket any more, or stops waiting for one that is idle; false if it is another by
+    /// now.
     ///
     /// # Errors
     /// The kernel refused.
-    pub fn close_flow(&mut self, dead: &Dead) -> Result<bool, LoadError> {
+    pub fn end_flow(&mut self, found: &Finding) -> Result<bool, LoadError> {
         let sweep: &mut SchedClassifier = program(&mut self.ebpf, names::SWEEP)?;
-        close_flow(sweep, dead).map_err(|error| refused(names::SWEEP, error))
+        end_flow(sweep, found).map_err(|error| refused(names::SWEEP, error))
     }
 
     /// Every map with its name.

@@ -2,12 +2,12 @@
 
 use std::{collections::HashSet, time::Instant};
 
-use prestack_abi::flow::FlowKey;
+use prestack_abi::flow::{Finding, FlowKey};
 use tracing::{debug, error, info, warn};
 
 use super::Daemon;
 use crate::{
-    discovery::procnet::connections,
+    discovery::procnet::connections_at_rest,
     drain::{Carried, destroy},
     host::{from_words, list},
     maps::{self, MapsError},
@@ -78,14 +78,18 @@ impl Daemon {
         Ok(self.receipts.look(&waiting, &stats, now))
     }
 
-    /// Closes the TCP flows that have lost their sockets.
+    /// Closes the TCP flows that have lost their sockets, and stops waiting for those that are idle.
     pub(super) fn sweep(&mut self) -> anyhow::Result<()> {
         let open = maps::open_flows(&self.datapath.maps)?;
         // Later, so that a connection that is opened meanwhile is among them.
-        let connections = connections(&self.watch.ports())?;
-        for dead in self.sweep.look(open, &connections) {
-            if self.datapath.close_flow(&dead)? {
-                debug!("a TCP connection has ended unseen");
+        let connections = connections_at_rest(&self.watch.ports())?;
+        for found in self.sweep.look(open, &connections) {
+            if self.datapath.end_flow(&found)? {
+                let what = match found.what {
+                    Finding::IDLE => "is waited for in vain",
+                    _ => "has ended unseen",
+                };
+                debug!("a TCP connection {what}");
             }
         }
         Ok(())
@@ -113,9 +117,9 @@ impl Daemon {
         // Nobody may see their end. Those that are left go on, and are translated on.
         let left = carried.left()?;
         keys.retain(|key| reset.contains(key) || !left.contains(key));
-        for (key, flow) in maps::open_flows(&self.datapath.maps)? {
-            if keys.contains(&key) {
-                self.datapath.close_flow(&flow)?;
+        for flow in maps::open_flows(&self.datapath.maps)? {
+            if keys.contains(&flow.key) {
+                self.datapath.end_flow(&flow.found)?;
             }
         }
         Ok(refused?)

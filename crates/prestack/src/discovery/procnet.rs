@@ -121,7 +121,16 @@ pub fn unix_sockets() -> io::Result<HashMap<u64, String>> {
 /// # Errors
 /// A table cannot be read.
 pub fn connections(ports: &[u16]) -> io::Result<HashSet<FlowKey>> {
-    let mut connections = HashSet::new();
+    Ok(connections_at_rest(ports)?.into_keys().collect())
+}
+
+/// The same, with whether they are at rest: the process has read all that has come, and all that it has sent has been
+/// acknowledged.
+///
+/// # Errors
+/// A table cannot be read.
+pub fn connections_at_rest(ports: &[u16]) -> io::Result<HashMap<FlowKey, bool>> {
+    let mut connections = HashMap::new();
     for name in ["tcp", "tcp6"] {
         match File::open(format!("{TABLES}/{name}")) {
             Ok(table) => {
@@ -136,8 +145,8 @@ pub fn connections(ports: &[u16]) -> io::Result<HashSet<FlowKey>> {
     Ok(connections)
 }
 
-/// Reads a line of a connection, as the datapath names it.
-fn parse_connection(line: &str, ports: &[u16]) -> Option<FlowKey> {
+/// Reads a line of a connection: how the datapath names it, and whether it is at rest.
+fn parse_connection(line: &str, ports: &[u16]) -> Option<(FlowKey, bool)> {
     let mut fields = line.split_ascii_whitespace().skip(1);
     let mut end = || {
         let (address, port) = fields.next()?.split_once(':')?;
@@ -159,12 +168,15 @@ fn parse_connection(line: &str, ports: &[u16]) -> Option<FlowKey> {
         }
         Some(words)
     };
-    Some(FlowKey {
+    let key = FlowKey {
         client: words(client.0)?,
         server: words(server.0)?,
         client_port: client.1.to_be(),
         server_port: server.1.to_be(),
-    })
+    };
+    // The state, then the bytes that are sent and not acknowledged, and those that are received and not read.
+    let is_at_rest = fields.nth(1) == Some("00000000:00000000");
+    Some((key, is_at_rest))
 }
 
 fn read_table(
@@ -305,10 +317,10 @@ mod tests {
             client_port: 0x8000_u16.to_be(),
             server_port: 11211_u16.to_be(),
         };
-        assert_eq!(found, [expected]);
-        let six =
-            " 1: 0000000000000000FFFF00000100000A:2BCB 0000000000000000FFFF00000200000A:8000 01 0";
-        assert_eq!(parse_connection(six, &[11211]), Some(expected));
+        assert_eq!(found, [(expected, true)]);
+        let six = " 1: 0000000000000000FFFF00000100000A:2BCB 0000000000000000FFFF00000200000A:8000 01 \
+             00000000:00000001 0";
+        assert_eq!(parse_connection(six, &[11211]), Some((expected, false)));
         assert_eq!(parse_connection(six, &[11212]), None);
     }
 

@@ -53,9 +53,11 @@ extern "C" fn step(_: u32, _: *mut c_void) -> i64 {
         let is_owed = number < (&raw const (*flow).asked).read_volatile();
         let ask = (&raw const (*flow).asks[number as usize & (MAX_ASKED - 1)]).read_volatile();
         let ask = is_owed.then_some(ask);
-        let owner = if element.class == Class::Odd {
+        let is_binary = (*flow).protocol == Flow::BINARY;
+        let owner = if element.class == Class::Odd || is_binary != (element.class == Class::Binary)
+        {
             Owner::Unknown
-        } else if element.class == Class::Binary {
+        } else if is_binary {
             stream::binary_owner(ask, element.opcode, element.is_last)
         } else if !is_owed && (&raw const (*flow).quiets).read_volatile() == 0 {
             // No quiet command has come either.

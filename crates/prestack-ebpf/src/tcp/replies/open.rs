@@ -12,10 +12,12 @@ use crate::scratch::scratch;
 use crate::tcp::flow::{self, Beginning};
 use crate::tcp::{GREATEST_SCALE, table};
 
-/// TCP options (IANA registry "TCP Option Kind Numbers"): end, nothing, window scale (RFC 7323).
+/// TCP options (IANA registry "TCP Option Kind Numbers"): end, nothing, window scale (RFC 7323), Multipath TCP
+/// (RFC 8684).
 const OPTION_END: u8 = 0;
 const OPTION_NOTHING: u8 = 1;
 const OPTION_WINDOW_SCALE: u8 = 3;
+const OPTION_MULTIPATH: u8 = 30;
 /// Bytes of options at most.
 const MAX_OPTIONS: u64 = 40;
 
@@ -74,41 +76,58 @@ pub extern "C" fn prestack_tcp_open(len: u64) -> u64 {
             return 0;
         }
     }
+    let options = Options::read(window, len);
     let agreed = Beginning::Agreed {
         next,
         sent,
         edge: next.wrapping_add(segment.window),
-        window_scale: window_scale(window, len),
+        window_scale: options.window_scale,
+        is_part: options.is_part,
     };
     flow::begin(config, &segment, agreed);
     0
 }
 
-/// The shift of the window that the options in the first `len` bytes of the window announce, 0 without
-/// one.
-#[inline(always)]
-fn window_scale(window: &Window, len: u64) -> u32 {
-    let mut at = window.forgotten(0);
-    let mut scale = window.forgotten(0);
-    for _ in 0..MAX_OPTIONS {
-        let kind = window.byte(at);
-        if at >= len || kind == OPTION_END {
-            break;
+/// What the host says in its options.
+struct Options {
+    /// The shift of its window; 0 without one.
+    window_scale: u32,
+    /// The connection is a part of a Multipath TCP connection.
+    is_part: bool,
+}
+
+impl Options {
+    /// Reads them in the first `len` bytes of the window.
+    #[inline(always)]
+    fn read(window: &Window, len: u64) -> Self {
+        let mut at = window.forgotten(0);
+        let mut scale = window.forgotten(0);
+        let mut is_part = window.forgotten(0);
+        for _ in 0..MAX_OPTIONS {
+            let kind = window.byte(at);
+            if at >= len || kind == OPTION_END {
+                break;
+            }
+            let size = u64::from(window.byte(at + 1));
+            if kind == OPTION_WINDOW_SCALE {
+                scale = window.forgotten(u64::from(window.byte(at + 2)));
+            }
+            if kind == OPTION_MULTIPATH {
+                is_part = window.forgotten(1);
+            }
+            let step = if kind == OPTION_NOTHING { 1 } else { size };
+            if step == 0 {
+                break;
+            }
+            at = window.forgotten(at + step);
         }
-        let size = u64::from(window.byte(at + 1));
-        if kind == OPTION_WINDOW_SCALE {
-            scale = window.forgotten(u64::from(window.byte(at + 2)));
-            break;
+        Self {
+            window_scale: if scale > GREATEST_SCALE {
+                GREATEST_SCALE as u32
+            } else {
+                scale as u32
+            },
+            is_part: is_part != 0,
         }
-        let step = if kind == OPTION_NOTHING { 1 } else { size };
-        if step == 0 {
-            break;
-        }
-        at = window.forgotten(at + step);
-    }
-    if scale > GREATEST_SCALE {
-        GREATEST_SCALE as u32
-    } else {
-        scale as u32
     }
 }

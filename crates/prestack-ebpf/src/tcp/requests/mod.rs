@@ -192,6 +192,7 @@ fn adopt<C: Inbound>(ctx: &C) -> u64 {
         }
         Taker::Fresh { next, sent } => Beginning::Fresh { next, sent },
         Taker::Midway => Beginning::Midway,
+        Taker::Part => Beginning::Part,
     };
     let place = if door.has_tcp(headers.v6) {
         take_up(config, segment, beginning)
@@ -221,7 +222,10 @@ fn take_up(config: &Config, segment: &Segment, beginning: Beginning) -> Option<u
         unsafe {
             let edge = (*flow).next.wrapping_add(flow::GREATEST_WINDOW);
             (&raw mut (*flow).edge).write_volatile(edge);
-            if matches!(beginning, Beginning::Midway) {
+            if matches!(beginning, Beginning::Part) {
+                (*flow).doubt |= Flow::PART;
+            }
+            if matches!(beginning, Beginning::Midway | Beginning::Part) {
                 doubt::requests(config, flow);
             }
         }
