@@ -45,6 +45,26 @@ fn a_connection_that_ends_unseen() -> Result<()> {
     Ok(())
 }
 
+/// memcached waits for the rest of a line that does not come, on a connection that stays: keys are cached again.
+#[test]
+fn a_connection_that_says_no_more() -> Result<()> {
+    let stage = Stage::with(MemcachedOptions::default(), &LASTING)?;
+    let mut udp = stage.udp()?;
+    let mut tcp = stage.tcp()?;
+    store(&mut tcp, b"key", b"value")?;
+    let mut hits = || {
+        let before = stage.hits()?;
+        assert_eq!(udp.get(b"key")?.as_deref(), Some(&b"value"[..]));
+        Ok((stage.hits()? > before).then_some(()))
+    };
+    pace::wait_for("a hit", Duration::from_secs(10), &mut hits)?;
+    tcp.send(b"\x01")?;
+    pace::wait_for("doubt", Duration::from_secs(10), || {
+        Ok(hits()?.is_none().then_some(()))
+    })?;
+    pace::wait_for("a hit again", Duration::from_secs(30), &mut hits)
+}
+
 /// A connection that is carried ends, and nothing of its end leaves: it is not carried for ever.
 #[test]
 fn a_carried_connection_that_ends_unseen() -> Result<()> {

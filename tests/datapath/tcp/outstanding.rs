@@ -510,3 +510,15 @@ fn binary_replies_end_their_writes() {
     assert!(path.can_fill("other", "new"));
     assert_eq!(path.stats().doubted_replies, 0);
 }
+
+/// A line answers no binary request, whatever number its kind has.
+#[test]
+fn a_line_ends_no_binary_write() {
+    use crate::binary::request;
+    let mut path = filled();
+    let mut connection = Connection::open(&path, 1);
+    connection.send(&path, request(0x01, &[0; 8], b"key", b"new", 1));
+    connection.reply(&path, "STORED\r\n");
+    assert_eq!(path.stats().doubted_replies, 1);
+    assert!(!path.can_fill("key", "old"));
+}
