@@ -71,6 +71,9 @@ pub fn ask(first: u64, effect: Effect) -> Option<Ask> {
         Some(Ask::Get)
     } else if two == word(b"st") {
         Some(Ask::Stats)
+    } else if first & 0xffff_ffff == word(b"quit") {
+        // It owes nothing, and behind it nothing is done: nobody waits for its line in vain.
+        Some(Ask::Line)
     } else if matches!(effect, Effect::LongRead) {
         None
     } else {
@@ -440,7 +443,8 @@ mod tests {
             ("delete a\r\n", Some(Ask::Line)),
             ("version\r\n", Some(Ask::Line)),
             ("flush_all\r\n", Some(Ask::Line)),
-            ("quit\r\n", None),
+            ("quit\r\n", Some(Ask::Line)),
+            ("watch\r\n", None),
         ] {
             let window = Window::showing(text.as_bytes());
             let effect = command(&window, 0, text.len() as u64).effect;

@@ -522,3 +522,17 @@ fn a_line_ends_no_binary_write() {
     assert_eq!(path.stats().doubted_replies, 1);
     assert!(!path.can_fill("key", "old"));
 }
+
+/// A client that says farewell leaves no doubt about what was answered before.
+#[test]
+fn a_write_before_a_quit_ends_with_its_reply() {
+    let mut path = filled();
+    let mut connection = Connection::open(&path, 1);
+    connection.send(&path, "set key 0 0 3\r\nnew\r\nquit\r\n");
+    assert!(!path.can_fill("key", "old"));
+    connection.reply(&path, "STORED\r\n");
+    assert!(path.can_fill("key", "new"));
+    path.tx(&connection.answer(ACK | FIN, ""));
+    assert!(path.can_fill("other", "new"));
+    assert_eq!(path.stats().doubted_replies, 0);
+}
