@@ -4,7 +4,7 @@
 use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::helpers::generated::bpf_skb_load_bytes;
 use aya_ebpf::programs::TcContext;
-use prestack_abi::flow::MAX_ASKED;
+use prestack_abi::flow::{Flow, MAX_ASKED};
 use prestack_proto::stream::{self, Ask};
 use prestack_proto::swar;
 use prestack_proto::verifier::opaque;
@@ -77,7 +77,8 @@ fn express(ctx: &TcContext) -> Option<u64> {
         }
         if plain.len != 0 {
             let number = (*flow).counted;
-            if number >= (&raw const (*flow).asked).read_volatile() {
+            let is_binary = (*flow).protocol == Flow::BINARY;
+            if is_binary || number >= (&raw const (*flow).asked).read_volatile() {
                 return None;
             }
             let ask = (&raw const (*flow).asks[number as usize & (MAX_ASKED - 1)]).read_volatile();
