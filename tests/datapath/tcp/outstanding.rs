@@ -514,12 +514,16 @@ fn binary_replies_end_their_writes() {
 /// A line answers no binary request, whatever number its kind has.
 #[test]
 fn a_line_ends_no_binary_write() {
-    use crate::binary::request;
+    use crate::binary::{get, request};
     let mut path = filled();
+    let mut reader = Connection::open(&path, 2);
+    reader.send(&path, get(0, b"x", 1));
+    reader.reply(&path, "OK\r\n");
+    assert_eq!(path.stats().doubted_replies, 1);
     let mut connection = Connection::open(&path, 1);
     connection.send(&path, request(0x01, &[0; 8], b"key", b"new", 1));
     connection.reply(&path, "STORED\r\n");
-    assert_eq!(path.stats().doubted_replies, 1);
+    assert_eq!(path.stats().doubted_replies, 2);
     assert!(!path.can_fill("key", "old"));
 }
 
