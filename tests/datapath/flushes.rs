@@ -224,6 +224,23 @@ fn many_flushes() {
     );
 }
 
+/// One that is forgotten while it may be taking effect has taken effect.
+#[test]
+fn a_flush_that_is_forgotten_in_its_time() {
+    let mut path = Datapath::with(&setup());
+    path.fill("key", "old");
+    let mut connection = Connection::open(&path, 4000);
+    connection.exchange(&path, "flush_all 10\r\n", "OK\r\n");
+    path.kernel_mut().age_flushes(9 * SECOND);
+    wait(Duration::from_millis(10));
+    let epoch = path.epoch();
+    for delay in 1000..1000 + PENDING_FLUSHES {
+        connection.exchange(&path, format!("flush_all {delay}\r\n"), "OK\r\n");
+    }
+    assert_eq!(path.epoch(), epoch + 1);
+    path.assert_miss("key");
+}
+
 /// Other forms of GET, and GETs on TCP, heed it as well.
 #[test]
 fn every_form_waits() {

@@ -100,7 +100,7 @@ pub fn released(ctx: SockContext) -> i32 {
     1
 }
 
-/// Run by user space: closes a TCP flow that has no socket any more.
+/// Run by user space: closes a TCP flow that has no socket any more, or stops waiting for one that is idle.
 #[classifier]
 pub fn sweep(ctx: TcContext) -> i32 {
     tcp::sweep::end(&ctx)

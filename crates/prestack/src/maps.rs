@@ -413,11 +413,17 @@ pub fn open_flows(ids: &MapIds) -> Result<Vec<OpenFlow>, MapsError> {
         open.push(OpenFlow {
             key: flow.key,
             found,
-            // Of a part of a connection the host does not say what memcached has read.
-            is_waited_for: flow.owes == Flow::OWES_ANY && flow.doubt & Flow::PART == 0,
+            is_waited_for: is_waited_for(flow),
         });
     })?;
     Ok(open)
+}
+
+/// Whether the backend waits for a flow of which the host says what memcached has read: of a part of a connection it does
+/// not, and of what waits in the kernel for something before it only that it is not acknowledged.
+fn is_waited_for(flow: &Flow) -> bool {
+    let is_seen = flow.doubt & Flow::REQUESTS != 0 || flow.acked == flow.next;
+    flow.owes == Flow::OWES_ANY && flow.doubt & Flow::PART == 0 && is_seen
 }
 
 /// Whether some TCP flow has written without a reply since the coarse monotonic time `lately`, in ns, or is

@@ -16,6 +16,7 @@ use prestack_proto::window::{Source as _, WINDOW, Window};
 use prestack_translate::Ends;
 
 use super::element;
+use crate::cache::fence;
 use crate::clock;
 use crate::inbound::Inbound as _;
 use crate::ledger::backend;
@@ -181,9 +182,12 @@ pub fn owes_nothing(flow: *const Flow, ends: &Ends) -> bool {
     unsafe {
         let owed = (&raw const (*flow).asked).read_volatile()
             ^ (&raw const (*flow).answered).read_volatile();
+        fence();
         let unusual = u64::from((&raw const (*flow).state).read_volatile() ^ Flow::OPEN)
             | u64::from((&raw const (*flow).doubt).read_volatile())
             | u64::from((&raw const (*flow).quiets).read_volatile())
+            | u64::from((&raw const (*flow).carried).read_volatile())
+            | u64::from((&raw const (*flow).mode).read_volatile() ^ Mode::Command as u32)
             | u64::from((&raw const (*flow).next).read_volatile() ^ ends.next)
             | u64::from((&raw const (*flow).sent).read_volatile() ^ ends.sent);
         owed | unusual == 0

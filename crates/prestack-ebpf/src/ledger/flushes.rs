@@ -85,12 +85,14 @@ pub fn is_due(backend: *const Backend, now: u64) -> bool {
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn prestack_flush_later(number: u64, due: u64, until: u64) -> u64 {
-    let (Some(flushes), Some(backend)) = (
+    let (Some(flushes), Some(backend), Some(config)) = (
         FLUSHES.get_ptr_mut(number as u32),
         backend::backend(number as u8),
+        backend::config(),
     ) else {
         return 0;
     };
+    let settle_ns = config.settle_ns;
     // 0 is for none.
     let from = due.saturating_sub(FLUSH_EARLY_NS) | 1;
     let now = clock::now();
@@ -106,18 +108,27 @@ extern "C" fn prestack_flush_later(number: u64, due: u64, until: u64) -> u64 {
                 best = i;
             }
         }
+        let mut may_be_over = 0;
         for i in 0..PENDING_FLUSHES {
             if i == best {
                 let flush = &raw mut (*flushes).pending[i];
                 let known = read(flushes, i);
                 if known.until == 0 || known.from != from {
+                    may_be_over = u64::from(known.until != 0 && known.from <= now);
                     (&raw mut (*flush).from).write_volatile(from);
                     (&raw mut (*flush).until).write_volatile(until);
-                    (&raw mut (*flush).asked).write_volatile(now);
                 } else if until > known.until {
                     (&raw mut (*flush).until).write_volatile(until);
                 }
+                (&raw mut (*flush).asked).write_volatile(now);
             }
+        }
+        if may_be_over != 0 {
+            // What is forgotten may have taken effect already. What is under way from before it settles.
+            (&raw mut (*backend).quiet_until).write_volatile(now + settle_ns);
+            fence();
+            atomic::add(&raw mut (*backend).epoch, 1);
+            fence();
         }
         publish(flushes, backend);
         bpf_spin_unlock((&raw mut (*flushes).lock).cast());

@@ -83,8 +83,10 @@ fn version(control: *mut Control, config: &Config, number: u8, hash: u64, now: u
     let version = unsafe {
         let version = (&raw const (*control).version).read_volatile();
         fence();
-        let is_quiet = (&raw const (*backend).quiet_until).read_volatile() > now;
-        if is_quiet || (&raw const (*backend).waits).read_volatile() != 0 {
+        // In this order: who ends a wait has what was waited for settle first.
+        let waits = (&raw const (*backend).waits).read_volatile();
+        fence();
+        if waits != 0 || (&raw const (*backend).quiet_until).read_volatile() > now {
             return None;
         }
         version

@@ -1,7 +1,7 @@
 //! Doubt about a flow, and how it ends.
 //!
 //! While a flow's requests are in doubt, its data empties the cache, and no tickets are given from the
-//! arrival of its data until memcached has sent something after it. While its replies are in doubt, none
+//! arrival of its data until memcached has sent something after it, or is found to wait for more. While its replies are in doubt, none
 //! of its commands counts as answered.
 //!
 //! Doubt ends after [`EXCHANGES`] exchanges in a row, and not before the settle time is over. An exchange

@@ -53,9 +53,11 @@ extern "C" fn step(_: u32, _: *mut c_void) -> i64 {
         let is_owed = number < (&raw const (*flow).asked).read_volatile();
         let ask = (&raw const (*flow).asks[number as usize & (MAX_ASKED - 1)]).read_volatile();
         let ask = is_owed.then_some(ask);
-        let is_binary = (*flow).protocol == Flow::BINARY;
-        let owner = if element.class == Class::Odd || is_binary != (element.class == Class::Binary)
-        {
+        let protocol = (&raw const (*flow).protocol).read_volatile();
+        let is_binary = element.class == Class::Binary;
+        // 0 while the first command is parsed again.
+        let is_others = protocol != 0 && is_binary != (protocol == Flow::BINARY);
+        let owner = if element.class == Class::Odd || is_others {
             Owner::Unknown
         } else if is_binary {
             stream::binary_owner(ask, element.opcode, element.is_last)

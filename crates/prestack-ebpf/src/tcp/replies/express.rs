@@ -13,6 +13,7 @@ use prestack_proto::window::{Source, Window};
 use super::super::plain::Plain;
 use super::super::{is_before, tickets};
 use super::leave::{acknowledged, count_answered, note_reply};
+use crate::cache::fence;
 use crate::hits::{self, element};
 use crate::ledger::backend;
 use crate::packet::Packet;
@@ -93,7 +94,9 @@ fn express(ctx: &TcContext) -> Option<u64> {
             if ask == Ask::Get as u8 {
                 element::earn(config, plain.place);
             }
-            (*flow).sent = plain.end();
+            (&raw mut (*flow).sent).write_volatile(plain.end());
+            // See `hits::requests::owes_nothing`.
+            fence();
             note_reply(flow);
             note_ack(&plain, acked, next);
             (&raw mut (*flow).counted).write_volatile(number + 1);

@@ -94,8 +94,10 @@ pub extern "C" fn prestack_tcp_leave(read: u64) -> u64 {
             backend::be_quiet(config, (*flow).backend as u8);
             doubt::paid(flow, has_taken_all);
         }
-        if (&raw const (*flow).is_unsettled).read_volatile() != 0 {
-            // memcached reads several commands at once: it may have come to them only now.
+        let is_unsettled = (&raw const (*flow).is_unsettled).read_volatile() != 0;
+        if is_unsettled || (*flow).doubt & Flow::PART != 0 {
+            // memcached reads several commands at once: it may have come to them only now. Or it has read one that came
+            // by another part.
             backend::forget(config, (*flow).backend as u8);
         }
         if (*flow).doubt != 0 {
@@ -262,6 +264,8 @@ unsafe fn look_at_order(flow: *mut Flow, segment: &mut Segment) -> bool {
             segment.len = segment.len.wrapping_sub(known) & Segment::MAX_LEN;
         }
         (&raw mut (*flow).sent).write_volatile(end);
+        // See `hits::requests::owes_nothing`.
+        fence();
     }
     true
 }
