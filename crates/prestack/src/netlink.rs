@@ -47,6 +47,8 @@ pub struct Interface {
     pub mtu: u32,
     /// Kernel's numbers of the XDP programs attached to it.
     pub xdp: Vec<u32>,
+    /// Whether one of them is attached in generic mode.
+    pub generic_xdp: bool,
 }
 
 /// A VLAN tag.
@@ -237,6 +239,7 @@ fn read_link(link: &LinkMessage) -> Interface {
         ),
         mtu: 0,
         xdp: Vec::new(),
+        generic_xdp: false,
     };
     for attribute in &link.attributes {
         match attribute {
@@ -244,6 +247,7 @@ fn read_link(link: &LinkMessage) -> Interface {
             LinkAttribute::Mtu(mtu) => interface.mtu = *mtu,
             LinkAttribute::Xdp(list) => {
                 for xdp in list {
+                    interface.generic_xdp |= matches!(xdp, LinkXdp::SkbProgId(_));
                     if let LinkXdp::ProgId(id)
                     | LinkXdp::DrvProgId(id)
                     | LinkXdp::SkbProgId(id)

@@ -1,6 +1,6 @@
 //! Going on with the programs and maps that another run has left.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::time::Duration;
 
 use prestack_abi::{backend::MAX_BACKENDS, config::Attention};
 use tracing::{info, warn};
@@ -12,7 +12,7 @@ use crate::{
     maps,
     netlink::Interface,
     settings::Options,
-    state::{AttachedState, State},
+    state::{Before, State},
 };
 
 /// How long programs may still be at work in whose place others have come: those that they hand packets to stay
@@ -38,6 +38,8 @@ impl Daemon {
             state.pid
         );
         pins::pin_maps(&self.datapath, &folder)?;
+        let left_by = Before::of(state);
+        self.state.remember(&left_by);
         // Whichever programs a crash leaves can be found.
         let programs = self.state.programs.clone();
         self.state.programs.extend(&state.programs);
@@ -95,21 +97,25 @@ impl Daemon {
         for number in 0..MAX_BACKENDS as u8 {
             self.controls.empty_and_settle(number, options.settle);
         }
-        self.begin(options)?;
         // Segments may have passed as they were where one has gone meanwhile, or was made anew, or where that run
-        // was not attached: one that it had given up may have come back since.
-        let was = |at: &AttachedState| (at.name.clone(), at.index);
-        let is = |at: &Attachment| (at.interface().name.clone(), at.interface().index);
-        let before: BTreeSet<_> = state.interfaces.iter().map(was).collect();
-        if before != self.attachments.iter().map(is).collect() {
+        // was not attached any more: one that it had given up may have come back since.
+        let (taken_over, new): (Vec<_>, Vec<_>) =
+            (self.attachments.iter()).partition(|at| at.has_taken_over());
+        let states = |attachments: Vec<&Attachment>| -> Vec<_> {
+            attachments.into_iter().map(Attachment::state).collect()
+        };
+        if !left_by.is_gapless(&states(taken_over), &states(new)) {
             self.reset_astray(|_| true);
         }
-        Ok(())
+        // From here on it is this run from which the next one takes over.
+        self.state.before = None;
+        self.write_state()?;
+        self.begin(options)
     }
 
     /// Removes the filters that the other run has left where this one is not attached: no pin goes with them.
     fn remove_other_filters(&self, state: &State) {
-        let is_attached = |index| self.state.egresses().any(|now| now.index == index);
+        let is_attached = |index| self.state.attached().any(|now| now.index == index);
         for left in state.filters().filter(|left| !is_attached(left.index)) {
             if let Err(error) = remove_filters(left.index, &state.programs, left.added_clsact) {
                 warn!("cannot remove the TC filter of {}: {error}", left.name);
