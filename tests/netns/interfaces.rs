@@ -375,6 +375,30 @@ fn one_more_interface_resets_nothing() -> Result<()> {
     nothing_left(two.prestack.instance())
 }
 
+/// Whichever of its names is given.
+#[test]
+fn one_with_an_alternative_name_is_gone_on_with() -> Result<()> {
+    let args = ["--tcp-hits"];
+    let mut two = Two::with(&args)?;
+    let dev = two.dev(GOES);
+    let add = ["link", "property", "add", "dev", dev, "altname", "uplink"];
+    two.bed.server.ip(add)?;
+    let mut there = two.tcp(GOES)?;
+    store(&mut there, b"key", b"value")?;
+    carry(&two.prestack, &mut there)?;
+    two.prestack.kill()?;
+    let twice = format!("{},uplink", devs(&two.bed));
+    let said = two.prestack.restart_refused(&all_args(&twice, &args))?;
+    ensure!(said.contains("is given twice"), "{said}");
+    let other = format!("uplink,{}", two.dev(0));
+    two.prestack.restart(&all_args(&other, &args))?;
+    ensure!(there.get(b"key")?.as_deref() == Some(&b"value"[..]));
+    two.sees_writes(0)?;
+    drop(there);
+    two.prestack.stop()?;
+    nothing_left(two.prestack.instance())
+}
+
 /// A run that fails as it takes over has been told to attach to one interface more.
 fn fails_at_one_more(two: &mut Two, args: &[&str]) -> Result<()> {
     // A bridge has no native mode.
