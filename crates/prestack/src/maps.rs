@@ -23,7 +23,7 @@ use prestack_abi::{
 use prestack_translate::Policy;
 use serde::{Deserialize, Serialize};
 
-use crate::{clock, mapping::Mapping};
+use crate::{clock, grace::await_programs, mapping::Mapping};
 
 /// `BPF_F_LOCK` (include/uapi/linux/bpf.h): take the element's spin lock while copying it.
 pub(crate) const LOCKED: u64 = 4;
@@ -87,9 +87,6 @@ pub struct Controls {
     backends: Mapping<Backend>,
 }
 
-/// How long it takes for sure until no program runs that had looked at the configuration before.
-const PROGRAMS_END: Duration = Duration::from_millis(10);
-
 impl Controls {
     /// Maps `CONFIG` and `BACKENDS`.
     ///
@@ -118,7 +115,7 @@ impl Controls {
     pub fn stop_tcp_hits(&self) {
         let at = offset_of!(Config, policy) + offset_of!(Policy, is_serving);
         self.config.atomic_u64(0, at).store(0, Ordering::SeqCst);
-        std::thread::sleep(PROGRAMS_END);
+        await_programs();
     }
 
     /// A copy of the configuration.
@@ -175,7 +172,7 @@ impl Controls {
     /// and no connection becomes a translated one.
     pub fn pause_serving(&self) {
         self.stop_serving();
-        std::thread::sleep(PROGRAMS_END);
+        await_programs();
     }
 
     /// Has the datapath stand aside. Serving has to be [paused](Self::pause_serving), for what is served was read
@@ -183,7 +180,7 @@ impl Controls {
     /// any more when this returns.
     pub fn stand_aside(&self) {
         self.set_attention(Attention::Aside);
-        std::thread::sleep(PROGRAMS_END);
+        await_programs();
     }
 
     /// Has the datapath attend to requests again. Every cache has to be emptied afterwards, before the next
@@ -191,7 +188,7 @@ impl Controls {
     pub fn attend(&self) {
         self.set_attention(Attention::Learning);
         // Whoever has not seen that has also given no ticket that is still good, once they are emptied.
-        std::thread::sleep(PROGRAMS_END);
+        await_programs();
     }
 
     /// Says how many parts of the cache are in use: a power of two, and never fewer than before.

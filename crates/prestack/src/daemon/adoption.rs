@@ -1,7 +1,5 @@
 //! Going on with the programs and maps that another run has left.
 
-use std::time::Duration;
-
 use prestack_abi::{backend::MAX_BACKENDS, config::Attention};
 use tracing::{info, warn};
 
@@ -9,15 +7,12 @@ use super::{Daemon, initial};
 use crate::{
     attach::{Attachment, Left, Loopback, adopt_sockets, pins, tc::remove_filters},
     attention::Adaptation,
+    grace::await_programs,
     maps,
     netlink::Interface,
     settings::Options,
     state::{Before, State},
 };
-
-/// How long programs may still be at work in whose place others have come: those that they hand packets to stay
-/// as long.
-const OLD_PROGRAMS_END: Duration = Duration::from_millis(100);
 
 impl Daemon {
     /// Puts the programs in the place of those that another run has left, whose maps they go on with. No packet
@@ -83,8 +78,8 @@ impl Daemon {
             sockets.forget_others();
         }
         self.pin_links(&folder)?;
-        // Nobody is at work in the programs that were there before.
-        std::thread::sleep(OLD_PROGRAMS_END);
+        // Programs in whose place others have come may still be at work: those that they hand packets to stay as long.
+        await_programs();
         let mut kept = vec![pins::of_sockets(&folder), Loopback::pinned_at(&folder)];
         if self.lo.is_none() {
             kept.pop();
