@@ -113,7 +113,7 @@ impl Drop for ClsactFilter {
 /// The kernel refused.
 pub fn remove_filters(index: u32, programs: &[u32], added_clsact: bool) -> std::io::Result<usize> {
     let mut removed = 0;
-    for filter in netlink::egress_filters(index)? {
+    for filter in netlink::egress_filters(index)?.known {
         if filter
             .program
             .is_some_and(|program| programs.contains(&program))
@@ -184,7 +184,7 @@ pub(super) fn adopt(
     }
     let programs = &left.state.programs;
     let filters = netlink::egress_filters(interface.index).map_err(|error| text(&error))?;
-    let mut filters = filters.into_iter();
+    let mut filters = filters.known.into_iter();
     let Some(filter) = filters.find(|filter| filter.program.is_some_and(|p| programs.contains(&p)))
     else {
         return Ok(None);
@@ -284,6 +284,7 @@ const FOREMOST: u16 = 1;
 /// The priority for a filter that is to come first, if that is still to be had.
 fn foremost_priority(index: u32) -> std::io::Result<u16> {
     let filters = netlink::egress_filters(index)?;
-    let is_taken = filters.iter().any(|filter| filter.priority == FOREMOST);
+    let mut known = filters.known.iter();
+    let is_taken = filters.has_unknown || known.any(|filter| filter.priority == FOREMOST);
     Ok(if is_taken { AUTOMATIC } else { FOREMOST })
 }
