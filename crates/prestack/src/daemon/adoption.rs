@@ -7,6 +7,7 @@ use super::{Daemon, initial};
 use crate::{
     attach::{Attachment, Left, Loopback, adopt_sockets, pins, tc::remove_filters},
     attention::Adaptation,
+    bpffs,
     grace::await_programs,
     maps,
     netlink::Interface,
@@ -32,6 +33,7 @@ impl Daemon {
             "goes on with what an earlier run has left (pid {})",
             state.pid
         );
+        bpffs::make_folder(&folder, "--tcp-hits")?;
         pins::pin_maps(&self.datapath, &folder)?;
         let left_by = Before::of(state);
         self.state.remember(&left_by);
