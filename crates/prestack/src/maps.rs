@@ -154,6 +154,20 @@ impl Controls {
             .store(clock::wall_offset_ns(), Ordering::SeqCst);
     }
 
+    /// Says that data may be taken with a SYN from now on. It is never taken back: listeners that were made while the
+    /// host allowed that go on to.
+    pub fn set_fast_open(&self) {
+        self.config
+            .atomic_u32(0, offset_of!(Config, has_fast_open))
+            .store(1, Ordering::SeqCst);
+    }
+
+    /// Whether data may be taken with a SYN.
+    #[must_use]
+    pub fn has_fast_open(&self) -> bool {
+        self.config().has_fast_open != 0
+    }
+
     /// Says what becomes of requests. Not for beginning or ending to stand aside: see
     /// [`stand_aside`](Self::stand_aside) and [`attend`](Self::attend).
     pub fn set_attention(&self, attention: Attention) {

@@ -48,6 +48,7 @@ impl Daemon {
         // What is named by hashes keeps its names, and what is in use stays so.
         config.seed = before.seed;
         config.parts = before.parts;
+        config.has_fast_open |= before.has_fast_open;
         // What went by unseen while the datapath stood aside, flows above all, is to be forgotten first.
         let is_aside = before.attention == Attention::Aside as u32;
         if is_aside {

@@ -312,6 +312,7 @@ impl Daemon {
         let mut looked = Instant::now();
         loop {
             self.controls.set_wall_clock();
+            self.look_at_fast_open();
             let has_changed =
                 self.adaptation
                     .adapt(&self.controls, &mut self.datapath, &self.watch);
