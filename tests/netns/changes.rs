@@ -1,12 +1,14 @@
 //! The host changes while prestack runs: the datapath is told at once.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::fs;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use prestack_testbed::pace::{patience, wait_for};
 use prestack_testbed::{Memcached, MemcachedOptions, Signal};
 use prestack_tests::pinned::carry;
+use prestack_tests::raw::{Raw, SYN, Segment};
 use prestack_tests::stage::{LASTING, Stage, store, until_hit};
 
 /// How often a test changes something. Each change is made as soon as the one before has shown: if
@@ -166,4 +168,53 @@ fn no_reply_exceeds_a_new_mtu() -> Result<()> {
         stage.bed.server.ip(["link", "set", dev, "mtu", mtu])?;
         until_served(mtu == "1500")
     })
+}
+
+/// From then on data that comes with a SYN may be a write.
+#[test]
+fn fast_open_is_noticed() -> Result<()> {
+    let stage = Stage::new()?;
+    let mut udp = stage.udp()?;
+    store(&mut stage.tcp()?, b"key", b"value")?;
+    until_hit(&stage.prestack, &mut udp, b"key", b"value")?;
+    let raw = Raw::new(&stage.bed.client)?;
+    let (SocketAddr::V4(server), IpAddr::V4(client)) =
+        (stage.server4(), stage.bed.links[0].client4)
+    else {
+        bail!("these are addresses of IPv4");
+    };
+    let attempt = || {
+        raw.send(&Segment {
+            source: SocketAddrV4::new(client, 4000),
+            server,
+            sequence: 1,
+            acknowledgement: 0,
+            flags: SYN,
+            window: 1000,
+            mss: None,
+            data: b"set key 0 0 1\r\n1\r\n",
+        })
+    };
+    let emptied = || stage.prestack.stats()?.get("epoch");
+    let before = emptied()?;
+    attempt()?;
+    ensure!(udp.get(b"key")?.as_deref() == Some(&b"value"[..]));
+    ensure!(
+        emptied()? == before,
+        "data that the kernel drops was heeded"
+    );
+    stage
+        .bed
+        .server
+        .run(|| fs::write("/proc/sys/net/ipv4/tcp_fastopen", "1027"))?;
+    let until_emptied = |before| {
+        wait_for("an empty cache", Duration::from_secs(10), || {
+            Ok((emptied()? > before).then_some(()))
+        })
+    };
+    until_emptied(before)?;
+    until_hit(&stage.prestack, &mut udp, b"key", b"value")?;
+    let before = emptied()?;
+    attempt()?;
+    until_emptied(before)
 }

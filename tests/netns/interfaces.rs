@@ -1,12 +1,14 @@
 //! One of several interfaces goes, and comes back as another.
 
+use std::fs;
 use std::net::Ipv4Addr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use prestack_testbed::bpf::attach_pass;
 use prestack_testbed::{
-    Memcached, MemcachedOptions, Prestack, TcpClient, Testbed, UdpClient, pace::wait_for,
+    Instance, Memcached, MemcachedOptions, Prestack, TcpClient, Testbed, UdpClient, pace::wait_for,
 };
 use prestack_tests::attached::nothing_attached;
 use prestack_tests::pinned::{Pinned, carry, nothing_left};
@@ -18,6 +20,12 @@ const GOES: usize = 1;
 fn devs(bed: &Testbed) -> String {
     let devs: Vec<_> = bed.links.iter().map(|l| l.server_dev.as_str()).collect();
     devs.join(",")
+}
+
+fn state_file(instance: &Instance) -> Result<PathBuf> {
+    let files = instance.files()?.into_iter();
+    let mut states = files.filter(|path| path.extension().is_some_and(|e| e == "json"));
+    states.next().context("no state file")
 }
 
 fn all_args<'a>(devs: &'a str, args: &[&'a str]) -> Vec<&'a str> {
@@ -296,6 +304,155 @@ fn what_was_carried_while_one_came_back_unseen_is_reset() -> Result<()> {
     ensure!(here.get(b"key")?.as_deref() == Some(&b"value"[..]));
     two.prestack.kill()?;
     two.bed.plug(GOES, None)?;
+    two.restart(&args)?;
+    ensure!(here.is_reset()?, "it is carried on");
+    two.prestack.stop()?;
+    nothing_left(two.prestack.instance())
+}
+
+/// A device that has the number of the one before has none of its programs.
+#[test]
+fn what_was_carried_while_one_was_made_anew_with_its_number_is_reset() -> Result<()> {
+    let args = ["--tcp-hits"];
+    let mut two = Two::with(&args)?;
+    let mut here = two.tcp(0)?;
+    store(&mut here, b"key", b"value")?;
+    carry(&two.prestack, &mut here)?;
+    let index = two.index()?;
+    two.prestack.kill()?;
+    two.bed.unplug(GOES)?;
+    two.bed.plug(GOES, Some(index))?;
+    two.restart(&args)?;
+    ensure!(here.is_reset()?, "it is carried on");
+    two.sees_writes(0)?;
+    two.prestack.stop()?;
+    nothing_left(two.prestack.instance())
+}
+
+/// A run may end after it has attached to one that is back, and before it has written that down.
+#[test]
+fn what_a_crash_leaves_at_one_that_is_back_is_known_unwritten() -> Result<()> {
+    let args = ["--tcp-hits"];
+    let mut two = Two::with(&args)?;
+    two.bed.unplug(GOES)?;
+    two.until_told()?;
+    let path = state_file(two.prestack.instance())?;
+    let state = fs::read(&path)?;
+    two.bed.plug(GOES, None)?;
+    two.sees_writes(0)?;
+    let mut here = two.tcp(0)?;
+    store(&mut here, b"key", b"value")?;
+    carry(&two.prestack, &mut here)?;
+    two.prestack.kill()?;
+    fs::write(path, state)?;
+    two.restart(&args)?;
+    ensure!(here.is_reset()?, "it is carried on");
+    two.sees_writes(1)?;
+    two.prestack.stop()?;
+    for link in 0..2 {
+        nothing_attached(&two.bed.server, two.dev(link))?;
+    }
+    nothing_left(two.prestack.instance())
+}
+
+/// No segment of what is carried can have gone over it before.
+#[test]
+fn one_more_interface_resets_nothing() -> Result<()> {
+    let args = ["--tcp-hits"];
+    let mut two = Two::with(&args)?;
+    let dev = two.dev(0).to_owned();
+    two.prestack.stop()?;
+    two.prestack.restart(&all_args(&dev, &args))?;
+    let mut here = two.tcp(0)?;
+    store(&mut here, b"key", b"value")?;
+    carry(&two.prestack, &mut here)?;
+    two.prestack.kill()?;
+    two.restart(&args)?;
+    ensure!(here.get(b"key")?.as_deref() == Some(&b"value"[..]));
+    two.sees_writes(0)?;
+    drop(here);
+    two.prestack.stop()?;
+    nothing_left(two.prestack.instance())
+}
+
+/// Whichever of its names is given.
+#[test]
+fn one_with_an_alternative_name_is_gone_on_with() -> Result<()> {
+    let args = ["--tcp-hits"];
+    let mut two = Two::with(&args)?;
+    let dev = two.dev(GOES);
+    let add = ["link", "property", "add", "dev", dev, "altname", "uplink"];
+    two.bed.server.ip(add)?;
+    let mut there = two.tcp(GOES)?;
+    store(&mut there, b"key", b"value")?;
+    carry(&two.prestack, &mut there)?;
+    two.prestack.kill()?;
+    let twice = format!("{},uplink", devs(&two.bed));
+    let said = two.prestack.restart_refused(&all_args(&twice, &args))?;
+    ensure!(said.contains("is given twice"), "{said}");
+    let other = format!("uplink,{}", two.dev(0));
+    two.prestack.restart(&all_args(&other, &args))?;
+    ensure!(there.get(b"key")?.as_deref() == Some(&b"value"[..]));
+    two.sees_writes(0)?;
+    drop(there);
+    two.prestack.stop()?;
+    nothing_left(two.prestack.instance())
+}
+
+/// A run that fails as it takes over has been told to attach to one interface more.
+fn fails_at_one_more(two: &mut Two, args: &[&str]) -> Result<()> {
+    // A bridge has no native mode.
+    two.bed
+        .server
+        .ip(["link", "add", "more", "type", "bridge"])?;
+    let devs = format!("{},more", devs(&two.bed));
+    let args = [&["--mode", "native"], args].concat();
+    let said = two.prestack.restart_refused(&all_args(&devs, &args))?;
+    ensure!(said.contains("more in native mode"), "{said}");
+    Ok(())
+}
+
+/// It has changed nothing for the next one, which is told what the one before was.
+#[test]
+fn a_run_that_fails_as_it_takes_over_leaves_what_it_found() -> Result<()> {
+    let args = ["--tcp-hits", "--egress", "clsact"];
+    let generic = [&args[..], &["--mode", "generic"]].concat();
+    let mut two = Two::with(&generic)?;
+    let (mut here, mut there) = (two.tcp(0)?, two.tcp(GOES)?);
+    store(&mut here, b"key", b"value")?;
+    carry(&two.prestack, &mut here)?;
+    carry(&two.prestack, &mut there)?;
+    two.prestack.kill()?;
+    fails_at_one_more(&mut two, &args)?;
+    two.restart(&generic)?;
+    for client in [&mut here, &mut there] {
+        ensure!(client.get(b"key")?.as_deref() == Some(&b"value"[..]));
+    }
+    let status = two.status()?;
+    ensure!(status.contains("(generic, clsact)"), "{status}");
+    drop((here, there));
+    two.prestack.stop()?;
+    for link in 0..2 {
+        let mut tc = two.bed.server.command("tc");
+        let qdiscs = tc.args(["qdisc", "show", "dev", two.dev(link)]).output()?;
+        let qdiscs = String::from_utf8_lossy(&qdiscs.stdout).into_owned();
+        ensure!(!qdiscs.contains("clsact"), "{qdiscs}");
+    }
+    nothing_left(two.prestack.instance())
+}
+
+/// Nor does the next one forget what it has to reset.
+#[test]
+fn a_run_that_fails_as_it_takes_over_leaves_the_reset_to_the_next() -> Result<()> {
+    let args = ["--tcp-hits"];
+    let mut two = Two::with(&args)?;
+    let mut here = two.tcp(0)?;
+    store(&mut here, b"key", b"value")?;
+    carry(&two.prestack, &mut here)?;
+    two.prestack.kill()?;
+    two.bed.unplug(GOES)?;
+    two.bed.plug(GOES, None)?;
+    fails_at_one_more(&mut two, &args)?;
     two.restart(&args)?;
     ensure!(here.is_reset()?, "it is carried on");
     two.prestack.stop()?;

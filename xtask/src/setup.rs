@@ -70,7 +70,9 @@ fn mount_bpffs() -> Result<()> {
         MsFlags::empty(),
         None::<&str>,
     )
-    .with_context(|| format!("cannot mount bpffs; as root, run `mount -t bpf bpf {BPFFS}`"))
+    .with_context(|| {
+        format!("cannot mount bpffs; as root, run `mount -t bpf -o mode=700 bpf {BPFFS}`")
+    })
 }
 
 fn is_mounted(mounts: &str, target: &str, kind: &str) -> bool {

@@ -127,18 +127,15 @@ fn obstacle(options: &Options, state: &State, folder: &Path) -> anyhow::Result<O
     if !options.tcp_hits {
         return Ok(Some(Reason::NotAsked));
     }
-    for interface in &state.interfaces {
+    let (interfaces, ports) = state.served();
+    for interface in interfaces {
         let found = netlink::interface(&interface.name)?;
         let is_there = found.is_some_and(|found| found.index == interface.index);
         if is_there && !options.interfaces.contains(&interface.name) {
             return Ok(Some(Reason::Interface(interface.name.clone())));
         }
     }
-    if let Some(port) = state
-        .ports
-        .iter()
-        .find(|port| !options.ports.contains(port))
-    {
+    if let Some(port) = ports.iter().find(|port| !options.ports.contains(port)) {
         return Ok(Some(Reason::Port(*port)));
     }
     other_size(options, folder)

@@ -1,7 +1,9 @@
 //! The BPF file system, where links are pinned so that they outlive the process.
 
 use std::{
-    fs, io,
+    fs::{self, DirBuilder},
+    io,
+    os::unix::fs::{DirBuilderExt as _, MetadataExt as _},
     path::{Path, PathBuf},
 };
 
@@ -21,7 +23,7 @@ const MOUNT_POINT: &str = "/sys/fs/bpf";
 pub enum BpffsError {
     #[error(
         "cannot mount the BPF file system, which {option} needs, at {MOUNT_POINT}: {source} (by hand: \
-         `mount -t bpf bpf {MOUNT_POINT}`)"
+         `mount -t bpf -o mode=700 bpf {MOUNT_POINT}`)"
     )]
     Mount {
         option: &'static str,
@@ -32,6 +34,16 @@ pub enum BpffsError {
          namespace with `nsenter --net=…` instead of `ip netns exec`"
     )]
     Hidden { option: &'static str },
+    #[error(
+        "others than root may change what is in {path}, as it is user {owner}'s, with mode {mode:o}, and could put \
+         programs of theirs in the place of prestack's: look who made it, then remove it (`rm -r {path}`), or make \
+         it root's alone (`chown root {path}; chmod 700 {path}`)"
+    )]
+    NotOwn {
+        path: PathBuf,
+        owner: u32,
+        mode: u32,
+    },
     #[error("cannot use {path} on the BPF file system: {source}")]
     Io { path: PathBuf, source: io::Error },
 }
@@ -39,7 +51,7 @@ pub enum BpffsError {
 /// Makes a folder for what is pinned, which `option` needs, and mounts the file system if need be.
 ///
 /// # Errors
-/// It cannot be mounted or written to.
+/// It cannot be mounted or written to, or it is there, and others than root may write to it.
 pub fn make_folder(folder: &Path, option: &'static str) -> Result<(), BpffsError> {
     let mounted = statfs(MOUNT_POINT).is_ok_and(|fs| fs.filesystem_type() == BPF_FS_MAGIC);
     if !mounted {
@@ -53,16 +65,45 @@ pub fn make_folder(folder: &Path, option: &'static str) -> Result<(), BpffsError
             MOUNT_POINT,
             Some("bpf"),
             MsFlags::empty(),
-            None::<&str>,
+            // Everybody may write to it otherwise.
+            Some("mode=0700"),
         )
         .map_err(|error| BpffsError::Mount {
             option,
             source: error.into(),
         })?;
     }
-    fs::create_dir_all(folder).map_err(|source| BpffsError::Io {
+    let failed = |source| BpffsError::Io {
         path: folder.into(),
         source,
+    };
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(folder)
+        .map_err(failed)?;
+    // Somebody else may have made it where everybody may write to the file system, or the one that it is in.
+    for folder in folder.parent().into_iter().chain([folder]) {
+        is_roots_alone(folder)?;
+    }
+    Ok(())
+}
+
+/// Checks that root alone may write to a folder.
+fn is_roots_alone(folder: &Path) -> Result<(), BpffsError> {
+    const WRITABLE_BY_OTHERS: u32 = 0o022;
+    let found = fs::symlink_metadata(folder).map_err(|source| BpffsError::Io {
+        path: folder.into(),
+        source,
+    })?;
+    let (owner, mode) = (found.uid(), found.mode() & 0o7777);
+    if owner == 0 && mode & WRITABLE_BY_OTHERS == 0 && found.is_dir() {
+        return Ok(());
+    }
+    Err(BpffsError::NotOwn {
+        path: folder.into(),
+        owner,
+        mode,
     })
 }
 
@@ -135,7 +176,33 @@ pub fn remove_folder(folder: &Path) -> Result<usize, BpffsError> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::{PermissionsExt as _, chown};
+
     use super::*;
+
+    /// As root: a folder of anybody else's is not root's.
+    #[test]
+    fn a_folder_of_others_is_refused() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path();
+        let is_root = nix::unistd::geteuid().is_root();
+        for (mode, is_fine) in [
+            (0o700, true),
+            (0o755, true),
+            (0o775, false),
+            (0o1777, false),
+        ] {
+            fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("changed");
+            let found = is_roots_alone(path);
+            assert_eq!(found.is_ok(), is_fine && is_root, "{mode:o}: {found:?}");
+        }
+        fs::set_permissions(path, fs::Permissions::from_mode(0o700)).expect("changed");
+        if is_root {
+            chown(path, Some(65534), None).expect("changed");
+        }
+        let refused = is_roots_alone(path).unwrap_err().to_string();
+        assert!(refused.contains("chown root"), "{refused}");
+    }
 
     #[test]
     fn a_folder_that_is_not_there_holds_nothing() {

@@ -211,31 +211,49 @@ pub fn doors(
             spec.address,
         )
     });
-    let needed = wanted.iter().filter(|door| !door.optional).count();
+    let needed = wanted.iter().filter(|door| door.rank() == NEEDED).count();
     if needed > MAX_DOORS {
         return Err(TooManyDoors { needed });
     }
-    let mut spare = MAX_DOORS - needed;
-    let (fitting, left_out): (Vec<_>, Vec<_>) = wanted.into_iter().partition(|door| {
-        let fits = !door.optional || spare > 0;
-        spare -= usize::from(door.optional && fits);
-        fits
-    });
-    let left_out = left_out.into_iter().filter(|door| door.chosen);
-    let left_out = left_out.filter_map(|door| Some((door.spec.address?, door.spec.port).into()));
-    Ok(Doors {
-        specs: fitting.into_iter().map(|door| door.spec).collect(),
-        left_out: left_out.collect(),
-    })
+    let mut by_rank: Vec<_> = (0..wanted.len()).collect();
+    by_rank.sort_by_key(|at| wanted[*at].rank());
+    let fitting: HashSet<_> = by_rank.into_iter().take(MAX_DOORS).collect();
+    let (mut specs, mut left_out) = (Vec::new(), Vec::new());
+    for (at, door) in wanted.into_iter().enumerate() {
+        let DoorSpec { address, port, .. } = door.spec;
+        if fitting.contains(&at) {
+            specs.push(door.spec);
+        } else if door.chosen && door.alive {
+            left_out.extend(address.map(|address| SocketAddr::from((address, port))));
+        }
+    }
+    Ok(Doors { specs, left_out })
 }
+
+/// The rank of doors for which there has to be room.
+const NEEDED: u8 = 0;
 
 struct Wanted {
     spec: DoorSpec,
+    /// The backend runs.
+    alive: bool,
     /// Hits are to be served there while the backend is alive.
     chosen: bool,
     /// A wildcard door of the same port covers it, if without hits: an address of an interface
     /// that prestack is not attached to, or one that is not to be served.
     optional: bool,
+}
+
+impl Wanted {
+    /// Which doors have room before others: nobody comes by those of a backend that is gone.
+    fn rank(&self) -> u8 {
+        match (self.alive, self.optional) {
+            (true, false) => NEEDED,
+            (true, true) => 1,
+            (false, false) => 2,
+            (false, true) => 3,
+        }
+    }
 }
 
 fn tenant_doors(
@@ -262,6 +280,7 @@ fn tenant_doors(
                 serve_udp: serve_udp && alive,
                 transports,
             },
+            alive,
             chosen: serve_udp,
             optional,
         });

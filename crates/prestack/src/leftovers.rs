@@ -165,9 +165,10 @@ fn await_detached(state: &State) -> io::Result<bool> {
     Ok(true)
 }
 
-/// Whether programs of that run are at its interfaces, which are in this network namespace.
+/// Whether programs of that run, or of one that it was to take over from, are at their interfaces, which are in this
+/// network namespace.
 fn is_attached(state: &State) -> io::Result<bool> {
-    for interface in &state.interfaces {
+    for interface in state.egresses() {
         let found = netlink::interface_at(interface.index)?;
         if found.is_some_and(|found| found.xdp.iter().any(|id| state.programs.contains(id))) {
             return Ok(true);

@@ -23,7 +23,7 @@ use prestack_abi::{
 use prestack_translate::Policy;
 use serde::{Deserialize, Serialize};
 
-use crate::{clock, mapping::Mapping};
+use crate::{clock, grace::await_programs, mapping::Mapping};
 
 /// `BPF_F_LOCK` (include/uapi/linux/bpf.h): take the element's spin lock while copying it.
 pub(crate) const LOCKED: u64 = 4;
@@ -87,9 +87,6 @@ pub struct Controls {
     backends: Mapping<Backend>,
 }
 
-/// How long it takes for sure until no program runs that had looked at the configuration before.
-const PROGRAMS_END: Duration = Duration::from_millis(10);
-
 impl Controls {
     /// Maps `CONFIG` and `BACKENDS`.
     ///
@@ -118,7 +115,7 @@ impl Controls {
     pub fn stop_tcp_hits(&self) {
         let at = offset_of!(Config, policy) + offset_of!(Policy, is_serving);
         self.config.atomic_u64(0, at).store(0, Ordering::SeqCst);
-        std::thread::sleep(PROGRAMS_END);
+        await_programs();
     }
 
     /// A copy of the configuration.
@@ -157,6 +154,20 @@ impl Controls {
             .store(clock::wall_offset_ns(), Ordering::SeqCst);
     }
 
+    /// Says that data may be taken with a SYN from now on. It is never taken back: listeners that were made while the
+    /// host allowed that go on to.
+    pub fn set_fast_open(&self) {
+        self.config
+            .atomic_u32(0, offset_of!(Config, has_fast_open))
+            .store(1, Ordering::SeqCst);
+    }
+
+    /// Whether data may be taken with a SYN.
+    #[must_use]
+    pub fn has_fast_open(&self) -> bool {
+        self.config().has_fast_open != 0
+    }
+
     /// Says what becomes of requests. Not for beginning or ending to stand aside: see
     /// [`stand_aside`](Self::stand_aside) and [`attend`](Self::attend).
     pub fn set_attention(&self, attention: Attention) {
@@ -175,7 +186,7 @@ impl Controls {
     /// and no connection becomes a translated one.
     pub fn pause_serving(&self) {
         self.stop_serving();
-        std::thread::sleep(PROGRAMS_END);
+        await_programs();
     }
 
     /// Has the datapath stand aside. Serving has to be [paused](Self::pause_serving), for what is served was read
@@ -183,7 +194,7 @@ impl Controls {
     /// any more when this returns.
     pub fn stand_aside(&self) {
         self.set_attention(Attention::Aside);
-        std::thread::sleep(PROGRAMS_END);
+        await_programs();
     }
 
     /// Has the datapath attend to requests again. Every cache has to be emptied afterwards, before the next
@@ -191,7 +202,7 @@ impl Controls {
     pub fn attend(&self) {
         self.set_attention(Attention::Learning);
         // Whoever has not seen that has also given no ticket that is still good, once they are emptied.
-        std::thread::sleep(PROGRAMS_END);
+        await_programs();
     }
 
     /// Says how many parts of the cache are in use: a power of two, and never fewer than before.

@@ -46,6 +46,8 @@ pub enum PreflightError {
          that does"
     )]
     NotEthernet { name: String },
+    #[error("interface {name} is given twice, under two of its names: give it once")]
+    TwoNames { name: String },
     #[error(
         "interface {upper} is on top of {lower}, so that what goes through {upper} would be taken \
          twice: of the two give the one alone through which all of memcached's clients come, mostly \
@@ -223,6 +225,20 @@ pub fn interface(name: &str) -> Result<Interface, PreflightError> {
     }
 }
 
+/// The names of interfaces by which the kernel lists them: each may have been given by an alternative one.
+///
+/// # Errors
+/// One of them was given twice.
+pub fn kernel_names(interfaces: &[Interface]) -> Result<Vec<String>, PreflightError> {
+    let names: Vec<_> = interfaces.iter().map(|at| at.name.clone()).collect();
+    for (at, name) in names.iter().enumerate() {
+        if names[..at].contains(name) {
+            return Err(PreflightError::TwoNames { name: name.clone() });
+        }
+    }
+    Ok(names)
+}
+
 /// Checks that none of these interfaces is on top of another one.
 ///
 /// # Errors
@@ -329,6 +345,15 @@ mod tests {
         // CAP_SYS_ADMIN includes what was split off from it.
         assert!(missing_capabilities(1 << 12 | 1 << 19 | 1 << 21).is_empty());
         assert_eq!(missing_capabilities(!(1 << 12)), ["CAP_NET_ADMIN"]);
+    }
+
+    #[test]
+    fn an_interface_is_given_under_one_name() {
+        let lo = interface(host::LOOPBACK).expect("there is one");
+        let given = [lo.clone(), lo];
+        assert_eq!(kernel_names(&given[..1]).expect("once"), ["lo"]);
+        let twice = kernel_names(&given).unwrap_err().to_string();
+        assert!(twice.contains("lo is given twice"), "{twice}");
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! What a running instance has in `/run` for other commands to find: a state file and a lock.
 
+mod before;
+
 use std::{
     fs, io,
     os::unix::fs::MetadataExt as _,
@@ -16,6 +18,8 @@ use crate::{
     maps::MapIds,
     units::InstanceName,
 };
+
+pub use before::Before;
 
 /// Where the state of all instances is.
 pub const RUN_FOLDER: &str = "/run/prestack";
@@ -40,6 +44,12 @@ pub struct State {
     /// Where it watches the host's own packets: the loopback interface.
     #[serde(default)]
     pub lo: Option<AttachedState>,
+    /// Names of the interfaces that it was to attach to, and of those of the runs from which it has taken over.
+    #[serde(default)]
+    pub given: Option<Vec<String>>,
+    /// The run that it takes over from, until it has.
+    #[serde(default)]
+    pub before: Option<Before>,
     /// Kernel's numbers of its programs.
     pub programs: Vec<u32>,
     /// Its maps.
@@ -292,9 +302,24 @@ impl Instance {
 }
 
 impl State {
-    /// Every interface with a program at its egress.
-    pub fn egresses(&self) -> impl Iterator<Item = &AttachedState> {
+    /// Every interface with a program of this run at its egress.
+    pub fn attached(&self) -> impl Iterator<Item = &AttachedState> {
         self.interfaces.iter().chain(&self.lo)
+    }
+
+    /// Every interface at which there may be a program, of this run or of one that it takes over from.
+    pub fn egresses(&self) -> impl Iterator<Item = &AttachedState> {
+        let before = self.before.iter().flat_map(Before::attached);
+        self.attached().chain(before)
+    }
+
+    /// Where connections may be carried, and the ports: those of the run that has served last.
+    #[must_use]
+    pub fn served(&self) -> (&[AttachedState], &[u16]) {
+        match &self.before {
+            Some(before) => (&before.interfaces, &before.ports),
+            None => (&self.interfaces, &self.ports),
+        }
     }
 
     /// Every interface that may have a filter at its egress, which neither goes with a process nor with a pin.
@@ -334,6 +359,14 @@ impl State {
     }
 }
 
+impl AttachedState {
+    /// Whether both are of the same device, under the same name.
+    #[must_use]
+    pub fn is_same_place(&self, other: &Self) -> bool {
+        (&self.name, self.index) == (&other.name, other.index)
+    }
+}
+
 impl BackendState {
     /// Where it is served and where its writes are watched, in words.
     #[must_use]
@@ -368,132 +401,4 @@ pub fn current_netns() -> io::Result<u64> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::doors::Transports;
-
-    fn state() -> State {
-        State {
-            layout: 1,
-            version: "0".into(),
-            pid: 1,
-            started: 0,
-            netns: 2,
-            interfaces: ["vs", "vt"]
-                .map(|name| AttachedState {
-                    name: name.into(),
-                    index: 3,
-                    mode: "native".into(),
-                    egress: "tcx".into(),
-                    added_clsact: false,
-                })
-                .to_vec(),
-            lo: None,
-            programs: vec![17],
-            maps: MapIds::default(),
-            memory: 1,
-            buckets: 1,
-            max_flows: 16,
-            tcp_hits: true,
-            drain_timeout_ms: 5,
-            max_age_ms: 1000,
-            ports: vec![11211, 11212],
-            pinned: false,
-            allow: vec!["10.0.0.0/8".parse().expect("a net")],
-            backends: vec![BackendState {
-                number: 0,
-                pid: 4,
-                start: 5,
-                alive: true,
-                doors: vec![DoorSpec {
-                    address: Some("fd00::1".parse().expect("an address")),
-                    port: 11211,
-                    backend: 0,
-                    serve_tcp: true,
-                    serve_udp: true,
-                    transports: Transports {
-                        udp: true,
-                        ..Transports::default()
-                    },
-                }],
-                unix_sockets: vec!["/run/m".into()],
-            }],
-            problems: Vec::new(),
-            unseen: Vec::new(),
-            aside: None,
-        }
-    }
-
-    fn instance(name: &str, folder: &Path) -> Instance {
-        Instance::in_folder(name.parse().expect("a name"), folder)
-    }
-
-    #[test]
-    fn state_is_read_back() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let instance = instance("one", folder.path());
-        assert_eq!(instance.state().expect("readable"), None);
-        instance.write(&state()).expect("written");
-        assert_eq!(instance.state().expect("readable"), Some(state()));
-        instance.clear().expect("removed");
-        instance.clear().expect("already removed");
-        assert_eq!(instance.state().expect("readable"), None);
-    }
-
-    #[test]
-    fn nothing_is_left_of_what_cannot_be_written() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let instance = instance("one", folder.path());
-        // It cannot be put in the place of a folder.
-        fs::create_dir(folder.path().join("one.json")).expect("made");
-        assert!(instance.write(&state()).is_err());
-        assert_eq!(fs::read_dir(folder.path()).expect("readable").count(), 1);
-    }
-
-    #[test]
-    fn malformed_state_is_an_error() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let instance = instance("one", folder.path());
-        fs::write(folder.path().join("one.json"), "{}").expect("written");
-        assert!(matches!(
-            instance.state(),
-            Err(StateError::Malformed { .. })
-        ));
-    }
-
-    #[test]
-    fn an_instance_runs_while_its_lock_is_held() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let instance = instance("one", folder.path());
-        assert!(!instance.is_running().expect("readable"));
-        let lock = instance.lock().expect("free");
-        assert!(instance.is_running().expect("readable"));
-        assert!(matches!(instance.lock(), Err(StateError::Running { .. })));
-        drop(lock);
-        assert!(!instance.is_running().expect("readable"));
-        drop(instance.lock().expect("free again"));
-        assert_eq!(fs::read_dir(folder.path()).expect("readable").count(), 0);
-    }
-
-    #[test]
-    fn programs_are_traced_to_other_instances() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let (one, two) = (
-            instance("one", folder.path()),
-            instance("two", folder.path()),
-        );
-        one.write(&state()).expect("written");
-        assert_eq!(two.other_with_program(17).as_ref(), Some(one.name()));
-        assert_eq!(two.other_with_program(18), None);
-        assert_eq!(one.other_with_program(17), None);
-    }
-
-    #[test]
-    fn interfaces_are_listed_by_mode() {
-        let mut state = state();
-        assert_eq!(state.interface_list(), "vs,vt (native)");
-        assert_eq!(state.port_list(), "11211,11212");
-        state.interfaces[1].mode = "generic".into();
-        assert_eq!(state.interface_list(), "vs (native), vt (generic)");
-    }
-}
+mod tests;

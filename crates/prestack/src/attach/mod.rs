@@ -69,9 +69,10 @@ pub struct Left<'a> {
 }
 
 impl Left<'_> {
-    /// What was attached to the interface of this number.
-    fn at(&self, index: u32) -> Option<&AttachedState> {
-        self.state.egresses().find(|left| left.index == index)
+    /// Whether a clsact qdisc of the interface of this number was added for the instance.
+    fn added_clsact(&self, index: u32) -> bool {
+        let mut egresses = self.state.egresses();
+        egresses.any(|left| left.index == index && left.added_clsact)
     }
 }
 
@@ -128,13 +129,9 @@ impl Loopback {
         left: Left<'_>,
     ) -> Result<Self, Unwatched> {
         let interface = netlink::interface(LOOPBACK)?.ok_or(Unwatched::Missing)?;
-        if let Some(state) = &left.state.lo {
-            let path = pins::of_loopback(left.folder);
-            let left = (state, &left.state.programs[..]);
-            let adopted = tc::adopt(datapath, names::LO, &interface, &path, left)?;
-            if let Some(lo) = adopted {
-                return Ok(Self { interface, lo });
-            }
+        let path = pins::of_loopback(left.folder);
+        if let Some(lo) = tc::adopt(datapath, names::LO, &interface, &path, left)? {
+            return Ok(Self { interface, lo });
         }
         Self::watch(datapath, egress)
     }
@@ -190,6 +187,8 @@ pub struct Attachment {
     // Fields are dropped in this order: nothing is answered any more before replies go unwatched.
     rx: Option<xdp::Attached>,
     tx: tc::Attached,
+    /// Whether the programs have taken the places of others, so that no packet was missed.
+    taken_over: bool,
 }
 
 impl Attachment {
@@ -207,6 +206,7 @@ impl Attachment {
             interface,
             rx: None,
             tx,
+            taken_over: false,
         })
     }
 
@@ -220,17 +220,15 @@ impl Attachment {
         egress: EgressSetting,
         left: Left<'_>,
     ) -> Result<Self, AttachError> {
-        if let Some(state) = left.at(interface.index) {
-            let path = pins::of_interface(left.folder, "tx", interface.index);
-            let left = (state, &left.state.programs[..]);
-            let adopted = tc::adopt(datapath, names::TX, &interface, &path, left)?;
-            if let Some(tx) = adopted {
-                return Ok(Self {
-                    interface,
-                    rx: None,
-                    tx,
-                });
-            }
+        // Written down or not: a run may have ended between the two.
+        let path = pins::of_interface(left.folder, "tx", interface.index);
+        if let Some(tx) = tc::adopt(datapath, names::TX, &interface, &path, left)? {
+            return Ok(Self {
+                interface,
+                rx: None,
+                tx,
+                taken_over: true,
+            });
         }
         Self::watch_replies(datapath, interface, egress)
     }
@@ -246,14 +244,12 @@ impl Attachment {
         mode: ModeSetting,
         left: Left<'_>,
     ) -> Result<Option<String>, AttachError> {
-        let index = self.interface.index;
-        if let Some(state) = left.at(index) {
-            let path = pins::of_interface(left.folder, "rx", index);
-            self.rx = xdp::adopt(datapath, &self.interface, &path, state)?;
-            if self.rx.is_some() {
-                return Ok(None);
-            }
+        let path = pins::of_interface(left.folder, "rx", self.interface.index);
+        self.rx = xdp::adopt(datapath, &self.interface, &path)?;
+        if self.rx.is_some() {
+            return Ok(None);
         }
+        self.taken_over = false;
         self.take_requests(datapath, mode)
     }
 
@@ -276,6 +272,12 @@ impl Attachment {
         let (rx, reason) = xdp::attach(datapath, &self.interface, mode)?;
         self.rx = Some(rx);
         Ok(reason)
+    }
+
+    /// Whether the programs have taken the places of others, so that no packet was missed.
+    #[must_use]
+    pub fn has_taken_over(&self) -> bool {
+        self.taken_over
     }
 
     /// The interface as it was when it was attached to.

@@ -7,7 +7,7 @@
 
 use std::{
     ffi::CString,
-    io,
+    fs, io,
     os::{
         fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
         unix::ffi::OsStrExt as _,
@@ -132,17 +132,23 @@ pub fn size(folder: &Path, map: &str) -> Result<Option<Size>, MapError> {
 }
 
 /// Has the link that is pinned at `path` run another program from now on: no packet is missed. `None` if no link
-/// is pinned there.
+/// is pinned there, or one of something that is gone: that pin is removed.
 ///
 /// # Errors
-/// The kernel refused: `ENOLINK` if what it was attached to is gone.
+/// The kernel refused.
 pub(super) fn replace(path: &Path, program: &ProgramFd) -> io::Result<Option<PinnedLink>> {
     use std::os::fd::AsFd as _;
     if !path.exists() {
         return Ok(None);
     }
     let link = get(path)?;
-    update(&link, program.as_fd())?;
+    match update(&link, program.as_fd()) {
+        // Another device may have come in the place of the one, under its number.
+        Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => {
+            return fs::remove_file(path).map(|()| None);
+        }
+        updated => updated?,
+    }
     PinnedLink::from_pin(path)
         .map(Some)
         .map_err(io::Error::other)

@@ -16,11 +16,10 @@ use aya::{
 use nix::libc;
 use tracing::warn;
 
-use super::{AttachError, Datapath, error_number, pins, reason};
+use super::{AttachError, Datapath, Left, error_number, pins, reason};
 use crate::{
     netlink::{self, Interface},
     settings::EgressSetting,
-    state::AttachedState,
 };
 
 /// A program on an interface.
@@ -114,7 +113,7 @@ impl Drop for ClsactFilter {
 /// The kernel refused.
 pub fn remove_filters(index: u32, programs: &[u32], added_clsact: bool) -> std::io::Result<usize> {
     let mut removed = 0;
-    for filter in netlink::egress_filters(index)? {
+    for filter in netlink::egress_filters(index)?.known {
         if filter
             .program
             .is_some_and(|program| programs.contains(&program))
@@ -162,14 +161,14 @@ pub(super) fn attach(
     })
 }
 
-/// Puts the program of this name in the place of one of `programs`, which another run has left at the interface:
-/// by its link at `path`, or by its filter. `None` if there is neither.
+/// Puts the program of this name in the place of one that another run has left at the interface: by its link at `path`,
+/// or by its filter. `None` if there is neither.
 pub(super) fn adopt(
     datapath: &mut Datapath,
     name: &'static str,
     interface: &Interface,
     path: &Path,
-    left: (&AttachedState, &[u32]),
+    left: Left<'_>,
 ) -> Result<Option<Attached>, AttachError> {
     let failed = |reason: String| AttachError::Egress {
         interface: interface.name.clone(),
@@ -183,9 +182,9 @@ pub(super) fn adopt(
             pinned: Some(link),
         }));
     }
-    let (left, programs) = left;
+    let programs = &left.state.programs;
     let filters = netlink::egress_filters(interface.index).map_err(|error| text(&error))?;
-    let mut filters = filters.into_iter();
+    let mut filters = filters.known.into_iter();
     let Some(filter) = filters.find(|filter| filter.program.is_some_and(|p| programs.contains(&p)))
     else {
         return Ok(None);
@@ -210,7 +209,7 @@ pub(super) fn adopt(
     Ok(Some(Attached::Clsact(ClsactFilter {
         interface: interface.clone(),
         programs: datapath.programs.clone(),
-        added_clsact: left.added_clsact,
+        added_clsact: left.added_clsact(interface.index),
         stays: true,
     })))
 }
@@ -285,6 +284,7 @@ const FOREMOST: u16 = 1;
 /// The priority for a filter that is to come first, if that is still to be had.
 fn foremost_priority(index: u32) -> std::io::Result<u16> {
     let filters = netlink::egress_filters(index)?;
-    let is_taken = filters.iter().any(|filter| filter.priority == FOREMOST);
+    let mut known = filters.known.iter();
+    let is_taken = filters.has_unknown || known.any(|filter| filter.priority == FOREMOST);
     Ok(if is_taken { AUTOMATIC } else { FOREMOST })
 }

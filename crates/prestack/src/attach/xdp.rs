@@ -12,7 +12,7 @@ use aya::{
 };
 
 use super::{AttachError, Datapath, pins, reason};
-use crate::{netlink::Interface, settings::ModeSetting, state::AttachedState};
+use crate::{netlink::Interface, settings::ModeSetting};
 
 /// The modes, as they are written down.
 const NATIVE: &str = "native";
@@ -83,7 +83,6 @@ pub(super) fn adopt(
     datapath: &mut Datapath,
     interface: &Interface,
     path: &Path,
-    left: &AttachedState,
 ) -> Result<Option<Attached>, AttachError> {
     let failed = |reason: String| AttachError::Xdp {
         interface: interface.name.clone(),
@@ -94,10 +93,9 @@ pub(super) fn adopt(
         .map_err(|error| failed(error.to_string()))?;
     let link = pins::replace(path, program).map_err(|error| failed(error.to_string()))?;
     Ok(link.map(|link| Attached {
-        mode: if left.mode == GENERIC {
-            GENERIC
-        } else {
-            NATIVE
+        mode: match interface.generic_xdp {
+            true => GENERIC,
+            false => NATIVE,
         },
         link: None,
         pinned: Some(link),

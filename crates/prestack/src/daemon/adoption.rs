@@ -1,7 +1,5 @@
 //! Going on with the programs and maps that another run has left.
 
-use std::{collections::BTreeSet, time::Duration};
-
 use prestack_abi::{backend::MAX_BACKENDS, config::Attention};
 use tracing::{info, warn};
 
@@ -9,15 +7,13 @@ use super::{Daemon, initial};
 use crate::{
     attach::{Attachment, Left, Loopback, adopt_sockets, pins, tc::remove_filters},
     attention::Adaptation,
+    bpffs,
+    grace::await_programs,
     maps,
     netlink::Interface,
     settings::Options,
-    state::{AttachedState, State},
+    state::{Before, State},
 };
-
-/// How long programs may still be at work in whose place others have come: those that they hand packets to stay
-/// as long.
-const OLD_PROGRAMS_END: Duration = Duration::from_millis(100);
 
 impl Daemon {
     /// Puts the programs in the place of those that another run has left, whose maps they go on with. No packet
@@ -37,7 +33,10 @@ impl Daemon {
             "goes on with what an earlier run has left (pid {})",
             state.pid
         );
+        bpffs::make_folder(&folder, "--tcp-hits")?;
         pins::pin_maps(&self.datapath, &folder)?;
+        let left_by = Before::of(state);
+        self.state.remember(&left_by);
         // Whichever programs a crash leaves can be found.
         let programs = self.state.programs.clone();
         self.state.programs.extend(&state.programs);
@@ -49,6 +48,7 @@ impl Daemon {
         // What is named by hashes keeps its names, and what is in use stays so.
         config.seed = before.seed;
         config.parts = before.parts;
+        config.has_fast_open |= before.has_fast_open;
         // What went by unseen while the datapath stood aside, flows above all, is to be forgotten first.
         let is_aside = before.attention == Attention::Aside as u32;
         if is_aside {
@@ -81,8 +81,8 @@ impl Daemon {
             sockets.forget_others();
         }
         self.pin_links(&folder)?;
-        // Nobody is at work in the programs that were there before.
-        std::thread::sleep(OLD_PROGRAMS_END);
+        // Programs in whose place others have come may still be at work: those that they hand packets to stay as long.
+        await_programs();
         let mut kept = vec![pins::of_sockets(&folder), Loopback::pinned_at(&folder)];
         if self.lo.is_none() {
             kept.pop();
@@ -95,21 +95,25 @@ impl Daemon {
         for number in 0..MAX_BACKENDS as u8 {
             self.controls.empty_and_settle(number, options.settle);
         }
-        self.begin(options)?;
         // Segments may have passed as they were where one has gone meanwhile, or was made anew, or where that run
-        // was not attached: one that it had given up may have come back since.
-        let was = |at: &AttachedState| (at.name.clone(), at.index);
-        let is = |at: &Attachment| (at.interface().name.clone(), at.interface().index);
-        let before: BTreeSet<_> = state.interfaces.iter().map(was).collect();
-        if before != self.attachments.iter().map(is).collect() {
+        // was not attached any more: one that it had given up may have come back since.
+        let (taken_over, new): (Vec<_>, Vec<_>) =
+            (self.attachments.iter()).partition(|at| at.has_taken_over());
+        let states = |attachments: Vec<&Attachment>| -> Vec<_> {
+            attachments.into_iter().map(Attachment::state).collect()
+        };
+        if !left_by.is_gapless(&states(taken_over), &states(new)) {
             self.reset_astray(|_| true);
         }
-        Ok(())
+        // From here on it is this run from which the next one takes over.
+        self.state.before = None;
+        self.write_state()?;
+        self.begin(options)
     }
 
     /// Removes the filters that the other run has left where this one is not attached: no pin goes with them.
     fn remove_other_filters(&self, state: &State) {
-        let is_attached = |index| self.state.egresses().any(|now| now.index == index);
+        let is_attached = |index| self.state.attached().any(|now| now.index == index);
         for left in state.filters().filter(|left| !is_attached(left.index)) {
             if let Err(error) = remove_filters(left.index, &state.programs, left.added_clsact) {
                 warn!("cannot remove the TC filter of {}: {error}", left.name);

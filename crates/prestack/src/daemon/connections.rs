@@ -9,7 +9,7 @@ use super::Daemon;
 use crate::{
     discovery::procnet::connections_at_rest,
     drain::{Carried, destroy},
-    host::{from_words, list},
+    host::{from_words, has_fast_open, list},
     maps::{self, MapsError},
     receipts::Lost,
     translations::Translations,
@@ -76,6 +76,17 @@ impl Daemon {
         }
         let waiting = Translations::open(maps)?.waiting()?;
         Ok(self.receipts.look(&waiting, &stats, now))
+    }
+
+    /// Has data heeded that comes with a SYN once the host takes it. What came before this look went by unseen.
+    pub(super) fn look_at_fast_open(&self) {
+        if !self.controls.has_fast_open() && has_fast_open() {
+            self.controls.set_fast_open();
+            self.watch.forget_all(&self.controls, self.options.settle);
+            info!(
+                "TCP Fast Open is on for all listeners: data that comes with a SYN empties the cache"
+            );
+        }
     }
 
     /// Closes the TCP flows that have lost their sockets, and stops waiting for those that are idle.

@@ -108,6 +108,8 @@ pub(super) fn state(
         netns: current_netns()?,
         interfaces: interfaces.iter().map(unattached).collect(),
         lo: lo.as_ref().map(unattached),
+        given: Some(options.interfaces.clone()),
+        before: None,
         programs: datapath.programs.clone(),
         maps: datapath.maps,
         memory: options.memory.as_u64(),

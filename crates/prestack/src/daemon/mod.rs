@@ -104,6 +104,8 @@ impl Daemon {
         // From before anything is looked at, so that no change is missed.
         let notices = Notices::subscribe()?;
         let interfaces = preflight::interfaces(options)?;
+        // From here on they are known by the names that the kernel lists, whichever were given.
+        let options = &options.with_interfaces(preflight::kernel_names(&interfaces)?);
         preflight::not_stacked(&options.interfaces)?;
         let host = preflight::addresses(options, &interfaces)?;
         let left = adopt::find(options, &instance)?;
@@ -310,6 +312,7 @@ impl Daemon {
         let mut looked = Instant::now();
         loop {
             self.controls.set_wall_clock();
+            self.look_at_fast_open();
             let has_changed =
                 self.adaptation
                     .adapt(&self.controls, &mut self.datapath, &self.watch);

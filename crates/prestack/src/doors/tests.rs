@@ -508,3 +508,32 @@ fn the_datapath_reads_network_byte_order() {
     };
     assert_eq!(any.to_abi().flags, Door::ANY_ADDRESS | Door::HAS_TCP6);
 }
+
+/// memcached was started again at other ports.
+#[test]
+fn the_dead_leave_room_for_the_living() {
+    let at = |port: u16| {
+        let sockets: Vec<_> = (1..=40).map(|n| format!("udp 10.1.0.{n}:{port}")).collect();
+        memcached(&sockets.iter().map(String::as_str).collect::<Vec<_>>())
+    };
+    let addresses: Vec<_> = (1..=40).map(|n| ("vs", format!("10.1.0.{n}/24"))).collect();
+    let addresses: Vec<_> = addresses
+        .iter()
+        .map(|(at, net)| (*at, net.as_str()))
+        .collect();
+    let (gone, here) = (at(11211), at(11212));
+    let tenants = |alive| {
+        [(0, &gone, alive), (1, &here, true)].map(|(number, memcached, alive)| Tenant {
+            number,
+            memcached,
+            alive,
+        })
+    };
+    let selection = select(&[11211, 11212], &[]);
+    let doors = |alive| doors(&tenants(alive), &local(&addresses), &selection, false);
+    let found = doors(false).expect("enough");
+    let served = found.specs.iter().filter(|door| door.serve_udp);
+    assert_eq!(served.count(), 40);
+    assert_eq!((found.specs.len(), found.left_out), (MAX_DOORS, vec![]));
+    assert_eq!(doors(true), Err(TooManyDoors { needed: 80 }));
+}

@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use prestack_abi::{extent::Extent, flow::FLOW_WAYS};
 
 use super::{EgressSetting, ModeSetting, sizes::has_long_answers};
-use crate::units::InstanceName;
+use crate::{host::LOOPBACK, units::InstanceName};
 
 /// Settings with every default filled in.
 #[derive(Clone, Debug, PartialEq)]
@@ -65,6 +65,16 @@ impl Options {
     #[must_use]
     pub const fn outlives(&self) -> bool {
         self.pin || self.tcp_hits
+    }
+
+    /// The same with these names of interfaces.
+    #[must_use]
+    pub fn with_interfaces(&self, interfaces: Vec<String>) -> Self {
+        Self {
+            watch_lo: self.watch_lo && !interfaces.iter().any(|name| name == LOOPBACK),
+            interfaces,
+            ..self.clone()
+        }
     }
 
     /// Whether answers over TCP may be longer than what is kept with the connection.

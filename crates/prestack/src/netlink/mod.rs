@@ -1,14 +1,13 @@
 //! What the kernel says over rtnetlink about interfaces and their traffic control filters.
 
+mod request;
+
 use std::{
     io,
     os::fd::{AsFd, BorrowedFd},
 };
 
-use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkBuffer, NetlinkHeader, NetlinkMessage,
-    NetlinkPayload,
-};
+use netlink_packet_core::{NLM_F_DUMP, NetlinkPayload};
 use netlink_packet_route::{
     RouteNetlinkMessage,
     link::{
@@ -20,6 +19,8 @@ use netlink_packet_route::{
 };
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 use nix::libc;
+
+use request::{messages, request};
 
 /// `ETH_P_ALL` in network byte order, the protocol of filters that see every packet.
 const EVERY_PROTOCOL: u16 = 3_u16.to_be();
@@ -47,6 +48,8 @@ pub struct Interface {
     pub mtu: u32,
     /// Kernel's numbers of the XDP programs attached to it.
     pub xdp: Vec<u32>,
+    /// Whether one of them is attached in generic mode.
+    pub generic_xdp: bool,
 }
 
 /// A VLAN tag.
@@ -105,8 +108,8 @@ pub struct Device {
 pub fn devices() -> io::Result<Vec<Device>> {
     let message = RouteNetlinkMessage::GetLink(LinkMessage::default());
     let replies = request(message, NLM_F_DUMP)?;
+    let replies = replies.known.into_iter();
     Ok(replies
-        .into_iter()
         .filter_map(|reply| match reply {
             RouteNetlinkMessage::NewLink(link) => read_device(&link),
             _ => None,
@@ -221,7 +224,7 @@ fn link(message: LinkMessage) -> io::Result<Option<Interface>> {
         Err(error) if error.raw_os_error() == Some(libc::ENODEV) => return Ok(None),
         replies => replies?,
     };
-    Ok(replies.into_iter().find_map(|reply| match reply {
+    Ok(replies.known.into_iter().find_map(|reply| match reply {
         RouteNetlinkMessage::NewLink(link) => Some(read_link(&link)),
         _ => None,
     }))
@@ -237,6 +240,7 @@ fn read_link(link: &LinkMessage) -> Interface {
         ),
         mtu: 0,
         xdp: Vec::new(),
+        generic_xdp: false,
     };
     for attribute in &link.attributes {
         match attribute {
@@ -244,6 +248,7 @@ fn read_link(link: &LinkMessage) -> Interface {
             LinkAttribute::Mtu(mtu) => interface.mtu = *mtu,
             LinkAttribute::Xdp(list) => {
                 for xdp in list {
+                    interface.generic_xdp |= matches!(xdp, LinkXdp::SkbProgId(_));
                     if let LinkXdp::ProgId(id)
                     | LinkXdp::DrvProgId(id)
                     | LinkXdp::SkbProgId(id)
@@ -260,25 +265,43 @@ fn read_link(link: &LinkMessage) -> Interface {
     interface
 }
 
-/// The BPF filters at the egress hook of an interface.
+/// The filters at a hook of an interface.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Filters {
+    /// Those that can be read.
+    pub known: Vec<Filter>,
+    /// Whether there are others, of which more is said than can be read: they are somebody else's.
+    pub has_unknown: bool,
+}
+
+impl Filters {
+    fn is_empty(&self) -> bool {
+        self.known.is_empty() && !self.has_unknown
+    }
+}
+
+/// The filters at the egress hook of an interface.
 ///
 /// # Errors
 /// The kernel refused to say.
-pub fn egress_filters(index: u32) -> io::Result<Vec<Filter>> {
+pub fn egress_filters(index: u32) -> io::Result<Filters> {
     filters(index, EGRESS)
 }
 
-fn filters(index: u32, parent: TcHandle) -> io::Result<Vec<Filter>> {
+fn filters(index: u32, parent: TcHandle) -> io::Result<Filters> {
     let mut message = tc_message(index);
     message.header.parent = parent;
     let replies = request(RouteNetlinkMessage::GetTrafficFilter(message), NLM_F_DUMP)?;
-    Ok(replies
-        .into_iter()
-        .filter_map(|reply| match reply {
-            RouteNetlinkMessage::NewTrafficFilter(filter) => read_filter(&filter),
-            _ => None,
-        })
-        .collect())
+    let known = replies.known.into_iter();
+    Ok(Filters {
+        known: known
+            .filter_map(|reply| match reply {
+                RouteNetlinkMessage::NewTrafficFilter(filter) => read_filter(&filter),
+                _ => None,
+            })
+            .collect(),
+        has_unknown: replies.has_unknown,
+    })
 }
 
 /// `None` for the head of a priority, which has no options.
@@ -343,60 +366,6 @@ pub fn remove_unused_clsact(index: u32) -> io::Result<()> {
 fn tc_message(index: u32) -> TcMessage {
     // Interface numbers are positive `int`s in the kernel.
     TcMessage::with_index(index.cast_signed())
-}
-
-/// Sends a request and collects the replies to it.
-fn request(message: RouteNetlinkMessage, flags: u16) -> io::Result<Vec<RouteNetlinkMessage>> {
-    let mut socket = Socket::new(NETLINK_ROUTE)?;
-    socket.bind_auto()?;
-    socket.connect(&SocketAddr::new(0, 0))?;
-    let mut header = NetlinkHeader::default();
-    // An acknowledgement ends the replies of everything but a dump, which ends by itself.
-    let end = if flags == NLM_F_DUMP { 0 } else { NLM_F_ACK };
-    header.flags = NLM_F_REQUEST | flags | end;
-    header.sequence_number = 1;
-    let mut message = NetlinkMessage::new(header, NetlinkPayload::InnerMessage(message));
-    message.finalize();
-    let mut bytes = vec![0; message.buffer_len()];
-    message.serialize(&mut bytes);
-    socket.send(&bytes, 0)?;
-
-    let mut replies = Vec::new();
-    loop {
-        let (datagram, _) = socket.recv_from_full()?;
-        for reply in messages(&datagram)? {
-            let reply = match reply {
-                Ok(reply) => reply,
-                // A device of which more is said than can be read is one among many.
-                Err(_) if flags == NLM_F_DUMP => continue,
-                Err(error) => return Err(error),
-            };
-            match reply.payload {
-                NetlinkPayload::Done(_) => return Ok(replies),
-                NetlinkPayload::Error(error) if error.code.is_some() => return Err(error.to_io()),
-                NetlinkPayload::Error(_) => return Ok(replies),
-                NetlinkPayload::InnerMessage(reply) => replies.push(reply),
-                _ => {}
-            }
-        }
-    }
-}
-
-/// A message, if it can be read.
-type Message = io::Result<NetlinkMessage<RouteNetlinkMessage>>;
-
-/// The messages in a datagram.
-fn messages(mut datagram: &[u8]) -> io::Result<Vec<Message>> {
-    let mut messages = Vec::new();
-    while !datagram.is_empty() {
-        let length = NetlinkBuffer::new_checked(datagram)
-            .map_err(io::Error::other)?
-            .length();
-        messages.push(NetlinkMessage::deserialize(datagram).map_err(io::Error::other));
-        let step = (length as usize).next_multiple_of(4).min(datagram.len());
-        datagram = &datagram[step..];
-    }
-    Ok(messages)
 }
 
 /// The kernel's notices that interfaces or addresses have changed; the descriptor is readable when
