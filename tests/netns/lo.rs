@@ -3,6 +3,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::{Result, bail, ensure};
 use prestack_testbed::bpf::attach_end;
@@ -352,6 +353,47 @@ fn pinned_it_goes_on_to_watch() -> Result<()> {
     assert_eq!(reader.get(b"key")?.as_deref(), Some(&b"new"[..]));
     stage.prestack.instance().command(&["detach"])?;
     nothing_attached(host, "lo")
+}
+
+/// Somebody removes programs by other means: that is noticed, they are put back, and what came meanwhile is forgotten.
+#[test]
+fn programs_that_somebody_removes_are_put_back() -> Result<()> {
+    let bed = Testbed::new()?;
+    let _memcached = Memcached::start(&bed.server, MemcachedOptions::default())?;
+    let args = [&LASTING[..], &["--egress", "clsact"]].concat();
+    let prestack = start_watching_prestack(&bed, 0, &args)?;
+    let link = &bed.links[0];
+    let mut reader = UdpClient::connect(&bed.client, (link.server4, PORT).into())?;
+    let mut local = TcpClient::connect(&bed.server, (Ipv4Addr::LOCALHOST, PORT).into())?;
+    for (round, dev) in ["lo", &link.server_dev, "lo"].into_iter().enumerate() {
+        let key = format!("key{round}").into_bytes();
+        store(&mut local, &key, b"old")?;
+        until_hit(&prestack, &mut reader, &key, b"old")?;
+        let mut remove = bed.server.command("tc");
+        let removed = remove.args(["qdisc", "del", "dev", dev, "clsact"]).status();
+        ensure!(
+            removed?.success(),
+            "the qdisc of {dev} could not be removed"
+        );
+        store(&mut local, &key, b"new")?;
+        pace::wait_for("the programs to be back", Duration::from_secs(10), || {
+            let mut list = bed.server.command("tc");
+            let listed = list
+                .args(["filter", "show", "dev", dev, "egress"])
+                .output()?;
+            Ok(String::from_utf8_lossy(&listed.stdout)
+                .contains("bpf")
+                .then_some(()))
+        })?;
+        // What they have not seen is forgotten a moment later.
+        pace::wait_for("the new value", Duration::from_secs(10), || {
+            Ok((reader.get(&key)?.as_deref() == Some(&b"new"[..])).then_some(()))
+        })?;
+        until_hit(&prestack, &mut reader, &key, b"new")?;
+        store(&mut local, &key, b"newer")?;
+        assert_eq!(reader.get(&key)?.as_deref(), Some(&b"newer"[..]), "{dev}");
+    }
+    Ok(())
 }
 
 /// It serves all the same, and says what it does not see.

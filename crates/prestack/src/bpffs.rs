@@ -56,8 +56,7 @@ pub fn make_folder(folder: &Path, option: &'static str) -> Result<(), BpffsError
     let mounted = statfs(MOUNT_POINT).is_ok_and(|fs| fs.filesystem_type() == BPF_FS_MAGIC);
     if !mounted {
         // What is pinned in a mount namespace of this process's own would go with it.
-        let namespace = |pid: Pid| fs::read_link(format!("/proc/{pid}/ns/mnt")).ok();
-        if namespace(Pid::this()) != namespace(Pid::parent()) {
+        if has_own_mounts() {
             return Err(BpffsError::Hidden { option });
         }
         mount(
@@ -87,6 +86,24 @@ pub fn make_folder(folder: &Path, option: &'static str) -> Result<(), BpffsError
         is_roots_alone(folder)?;
     }
     Ok(())
+}
+
+/// Whether this process is in another mount namespace than one of those that it descends from, as far as these can be
+/// seen. There may be a shell, `sudo` or `timeout` between.
+fn has_own_mounts() -> bool {
+    let namespace = |pid: i32| fs::read_link(format!("/proc/{pid}/ns/mnt")).ok();
+    let own = namespace(Pid::this().as_raw());
+    let ancestors = std::iter::successors(Some(Pid::parent().as_raw()), |pid| parent(*pid));
+    ancestors
+        .map_while(namespace)
+        .any(|theirs| Some(theirs) != own)
+}
+
+/// The process that has made a process, or taken it over; `None` if there is none.
+fn parent(pid: i32) -> Option<i32> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let parent = status.lines().find_map(|line| line.strip_prefix("PPid:"))?;
+    parent.trim().parse().ok().filter(|pid| *pid > 0)
 }
 
 /// Checks that root alone may write to a folder.

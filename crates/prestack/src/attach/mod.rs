@@ -136,6 +136,21 @@ impl Loopback {
         Self::watch(datapath, egress)
     }
 
+    /// Whether one of `programs` is there still, as far as the kernel says.
+    #[must_use]
+    pub fn is_watching(&self, programs: &[u32]) -> bool {
+        self.lo.is_there(&self.interface, programs)
+    }
+
+    /// Detaches the program, pinned or not, if it is still there.
+    ///
+    /// # Errors
+    /// The BPF file system refused to remove a pin.
+    pub fn give_up(mut self, folder: &Path) -> Result<(), BpffsError> {
+        self.lo.unpin();
+        bpffs::remove(&Self::pinned_at(folder))
+    }
+
     /// Where its link is pinned.
     #[must_use]
     pub fn pinned_at(folder: &Path) -> PathBuf {
@@ -278,6 +293,12 @@ impl Attachment {
     #[must_use]
     pub fn has_taken_over(&self) -> bool {
         self.taken_over
+    }
+
+    /// Whether replies are watched still, by one of `programs`, as far as the kernel says.
+    #[must_use]
+    pub fn is_watching(&self, programs: &[u32]) -> bool {
+        self.tx.is_there(&self.interface, programs)
     }
 
     /// The interface as it was when it was attached to.

@@ -9,7 +9,8 @@ use aya::{
         LinkOrder, TcAttachType,
         links::{FdLink, PinnedLink},
         tc::{
-            NlOptions, SchedClassifierLink, TcAttachOptions, TcError, TcHandle, qdisc_add_clsact,
+            NlOptions, SchedClassifier, SchedClassifierLink, TcAttachOptions, TcError, TcHandle,
+            qdisc_add_clsact,
         },
     },
 };
@@ -65,6 +66,26 @@ impl Attached {
                 ..
             })
         )
+    }
+
+    /// Whether one of `programs` is still at the interface, as far as the kernel says: somebody may have removed it.
+    #[must_use]
+    pub fn is_there(&self, interface: &Interface, programs: &[u32]) -> bool {
+        let is_there = match self {
+            Self::Tcx { .. } => {
+                let at = SchedClassifier::query_tcx(&interface.name, TcAttachType::Egress);
+                at.map(|(_, at)| at.iter().any(|info| programs.contains(&info.id())))
+                    .ok()
+            }
+            Self::Clsact(_) => {
+                let filters = netlink::egress_filters(interface.index).ok();
+                filters.map(|filters| {
+                    let mut programs_at = filters.known.iter().filter_map(|at| at.program);
+                    programs_at.any(|program| programs.contains(&program))
+                })
+            }
+        };
+        is_there.unwrap_or(true)
     }
 
     /// Makes it outlive the process.

@@ -7,8 +7,8 @@ use tracing::{error, info, warn};
 
 use super::Daemon;
 use crate::{
-    attach::Attachment,
-    host::{Host, from_words},
+    attach::{Attachment, Loopback},
+    host::{Host, LOOPBACK, from_words},
     netlink::{self, Interface},
     preflight,
 };
@@ -76,26 +76,61 @@ impl Daemon {
         Ok(moves)
     }
 
-    /// Gives up the interfaces that are not among those found, or have lost their program.
+    /// Gives up the interfaces that are not among those found, or have lost a program.
     fn give_up_lost(&mut self, found: &[Interface]) -> bool {
         let rx = self.datapath.rx_number();
-        let is_there = |attachment: &Attachment| {
+        let is_found = |attachment: &Attachment| {
             let Interface { name, index, .. } = attachment.interface();
             let mut found = found.iter();
             found.any(|f| f.name == *name && f.index == *index && f.xdp.contains(&rx))
         };
+        let programs = self.datapath.programs.clone();
+        let is_there =
+            |attachment: &Attachment| is_found(attachment) && attachment.is_watching(&programs);
         let attachments = std::mem::take(&mut self.attachments);
         let (kept, lost): (Vec<_>, Vec<_>) = attachments.into_iter().partition(is_there);
         self.attachments = kept;
         let is_any = !lost.is_empty();
         for attachment in lost {
-            let name = attachment.interface().name.clone();
-            self.note_missing(&name, format!("interface {name} is gone"), None);
+            let Interface { name, index, .. } = attachment.interface().clone();
+            let problem = if found.iter().any(|f| f.name == name && f.index == index) {
+                format!(
+                    "interface {name} has lost a program of prestack's: somebody has removed it"
+                )
+            } else {
+                format!("interface {name} is gone")
+            };
+            self.note_missing(&name, problem, None);
             if let Err(error) = attachment.give_up(&self.instance.pin_folder()) {
                 warn!("{error}");
             }
         }
         is_any
+    }
+
+    /// Attaches to the loopback interface again if its program is not there any more. Returns whether that was so.
+    pub(super) fn look_at_lo(&mut self) -> bool {
+        let is_lost = |lo: &Loopback| !lo.is_watching(&self.datapath.programs);
+        if !matches!(&self.lo, Some(Ok(lo)) if is_lost(lo)) {
+            return false;
+        }
+        warn!("interface {LOOPBACK} has lost prestack's program: somebody has removed it");
+        let folder = self.instance.pin_folder();
+        if let Some(Ok(lo)) = self.lo.take()
+            && let Err(error) = lo.give_up(&folder)
+        {
+            warn!("{error}");
+        }
+        self.watch_lo(self.options.egress);
+        if let Some(Ok(lo)) = &mut self.lo
+            && self.options.outlives()
+            && let Err(error) = lo.pin(&folder)
+        {
+            warn!("{error}");
+        }
+        // What came meanwhile went by unseen.
+        self.watch.forget_all(&self.controls, self.options.settle);
+        true
     }
 
     /// Attaches to interfaces that have come back.
@@ -106,7 +141,7 @@ impl Daemon {
             }
             match self.attach_anew(name) {
                 Ok(()) => {
-                    info!("interface {name} is back, and attached to again");
+                    info!("interface {name} is attached to again");
                     self.missing.remove(name);
                     moves.regained = true;
                 }

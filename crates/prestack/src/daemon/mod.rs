@@ -36,7 +36,7 @@ use crate::{
     netlink::{Interface, Notices},
     preflight,
     receipts::Receipts,
-    settings::Options,
+    settings::{EgressSetting, Options},
     socket_fields,
     state::{Instance, State},
     sweep::Sweep,
@@ -187,7 +187,7 @@ impl Daemon {
             self.attachments.push(attachment);
         }
         if options.watch_lo {
-            self.watch_lo(options);
+            self.watch_lo(options.egress);
         }
         self.write_state()?;
         for attachment in &mut self.attachments {
@@ -256,8 +256,8 @@ impl Daemon {
     }
 
     /// Watches what this host sends to itself. If that cannot be, it is one more way that is not seen.
-    fn watch_lo(&mut self, options: &Options) {
-        let watched = Loopback::watch(&mut self.datapath, options.egress);
+    fn watch_lo(&mut self, egress: EgressSetting) {
+        let watched = Loopback::watch(&mut self.datapath, egress);
         self.have_lo(watched);
     }
 
@@ -440,7 +440,8 @@ impl Daemon {
             Ok(changed) => (self.note_unwatched(watched) | changed, None),
             Err(error) => (true, Some(error.to_string())),
         };
-        Ok(self.follow(moves, &before) | self.note_trouble(trouble) | changed)
+        let is_regained = self.look_at_lo();
+        Ok(self.follow(moves, &before) | self.note_trouble(trouble) | changed | is_regained)
     }
 
     /// Notes why the host cannot be looked at. Returns whether that is new.
