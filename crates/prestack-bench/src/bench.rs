@@ -80,9 +80,10 @@ pub struct BenchOptions {
     /// Connections of the closed loop over TCP
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=8000))]
     pub connections: u32,
-    /// Keys of the closed loop over TCP
-    #[arg(long, value_name = "N", default_value_t = 100_000, value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
-    pub keys: u32,
+    /// Keys, in place of the numbers of them that `closed-loop` and `open-loop` have, and of the 100000 of `tcp` and
+    /// of a row of `tcp-hits`
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
+    pub keys: Option<u32>,
     /// Share of the requests over TCP that are writes, in place of none and a half
     #[arg(long, value_name = "SHARE")]
     pub write_ratio: Option<f64>,
@@ -138,16 +139,11 @@ pub fn run(options: &BenchOptions, object: &[u8]) -> Result<()> {
         let page = File::options().append(true).create(true).open(path);
         page.with_context(|| format!("writing {}", path.display()))?;
     }
-    if let Some(ratio) = options.write_ratio {
-        ensure!(
-            (0.0..=1.0).contains(&ratio),
-            "--write-ratio: the share of writes must be 0 to 1"
-        );
-    }
+    options.check()?;
     interrupt::catch()?;
     let mut workloads = Vec::new();
     if options.wants(Part::ClosedLoop) {
-        workloads.extend(suite::overview());
+        workloads.extend(suite::overview(options));
     }
     if options.wants(Part::Tcp) {
         workloads.extend(suite::tcp(options));
@@ -176,7 +172,7 @@ pub fn run(options: &BenchOptions, object: &[u8]) -> Result<()> {
         steps += hit_rate::steps();
     }
     if options.wants(Part::OpenLoop) {
-        steps += open_loop::steps(options.rounds);
+        steps += open_loop::steps(options.keys, options.rounds);
     }
     steps += usize::from(options.wants(Part::Loss));
     let progress = Progress::new(steps);
@@ -202,7 +198,7 @@ pub fn run(options: &BenchOptions, object: &[u8]) -> Result<()> {
     let mut overload = Overload::default();
     if options.wants(Part::OpenLoop) {
         let duration = Duration::from_secs(options.seconds.into());
-        overload = open_loop::run(options.rounds, duration, &progress)?;
+        overload = open_loop::run(options.keys, options.rounds, duration, &progress)?;
     }
     let mut losses = Vec::new();
     if options.wants(Part::Loss) {
@@ -230,6 +226,20 @@ impl BenchOptions {
             [] => self.all || !takes_long,
             only => only.contains(&part),
         }
+    }
+
+    /// Fails when the parts cannot do what is asked of them.
+    fn check(&self) -> Result<()> {
+        if let Some(ratio) = self.write_ratio {
+            ensure!(
+                (0.0..=1.0).contains(&ratio),
+                "--write-ratio: the share of writes must be 0 to 1"
+            );
+        }
+        if let (Some(keys), true) = (self.keys, self.wants(Part::OpenLoop)) {
+            open_loop::check(keys)?;
+        }
+        Ok(())
     }
 
     /// The peers that are measured with a workload: they are caches of what is asked for over UDP.
@@ -306,4 +316,56 @@ fn compare(
         with: combine(&with).context("there is at least one round")?,
         peers: names.zip(sides).collect(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        options: BenchOptions,
+    }
+
+    fn options(args: &[&str]) -> BenchOptions {
+        Line::parse_from(["bench"].iter().chain(args)).options
+    }
+
+    /// What is said against these options.
+    fn refusal(args: &[&str]) -> String {
+        let checked = options(args).check();
+        checked.expect_err("it is refused").to_string()
+    }
+
+    #[test]
+    fn a_number_of_keys_takes_the_place_of_several() {
+        let keys = |args: &[&str]| -> Vec<u32> {
+            let workloads = suite::overview(&options(args)).into_iter();
+            workloads.map(|(_, workload)| workload.keys).collect()
+        };
+        assert_eq!(keys(&[]), [1_000, 100_000, 100_000]);
+        assert_eq!(keys(&["--keys", "7"]), [7]);
+        assert_eq!(open_loop::steps(None, 1), 4);
+        assert_eq!(open_loop::steps(Some(1_000), 1), 2);
+    }
+
+    #[test]
+    fn what_the_parts_cannot_do_is_refused() {
+        for (args, word) in [
+            (
+                &["--only", "tcp", "--write-ratio", "2"][..],
+                "--write-ratio",
+            ),
+            (&["--only", "open-loop", "--keys", "8"], "--keys 8"),
+        ] {
+            let refusal = refusal(args);
+            assert!(refusal.contains(word), "{refusal}");
+        }
+        options(&["--only", "open-loop", "--keys", "9"])
+            .check()
+            .expect("a tenth can be missing");
+        options(&["--keys", "1"]).check().expect("one key is read");
+    }
 }

@@ -7,6 +7,9 @@ use crate::comparison::{BRIEF, Workload};
 use crate::load::Transport;
 use crate::popularity::Popularity;
 
+/// Keys over TCP, unless the options say otherwise.
+const MANY_KEYS: u32 = 100_000;
+
 /// What workloads are to show together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -72,8 +75,11 @@ impl Series {
 }
 
 /// Hits alone (a high `max-age`) with a small and a large set of keys, then the product's default
-/// `max-age` with the skew that caches usually see.
-pub(crate) fn overview() -> Vec<(Series, Workload)> {
+/// `max-age` with the skew that caches usually see. Where the number of keys is given, hits alone with so many.
+pub(crate) fn overview(options: &BenchOptions) -> Vec<(Series, Workload)> {
+    if let Some(keys) = options.keys {
+        return vec![(Series::Overview, Workload::gets(keys))];
+    }
     let zipf = Workload {
         popularity: Popularity::Zipf(0.99),
         max_age: BRIEF.to_owned(),
@@ -92,7 +98,7 @@ pub(crate) fn tcp(options: &BenchOptions) -> Vec<(Series, Workload)> {
         write_ratio,
         connections: options.connections as usize,
         is_absent,
-        ..Workload::gets(options.keys)
+        ..Workload::gets(options.keys.unwrap_or(MANY_KEYS))
     };
     let workloads = match options.write_ratio {
         Some(ratio) => vec![workload(ratio, false)],
@@ -116,7 +122,7 @@ pub(crate) fn tcp_hits(options: &BenchOptions) -> Vec<(Series, Workload)> {
         ..Workload::gets(1_000)
     };
     let many = Workload {
-        keys: options.keys,
+        keys: options.keys.unwrap_or(MANY_KEYS),
         memory: Some("256MiB".to_owned()),
         ..hits.clone()
     };
