@@ -135,8 +135,7 @@ impl Asker {
                 }
             }
             (Kind::Set(write), Answer::Stored) => self.written(n, write),
-            // An echo.
-            (Kind::Get { .. }, Answer::Stored) => {}
+            (Kind::Get { .. }, Answer::Stored) if self.protocol == Protocol::Echo => {}
             (Kind::Get { .. }, Answer::Missing) => self.tally.missing += 1,
             (kind, _) => {
                 self.tally.refused += 1;
