@@ -87,7 +87,7 @@ pub struct LoadOptions {
     /// Sockets in all [default: 2 over UDP, 64 over TCP]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=60_000))]
     pub sockets: Option<u32>,
-    /// Requests outstanding on a socket at most; over UDP a power of two [default: 32 over UDP, 1 over TCP]
+    /// Requests outstanding on a socket at most; over UDP a power of two up to 1024 [default: 32 over UDP, 1 over TCP]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=32_768))]
     pub depth: Option<u16>,
     /// Threads over TCP (over UDP each socket has its own)

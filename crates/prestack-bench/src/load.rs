@@ -21,7 +21,7 @@ use crate::protocol::Protocol;
 use crate::tally::Tally;
 use crate::tcp::Connections;
 use crate::trace::Trace;
-use crate::udp::Window;
+use crate::udp::{MAX_WINDOW, Window};
 use crate::versions::Versions;
 
 /// Shares of requests whose latencies are told.
@@ -256,8 +256,9 @@ impl Load {
             .filter(|group| group.transport == Transport::Udp)
         {
             ensure!(
-                group.depth.is_power_of_two(),
-                "over UDP the requests outstanding on a socket must be a power of two, not {}",
+                group.depth.is_power_of_two() && group.depth <= MAX_WINDOW,
+                "over UDP the requests outstanding on a socket must be a power of two and at most {MAX_WINDOW}, not {}: \
+                 their ids have 16 bits, and more can be had with more sockets",
                 group.depth
             );
             ensure!(
@@ -526,13 +527,17 @@ mod tests {
         let udp = || Group::udp_gets(1);
         load(udp()).expect("reads of large values");
         load(Group {
-            depth: 3,
+            depth: 3 * MAX_WINDOW,
             is_quiet: true,
             ..Group::tcp(1, 1.0, 1)
         })
         .expect("TCP can do all of it");
         for group in [
             Group { depth: 3, ..udp() },
+            Group {
+                depth: 2 * MAX_WINDOW,
+                ..udp()
+            },
             Group {
                 is_quiet: true,
                 ..udp()

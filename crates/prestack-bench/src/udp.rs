@@ -1,5 +1,6 @@
 //! A client of the load generator over UDP: a socket and a window of outstanding requests.
 
+use std::collections::VecDeque;
 use std::net::UdpSocket;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -23,6 +24,9 @@ const CAPACITY: usize = 2048;
 /// Most datagrams of an answer: the longest value of memcached's default has 1 MiB.
 const MAX_PARTS: u16 = 1024;
 
+/// Most requests outstanding on a socket: each slot then has 64 ids at least.
+pub(crate) const MAX_WINDOW: u16 = 1_024;
+
 /// A place in the window.
 struct Slot {
     /// The id of its request, or of its next one while it is free.
@@ -37,7 +41,9 @@ pub(crate) struct Window {
     asker: Asker,
     socket: UdpSocket,
     slots: Vec<Slot>,
-    free: Vec<usize>,
+    /// Slots without a request, in the order in which they became free: so an id comes again as late as can be, and
+    /// hardly when an answer to its last request may yet come.
+    free: VecDeque<usize>,
     requests: Batch,
     replies: Batch,
     request: Vec<u8>,
@@ -101,7 +107,7 @@ impl Window {
     /// Sends a request from every free slot, as far as any are due.
     fn send(&mut self, now: Instant) -> Result<()> {
         let mut count = 0;
-        while let Some(&s) = self.free.last() {
+        while let Some(&s) = self.free.front() {
             let slot = &mut self.slots[s];
             self.request.clear();
             self.request.extend(slot.id.to_be_bytes());
@@ -110,7 +116,7 @@ impl Window {
                 break;
             };
             slot.request = Some(request);
-            self.free.pop();
+            self.free.pop_front();
             self.requests.set(count, &self.request);
             count += 1;
         }
@@ -218,7 +224,7 @@ impl Window {
         slot.request = None;
         slot.parts.clear();
         slot.id = slot.id.wrapping_add(window);
-        self.free.push(s);
+        self.free.push_back(s);
     }
 }
 
@@ -271,6 +277,23 @@ mod tests {
         let (end, stop) = (Instant::now() + LONG, AtomicBool::new(false));
         let refusal = window.run(Pace::Closed, end, &stop).err().unwrap();
         assert!(format!("{refusal:#}").contains("-U PORT"), "{refusal:#}");
+    }
+
+    #[test]
+    fn ids_come_again_after_all_others() {
+        let [client, server] = pair();
+        let mut window = Window::new(asker(0.0, false, 0), client, 4).unwrap();
+        let mut ids = Vec::new();
+        for _ in 0..10 {
+            window.asker.left = 1;
+            window.send(Instant::now()).unwrap();
+            let mut request = [0; CAPACITY];
+            server.recv(&mut request).unwrap();
+            let id = u16::from_be_bytes([request[0], request[1]]);
+            window.release(usize::from(id) % 4);
+            ids.push(id);
+        }
+        assert_eq!(ids, Vec::from_iter(0..10));
     }
 
     #[test]
