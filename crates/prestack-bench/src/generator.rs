@@ -15,7 +15,8 @@ use serde::Serialize;
 
 use crate::dataset::Dataset;
 use crate::interrupt;
-use crate::load::{Group, Load, Outcome, SHARES, Transport, any_address};
+use crate::load::{Group, Load, Transport, any_address};
+use crate::outcome::{Outcome, SHARES};
 use crate::popularity::Popularity;
 use crate::protocol::Protocol;
 use crate::report::whole;
@@ -463,7 +464,7 @@ mod tests {
                 .contains("-U PORT")
         );
         assert!(!check(&tally, Transport::Tcp).unwrap_err().contains("-U"));
-        tally.answered(Duration::from_secs(1));
+        tally.answered(Duration::from_secs(1), false);
         check(&tally, Transport::Udp).unwrap();
     }
 }

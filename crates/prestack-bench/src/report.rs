@@ -278,14 +278,14 @@ pub(crate) fn whole(number: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::load::Outcome;
+    use crate::outcome::Outcome;
     use crate::tally::Tally;
     use std::time::Duration;
 
     /// What is said against a round with prestack in which one item was not there.
     fn refusal_of_missing(is_absent: bool) -> Option<String> {
         let mut tally = Tally::new();
-        tally.answered(Duration::from_micros(100));
+        tally.answered(Duration::from_micros(100), false);
         tally.missing = 1;
         let report = Report {
             series: Series::Overview,

@@ -76,7 +76,7 @@ impl Window {
     /// Keeps the window full, or as the pace says, until the limit, `end` or `stop` is reached, then waits
     /// for what is outstanding. Returns what was asked, and what came of it.
     pub(crate) fn run(mut self, pace: Pace, end: Instant, stop: &AtomicBool) -> Result<Asker> {
-        self.asker.pace = pace;
+        self.asker.begin(pace, end);
         let mut now = Instant::now();
         let (mut looked, mut is_closed) = (now, false);
         loop {
@@ -309,6 +309,26 @@ mod tests {
         let of = |share| Duration::from_nanos(tally.latencies.value_at_quantile(share));
         assert!(of(0.5) > Duration::from_millis(100), "{:?}", of(0.5));
         assert!(of(1.0) >= TIMEOUT, "{:?}", of(1.0));
+    }
+
+    #[test]
+    fn an_answer_after_the_end_is_late() {
+        let [client, server] = pair();
+        let window = Window::new(asker(0.0, false, 2), client, 1).unwrap();
+        let (end, stop) = (Instant::now() + TIMEOUT / 2, AtomicBool::new(false));
+        let tally = thread::scope(|scope| {
+            scope.spawn(|| {
+                for answered_at in [Instant::now(), end + TICK] {
+                    let mut request = [0; CAPACITY];
+                    server.recv(&mut request).unwrap();
+                    thread::sleep(answered_at.saturating_duration_since(Instant::now()));
+                    let answer = [&request[..FRAME], b"END\r\n"].concat();
+                    server.send(&answer).unwrap();
+                }
+            });
+            window.run(Pace::Closed, end, &stop).unwrap().tally
+        });
+        assert_eq!((tally.answered, tally.late, tally.timeouts), (2, 1, 0));
     }
 
     #[test]
