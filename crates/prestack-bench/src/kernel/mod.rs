@@ -274,7 +274,7 @@ pub(crate) fn run(
             }
             if let ([.., other, _], true) = (&cpus[..], setup.scales()) {
                 let cpus = [last, *other];
-                scaling.push(scale::measure(&filled, cpus, rounds, progress)?);
+                scaling.extend(scale::measure(&filled, cpus, rounds, progress)?);
                 cpu::pin_thread(&[last])?;
             }
         }
