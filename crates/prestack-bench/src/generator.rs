@@ -25,6 +25,8 @@ use crate::trace::Trace;
 
 /// How long memcached may take to be found at an address, where there are several.
 const REACH_LIMIT: Duration = Duration::from_secs(1);
+/// A load is offered for so long at most: no clock goes as far as all seconds that can be written.
+const LONGEST: Duration = Duration::from_secs(1_000_000);
 /// Most requests a second: far more than can be sent.
 const MAX_RATE: f64 = 1e7;
 
@@ -133,7 +135,14 @@ struct Told {
 pub fn run(options: &LoadOptions) -> Result<()> {
     interrupt::catch()?;
     let seconds = |seconds: f64, option| {
-        Duration::try_from_secs_f64(seconds).with_context(|| format!("{option} {seconds}"))
+        let duration = Duration::try_from_secs_f64(seconds);
+        let duration = duration.with_context(|| format!("{option} {seconds}"))?;
+        ensure!(
+            duration <= LONGEST,
+            "{option} {seconds}: at most {} s are measured",
+            LONGEST.as_secs()
+        );
+        Ok(duration)
     };
     let (warm_up, measured) = (
         seconds(options.warm_up, "--warm-up")?,
@@ -405,6 +414,16 @@ mod tests {
         for seconds in ["0", "1e-12"] {
             let refusal = run(&options(&["--seconds", seconds])).unwrap_err();
             assert!(format!("{refusal:#}").contains("--seconds"), "{refusal:#}");
+        }
+    }
+
+    #[test]
+    fn a_time_without_end_is_refused() {
+        for option in ["--seconds", "--warm-up"] {
+            for seconds in ["1e19", "inf", "1000001"] {
+                let refusal = run(&options(&[option, seconds])).unwrap_err();
+                assert!(format!("{refusal:#}").contains(option), "{refusal:#}");
+            }
         }
     }
 
