@@ -7,6 +7,8 @@ use crate::comparison::{BRIEF, Workload};
 use crate::load::Transport;
 use crate::popularity::Popularity;
 
+/// Connections over TCP, unless the options say otherwise.
+const CONNECTIONS: u32 = 64;
 /// Keys over TCP, unless the options say otherwise.
 const MANY_KEYS: u32 = 100_000;
 
@@ -96,7 +98,7 @@ pub(crate) fn tcp(options: &BenchOptions) -> Vec<(Series, Workload)> {
         max_age: BRIEF.to_owned(),
         transport: Transport::Tcp,
         write_ratio,
-        connections: options.connections as usize,
+        connections: connections(options),
         is_absent,
         ..Workload::gets(options.keys.unwrap_or(MANY_KEYS))
     };
@@ -117,7 +119,7 @@ pub(crate) fn tcp_hits(options: &BenchOptions) -> Vec<(Series, Workload)> {
     let hits = Workload {
         value_size: 100,
         transport: Transport::Tcp,
-        connections: options.connections as usize,
+        connections: connections(options),
         has_tcp_hits: true,
         ..Workload::gets(1_000)
     };
@@ -163,7 +165,7 @@ pub(crate) fn passing(options: &BenchOptions) -> Vec<(Series, Workload)> {
     };
     let of_tcp = |write_ratio| Workload {
         transport: Transport::Tcp,
-        connections: options.connections as usize,
+        connections: connections(options),
         write_ratio,
         ..usual()
     };
@@ -188,6 +190,11 @@ pub(crate) fn passing(options: &BenchOptions) -> Vec<(Series, Workload)> {
         of_tcp(1.0),
     ];
     workloads.map(|workload| (Series::Passing, workload)).into()
+}
+
+/// Connections over TCP.
+fn connections(options: &BenchOptions) -> usize {
+    options.connections.unwrap_or(CONNECTIONS) as usize
 }
 
 /// One thing varied at a time.
