@@ -12,7 +12,8 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use prestack_bench::dataset::Dataset;
-use prestack_bench::load::{Group, Load, Outcome};
+use prestack_bench::load::{Group, Load};
+use prestack_bench::outcome::Outcome;
 use prestack_bench::popularity::Popularity;
 use prestack_bench::server_cpu::ServerCpu;
 use prestack_testbed::cpu::{self, CpuSplit};

@@ -61,11 +61,12 @@ fn readers_go_on_while_the_daemon_goes() -> Result<()> {
             })
             .collect();
         let mut lives = || -> Result<()> {
-            for life in 0..4 {
-                until_more_hits(&stage, 200).with_context(|| format!("life {life}"))?;
-                match life % 2 {
-                    0 => stage.prestack.kill()?,
-                    _ => stage.prestack.stop()?,
+            for is_crash in [true, false] {
+                until_more_hits(&stage, 200)?;
+                if is_crash {
+                    stage.prestack.kill()?;
+                } else {
+                    stage.prestack.stop()?;
                 }
                 let interface = ["--interface", &stage.bed.links[0].server_dev];
                 let same = ["--no-watch-lo", "--pin"];

@@ -98,7 +98,7 @@ fn nothing_stale_is_read_by_who_comes_back() -> Result<()> {
         // There will never be much in an emulated machine.
         return Ok(());
     }
-    let settings = ["--max-age", "1s", "--much", "5000"];
+    let settings = [&MUCH[..], &["--max-age", "1s"]].concat();
     let stage = Stage::with(MemcachedOptions::default(), &settings)?;
     let number = Cell::new(0);
     let (mut tcp, mut other, mut udp) = (stage.tcp()?, stage.tcp()?, stage.udp()?);

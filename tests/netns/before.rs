@@ -39,10 +39,25 @@ fn a_busy_connection_of_before_is_certain_again() -> Result<()> {
     Ok(())
 }
 
+/// The kernel sends less than a reply once it has held it back for so long.
+const HELD_BACK: Duration = Duration::from_millis(200);
+
 /// Its client is always one command ahead, and has room for a reply only when memcached has read the next command: what
 /// the kernel then sends is no reply to that.
 #[test]
 fn a_reply_that_was_held_back_is_none_to_the_next_command() -> Result<()> {
+    for _ in 0..5 {
+        if hold_replies_back()? {
+            return Ok(());
+        }
+    }
+    bail!(
+        "this machine pauses again and again for longer than the kernel holds a reply back: {HELD_BACK:?}"
+    )
+}
+
+/// Returns whether all replies were held back until there was room for them: on a busy machine there may be too late.
+fn hold_replies_back() -> Result<bool> {
     const LITTLE: u16 = MSS / 2;
     let bed = Testbed::new()?;
     let _memcached = Memcached::start(&bed.server, MemcachedOptions::default())?;
@@ -70,14 +85,19 @@ fn a_reply_that_was_held_back_is_none_to_the_next_command() -> Result<()> {
     // More than the settle time.
     sleep(Duration::from_millis(1_500));
 
+    let mut since = Instant::now();
     crafted.send(get, LITTLE)?;
     for round in 0..4 {
-        // The kernel acknowledges what came after 40 ms, and sends less than a reply after 200 ms.
+        // The kernel acknowledges what came after 40 ms.
         sleep(Duration::from_millis(70));
         crafted.send(get, LITTLE)?;
         sleep(Duration::from_millis(20));
         crafted.send(b"", MSS)?;
         crafted.receive()?;
+        if since.elapsed() >= HELD_BACK {
+            return Ok(false);
+        }
+        since = Instant::now();
         let regained = prestack.stats()?.get("regained")?;
         ensure!(regained == 0, "after {round} rounds");
     }
@@ -88,7 +108,7 @@ fn a_reply_that_was_held_back_is_none_to_the_next_command() -> Result<()> {
         ask(&mut crafted)?;
         ensure!(start.elapsed() < Duration::from_secs(10), "in doubt");
     }
-    Ok(())
+    Ok(true)
 }
 
 fn exchange(client: &mut TcpClient) -> Result<()> {

@@ -3,6 +3,7 @@
 
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use aya::Ebpf;
@@ -32,8 +33,19 @@ fn bench(args: &[&str]) -> Result<(Value, Option<String>)> {
     Ok((json, (!output.status.success()).then_some(said)))
 }
 
-/// Fails when there is a device, an instance or a pinned program of this process's testbeds.
+/// Fails when a device, an instance or a pinned program of this process's testbeds stays. The kernel removes the devices of
+/// a namespace some time after the last process in it has ended.
 fn nothing_left(pid: u32) -> Result<()> {
+    let mut left = Vec::new();
+    let gone = pace::wait_for("all of the bench to go", Duration::from_secs(10), || {
+        left = left_by(pid)?;
+        Ok(left.is_empty().then_some(()))
+    });
+    gone.with_context(|| format!("still there: {left:?}"))
+}
+
+/// What there is of this process's testbeds.
+fn left_by(pid: u32) -> Result<Vec<String>> {
     // A device with threaded NAPI has kernel threads of its name.
     let mut left = Vec::new();
     for entry in std::fs::read_dir("/proc")? {
@@ -54,8 +66,7 @@ fn nothing_left(pid: u32) -> Result<()> {
             }
         }
     }
-    ensure!(left.is_empty(), "still there: {left:?}");
-    Ok(())
+    Ok(left)
 }
 
 fn number(value: &Value) -> Result<f64> {
@@ -71,10 +82,10 @@ fn a_flood_is_answered_and_misses_reach_memcached() -> Result<()> {
     if pace::is_slow() {
         return Ok(());
     }
-    let (json, failure) = bench(&["--only", "open-loop"])?;
+    let (json, failure) = bench(&["--only", "open-loop", "--keys", "1000"])?;
     assert_eq!(failure, None);
     let floods = json["overload"]["floods"].as_array().context("floods")?;
-    assert_eq!(floods.len(), 6, "{json:#}");
+    assert_eq!(floods.len(), 3, "{json:#}");
     for flood in floods {
         let of = |name: &str| number(&flood[name]);
         ensure!(of("offered")? > 1_000.0 && of("busy")? > 0.0, "{flood}");
@@ -89,7 +100,8 @@ fn a_flood_is_answered_and_misses_reach_memcached() -> Result<()> {
     let mixtures = json["overload"]["mixtures"]
         .as_array()
         .context("mixtures")?;
-    assert_eq!(mixtures.len(), 8, "{json:#}");
+    assert_eq!(mixtures.len(), 4, "{json:#}");
+    let lowest = &mixtures[0];
     for mixture in mixtures {
         let of = |side: &str, name: &str| number(&mixture[side][name]);
         let hits = of("with", "at_xdp")?;
@@ -97,6 +109,10 @@ fn a_flood_is_answered_and_misses_reach_memcached() -> Result<()> {
         ensure!(hits > 0.0 && misses > 0.0, "{mixture}");
         // One of ten is a miss; hits are no more than were sent.
         ensure!(misses < 0.15 * hits, "{mixture}");
+        if mixture["rate"] == lowest["rate"] {
+            // It is no flood: memcached has time for them.
+            ensure!(misses > 0.5 * hits / 9.0, "{mixture}");
+        }
         ensure!(of("alone", "at_xdp")? == 0.0, "{mixture}");
     }
     Ok(())
@@ -117,7 +133,8 @@ fn a_peer_takes_its_turn_in_the_closed_loop() -> Result<()> {
     pass.load()?;
     pass.pin(pin.path())?;
     let peer = format!("idle={}", pin.path().display());
-    let (json, failure) = bench(&["--only", "closed-loop", "--always-on", "--peer", &peer])?;
+    let args = ["--only", "closed-loop", "--keys", "1000"];
+    let (json, failure) = bench(&[&args[..], &["--always-on", "--peer", &peer]].concat())?;
     assert_eq!(failure, None);
     for comparison in json["comparisons"].as_array().context("comparisons")? {
         let [name, side] = &comparison["peers"][0].as_array().context("a peer")?[..] else {
@@ -145,7 +162,8 @@ fn a_peer_that_answers_wrong_fails_the_run() -> Result<()> {
     let pin = Pin::new("wrong");
     pin_echo(pin.path())?;
     let peer = format!("parrot={}", pin.path().display());
-    let failure = bench(&["--only", "closed-loop", "--peer", &peer]);
+    let args = ["--only", "closed-loop", "--keys", "1000", "--peer", &peer];
+    let failure = bench(&args);
     let failure = format!("{:#}", failure.err().context("it is no success")?);
     ensure!(
         failure.contains("the peer parrot") && failure.contains("were not memcached's"),

@@ -6,6 +6,10 @@ use anyhow::Result;
 use prestack_bench::loss::{self, Offer, measure};
 use prestack_testbed::{binary, pace};
 
+/// How much lower the hit rate may be, by chance. A connection in doubt would empty the cache for a second, and of the
+/// frames that are lost there are several in each.
+const MARGIN: f64 = 0.05;
+
 /// Clients that read and write over UDP and TCP, with and without replies, have as many hits with one
 /// frame of a thousand lost as with none.
 #[test]
@@ -27,6 +31,6 @@ fn a_thousandth_of_the_frames_lost_leaves_the_hit_rate() -> Result<()> {
     assert_eq!(without.lost, 0);
     assert!(with.lost > 0, "{shown}");
     assert!(without.hit_ratio > 0.3, "{shown}");
-    assert!(with.hit_ratio > without.hit_ratio - 0.02, "{shown}");
+    assert!(with.hit_ratio > without.hit_ratio - MARGIN, "{shown}");
     Ok(())
 }

@@ -105,8 +105,9 @@ fn a_hot_key_is_fetched_once_per_max_age() -> Result<()> {
     Ok(())
 }
 
-/// memcached's clock advances once a second.
-const GRANULARITY: Duration = Duration::from_secs(1);
+/// memcached's clock advances once a second, and on a busy machine its thread may have to wait for the CPU as long. From
+/// when memcached itself says that the item is gone, that is no excuse.
+const GRANULARITY: Duration = Duration::from_secs(2);
 
 #[test]
 fn a_second_to_live_is_not_much_more() -> Result<()> {

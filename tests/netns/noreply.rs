@@ -27,7 +27,10 @@ const PYMEMCACHE: &str = r#"
 import sys, time
 from pymemcache.client.base import Client
 noreply = sys.argv[3] == "noreply"
-client = Client((sys.argv[1], int(sys.argv[2])), timeout=5, **({} if noreply else {"default_noreply": False}))
+# Without no_delay the GET after a write without a reply waits for the delayed acknowledgement of the write.
+client = Client(
+    (sys.argv[1], int(sys.argv[2])), timeout=5, no_delay=True, **({} if noreply else {"default_noreply": False})
+)
 assert client.default_noreply == noreply
 keys, writes, period = int(sys.argv[4]), int(sys.argv[5]), float(sys.argv[6])
 start = time.monotonic()
@@ -83,7 +86,8 @@ fn stage() -> Result<Stage> {
 
 fn assert_alike(client: &str, with_reply: f64, without: f64) {
     println!("{client}: hit rate {with_reply:.3} with replies, {without:.3} without");
-    assert!(with_reply > 0.5, "{client}: {with_reply}");
+    // Else writes that never end could hide within the margin.
+    assert!(with_reply > 2.0 * MARGIN, "{client}: {with_reply}");
     assert!(
         without > with_reply - MARGIN,
         "{client}: {without}, and {with_reply} where writes have replies"

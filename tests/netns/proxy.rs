@@ -21,8 +21,9 @@ const SERVERS: u8 = 3;
 
 /// Three memcacheds behind a proxy.
 struct Fleet {
-    prestacks: Vec<Prestack>,
+    /// The first to go: while its connections are open each prestack would wait for them before it ends.
     _proxy: Process,
+    prestacks: Vec<Prestack>,
     _memcacheds: Vec<Memcached>,
     _directory: TempDir,
     bed: Testbed,
@@ -67,8 +68,8 @@ impl Fleet {
             Ok(bed.client.run(|| std::net::TcpStream::connect(PROXY)).ok())
         })?;
         Ok(Self {
-            prestacks: prestacks?,
             _proxy: proxy,
+            prestacks: prestacks?,
             _memcacheds: memcacheds,
             _directory: directory,
             bed,

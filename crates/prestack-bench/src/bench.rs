@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use clap::ValueEnum;
 use serde::Serialize;
 
 use crate::comparison::{Comparison, Workload, combine};
@@ -48,6 +49,21 @@ pub enum Part {
     Suite,
 }
 
+/// Parts in which peers are measured.
+const PEERS_TAKE_PART: [Part; 3] = [Part::Kernel, Part::ClosedLoop, Part::Suite];
+/// Parts whose number of keys can be told.
+const KEYS_VARY: [Part; 4] = [Part::ClosedLoop, Part::Tcp, Part::TcpHits, Part::OpenLoop];
+/// Parts whose number of connections can be told.
+const CONNECTIONS_VARY: [Part; 3] = [Part::Tcp, Part::TcpHits, Part::Passing];
+/// Parts in which prestack may stand aside.
+const STANDS_ASIDE: [Part; 5] = [
+    Part::ClosedLoop,
+    Part::Tcp,
+    Part::TcpHits,
+    Part::Passing,
+    Part::Suite,
+];
+
 /// What is not part of the benchmarks.
 #[derive(Clone, Debug, clap::Subcommand)]
 pub enum BenchCommand {
@@ -77,12 +93,13 @@ pub struct BenchOptions {
     /// Seconds of each round of the closed loop
     #[arg(long, value_name = "S", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=600))]
     pub seconds: u32,
-    /// Connections of the closed loop over TCP
-    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=8000))]
-    pub connections: u32,
-    /// Keys of the closed loop over TCP
-    #[arg(long, value_name = "N", default_value_t = 100_000, value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
-    pub keys: u32,
+    /// Connections of the closed loop over TCP [default: 64]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=8000))]
+    pub connections: Option<u32>,
+    /// Keys, in place of the numbers of them that `closed-loop` and `open-loop` have, and of the 100000 of `tcp` and
+    /// of a row of `tcp-hits`
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
+    pub keys: Option<u32>,
     /// Share of the requests over TCP that are writes, in place of none and a half
     #[arg(long, value_name = "SHARE")]
     pub write_ratio: Option<f64>,
@@ -138,16 +155,11 @@ pub fn run(options: &BenchOptions, object: &[u8]) -> Result<()> {
         let page = File::options().append(true).create(true).open(path);
         page.with_context(|| format!("writing {}", path.display()))?;
     }
-    if let Some(ratio) = options.write_ratio {
-        ensure!(
-            (0.0..=1.0).contains(&ratio),
-            "--write-ratio: the share of writes must be 0 to 1"
-        );
-    }
+    options.check()?;
     interrupt::catch()?;
     let mut workloads = Vec::new();
     if options.wants(Part::ClosedLoop) {
-        workloads.extend(suite::overview());
+        workloads.extend(suite::overview(options));
     }
     if options.wants(Part::Tcp) {
         workloads.extend(suite::tcp(options));
@@ -176,7 +188,7 @@ pub fn run(options: &BenchOptions, object: &[u8]) -> Result<()> {
         steps += hit_rate::steps();
     }
     if options.wants(Part::OpenLoop) {
-        steps += open_loop::steps(options.rounds);
+        steps += open_loop::steps(options.keys, options.rounds);
     }
     steps += usize::from(options.wants(Part::Loss));
     let progress = Progress::new(steps);
@@ -202,7 +214,7 @@ pub fn run(options: &BenchOptions, object: &[u8]) -> Result<()> {
     let mut overload = Overload::default();
     if options.wants(Part::OpenLoop) {
         let duration = Duration::from_secs(options.seconds.into());
-        overload = open_loop::run(options.rounds, duration, &progress)?;
+        overload = open_loop::run(options.keys, options.rounds, duration, &progress)?;
     }
     let mut losses = Vec::new();
     if options.wants(Part::Loss) {
@@ -232,6 +244,57 @@ impl BenchOptions {
         }
     }
 
+    /// Fails when the parts cannot do what is asked of them.
+    fn check(&self) -> Result<()> {
+        if let Some(ratio) = self.write_ratio {
+            ensure!(
+                (0.0..=1.0).contains(&ratio),
+                "--write-ratio: the share of writes must be 0 to 1"
+            );
+        }
+        if let (Some(keys), true) = (self.keys, self.wants(Part::OpenLoop)) {
+            open_loop::check(keys)?;
+        }
+        for (is_given, option, heeded_by) in [
+            (!self.peers.is_empty(), "--peer", &PEERS_TAKE_PART[..]),
+            (self.keys.is_some(), "--keys", &KEYS_VARY),
+            (
+                self.connections.is_some(),
+                "--connections",
+                &CONNECTIONS_VARY,
+            ),
+            (self.write_ratio.is_some(), "--write-ratio", &[Part::Tcp]),
+            (self.always_on, "--always-on", &STANDS_ASIDE),
+        ] {
+            ensure!(
+                !is_given || heeded_by.iter().any(|&part| self.wants(part)),
+                "{option} says nothing to the parts that are run; name one that heeds it: --only {}",
+                names(heeded_by)
+            );
+        }
+        Ok(())
+    }
+
+    /// The options that numbers depend on.
+    fn how(&self) -> String {
+        let mut how = format!("--rounds {} --seconds {}", self.rounds, self.seconds);
+        let mut add = |option: &str, value: Option<String>| {
+            if let Some(value) = value {
+                how += &format!(" {option} {value}");
+            }
+        };
+        add("--connections", self.connections.map(|n| n.to_string()));
+        add("--keys", self.keys.map(|n| n.to_string()));
+        add(
+            "--write-ratio",
+            self.write_ratio.map(|ratio| ratio.to_string()),
+        );
+        if self.always_on {
+            how += " --always-on";
+        }
+        how
+    }
+
     /// The peers that are measured with a workload: they are caches of what is asked for over UDP.
     fn peers_of(&self, workload: &Workload) -> &[Peer] {
         if workload.bare_passes() {
@@ -240,6 +303,13 @@ impl BenchOptions {
             &self.peers
         }
     }
+}
+
+/// The parts as `--only` takes them.
+fn names(parts: &[Part]) -> String {
+    let names = parts.iter().filter_map(ValueEnum::to_possible_value);
+    let names: Vec<_> = names.map(|value| value.get_name().to_owned()).collect();
+    names.join(",")
 }
 
 /// Prints the results, and writes the files that are asked for.
@@ -251,10 +321,7 @@ fn show(results: &Results, options: &BenchOptions) -> Result<()> {
         std::fs::write(path, page).with_context(|| format!("writing {}", path.display()))?;
     }
     if let Some(path) = &options.docs {
-        let BenchOptions {
-            rounds, seconds, ..
-        } = options;
-        let how = format!("({machine}; `--rounds {rounds} --seconds {seconds}`)");
+        let how = format!("({machine}; `{}`)", options.how());
         docs::update(path, &how, &sections)?;
     }
     if options.json {
@@ -306,4 +373,104 @@ fn compare(
         with: combine(&with).context("there is at least one round")?,
         peers: names.zip(sides).collect(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        options: BenchOptions,
+    }
+
+    fn options(args: &[&str]) -> BenchOptions {
+        Line::parse_from(["bench"].iter().chain(args)).options
+    }
+
+    /// What is said against these options.
+    fn refusal(args: &[&str]) -> String {
+        let checked = options(args).check();
+        checked.expect_err("it is refused").to_string()
+    }
+
+    #[test]
+    fn a_number_of_keys_takes_the_place_of_several() {
+        let keys = |args: &[&str]| -> Vec<u32> {
+            let workloads = suite::overview(&options(args)).into_iter();
+            workloads.map(|(_, workload)| workload.keys).collect()
+        };
+        assert_eq!(keys(&[]), [1_000, 100_000, 100_000]);
+        assert_eq!(keys(&["--keys", "7"]), [7]);
+        assert_eq!(open_loop::steps(None, 1), 4);
+        assert_eq!(open_loop::steps(Some(1_000), 1), 2);
+    }
+
+    #[test]
+    fn what_the_parts_cannot_do_is_refused() {
+        for (args, word) in [
+            (
+                &["--only", "tcp", "--write-ratio", "2"][..],
+                "--write-ratio",
+            ),
+            (&["--only", "open-loop", "--keys", "8"], "--keys 8"),
+            (
+                &["--only", "suite", "--keys", "9"],
+                "--only closed-loop,tcp,tcp-hits,open-loop",
+            ),
+            (
+                &["--only", "tcp-hits", "--write-ratio", "0.1"],
+                "--only tcp",
+            ),
+            (
+                &["--only", "tcp", "--peer", "other=/pin"],
+                "--only kernel,closed-loop,suite",
+            ),
+            (
+                &["--only", "kernel,closed-loop", "--connections", "1"],
+                "--only tcp,tcp-hits,passing",
+            ),
+            (
+                &["--only", "kernel,open-loop", "--always-on"],
+                "--only closed-loop",
+            ),
+        ] {
+            let refusal = refusal(args);
+            assert!(refusal.contains(word), "{refusal}");
+        }
+        options(&["--only", "open-loop", "--keys", "9"])
+            .check()
+            .expect("a tenth can be missing");
+        options(&["--keys", "1"]).check().expect("one key is read");
+        options(&[
+            "--all",
+            "--always-on",
+            "--connections",
+            "1",
+            "--write-ratio",
+            "0",
+        ])
+        .check()
+        .expect("some parts heed each");
+    }
+
+    #[test]
+    fn what_numbers_depend_on_is_told_with_them() {
+        let how = |args: &[&str]| options(args).how();
+        assert_eq!(how(&[]), "--rounds 5 --seconds 3");
+        assert_eq!(
+            how(&[
+                "--keys",
+                "10",
+                "--connections",
+                "64",
+                "--write-ratio",
+                "0.5",
+                "--always-on"
+            ]),
+            "--rounds 5 --seconds 3 --connections 64 --keys 10 --write-ratio 0.5 --always-on"
+        );
+    }
 }

@@ -23,6 +23,8 @@ pub(crate) struct Asker {
     pub(crate) is_quiet: bool,
     pub(crate) operations: Operations,
     pub(crate) pace: Pace,
+    /// When the time is over, once it is known: what is answered later is late.
+    pub(crate) end: Option<Instant>,
     /// Requests that may still be sent.
     pub(crate) left: u64,
     pub(crate) tally: Tally,
@@ -69,6 +71,12 @@ pub(crate) enum Taken {
 }
 
 impl Asker {
+    /// Begins to ask, until `end`.
+    pub(crate) fn begin(&mut self, pace: Pace, end: Instant) {
+        self.pace = pace;
+        self.end = Some(end);
+    }
+
     /// The next request, if one is due: appended to `to`, as a read if `is_read` says so.
     pub(crate) fn ask(&mut self, now: Instant, is_read: bool, to: &mut Vec<u8>) -> Option<Request> {
         if self.left == 0 {
@@ -135,8 +143,7 @@ impl Asker {
                 }
             }
             (Kind::Set(write), Answer::Stored) => self.written(n, write),
-            // An echo.
-            (Kind::Get { .. }, Answer::Stored) => {}
+            (Kind::Get { .. }, Answer::Stored) if self.protocol == Protocol::Echo => {}
             (Kind::Get { .. }, Answer::Missing) => self.tally.missing += 1,
             (kind, _) => {
                 self.tally.refused += 1;
@@ -145,8 +152,9 @@ impl Asker {
                 }
             }
         }
-        self.tally
-            .answered(now.saturating_duration_since(request.since));
+        let is_late = self.end.is_some_and(|end| now > end);
+        let latency = now.saturating_duration_since(request.since);
+        self.tally.answered(latency, is_late);
         Taken::Answer(len)
     }
 
@@ -226,6 +234,7 @@ pub(crate) mod tests {
             is_quiet,
             operations: Operations::new(Sequence::mix([0].into(), write_ratio), 0, 1, 0),
             pace: Pace::Closed,
+            end: None,
             left,
             tally: Tally::new(),
         }

@@ -11,7 +11,8 @@ use serde::Serialize;
 
 use crate::dataset::Dataset;
 use crate::interrupt;
-use crate::load::{Group, Load, Outcome, SHARES, Transport};
+use crate::load::{Group, Load, Transport};
+use crate::outcome::{Outcome, SHARES};
 use crate::peer::Peer;
 use crate::popularity::Popularity;
 use crate::protocol::Protocol;

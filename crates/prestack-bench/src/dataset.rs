@@ -7,6 +7,7 @@ use std::ops::RangeInclusive;
 use anyhow::{Context, Result, ensure};
 use prestack_testbed::{Namespace, TcpClient};
 
+use crate::interrupt;
 use crate::protocol::Protocol;
 use crate::sizes::{Part, Sizes};
 
@@ -229,7 +230,7 @@ impl Dataset {
     /// the caller is.
     ///
     /// # Errors
-    /// When the connection fails, or memcached refuses an item.
+    /// When the connection fails, memcached refuses an item, or after Ctrl-C.
     pub fn load(&self, namespace: Option<&Namespace>, server: SocketAddr) -> Result<()> {
         let mut client = match namespace {
             Some(namespace) => TcpClient::connect(namespace, server)?,
@@ -242,6 +243,7 @@ impl Dataset {
             if commands.len() < PIECE && n + 1 < self.keys {
                 continue;
             }
+            interrupt::check()?;
             client.send(&commands)?;
             commands.clear();
             for n in sent..=n {

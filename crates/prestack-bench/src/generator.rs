@@ -15,7 +15,8 @@ use serde::Serialize;
 
 use crate::dataset::Dataset;
 use crate::interrupt;
-use crate::load::{Group, Load, Outcome, SHARES, Transport, any_address};
+use crate::load::{Group, Load, Transport, any_address};
+use crate::outcome::{Outcome, SHARES};
 use crate::popularity::Popularity;
 use crate::protocol::Protocol;
 use crate::report::whole;
@@ -24,6 +25,8 @@ use crate::trace::Trace;
 
 /// How long memcached may take to be found at an address, where there are several.
 const REACH_LIMIT: Duration = Duration::from_secs(1);
+/// A load is offered for so long at most: no clock goes as far as all seconds that can be written.
+const LONGEST: Duration = Duration::from_secs(1_000_000);
 /// Most requests a second: far more than can be sent.
 const MAX_RATE: f64 = 1e7;
 
@@ -87,7 +90,7 @@ pub struct LoadOptions {
     /// Sockets in all [default: 2 over UDP, 64 over TCP]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=60_000))]
     pub sockets: Option<u32>,
-    /// Requests outstanding on a socket at most; over UDP a power of two [default: 32 over UDP, 1 over TCP]
+    /// Requests outstanding on a socket at most; over UDP a power of two up to 1024 [default: 32 over UDP, 1 over TCP]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=32_768))]
     pub depth: Option<u16>,
     /// Threads over TCP (over UDP each socket has its own)
@@ -132,7 +135,14 @@ struct Told {
 pub fn run(options: &LoadOptions) -> Result<()> {
     interrupt::catch()?;
     let seconds = |seconds: f64, option| {
-        Duration::try_from_secs_f64(seconds).with_context(|| format!("{option} {seconds}"))
+        let duration = Duration::try_from_secs_f64(seconds);
+        let duration = duration.with_context(|| format!("{option} {seconds}"))?;
+        ensure!(
+            duration <= LONGEST,
+            "{option} {seconds}: at most {} s are measured",
+            LONGEST.as_secs()
+        );
+        Ok(duration)
     };
     let (warm_up, measured) = (
         seconds(options.warm_up, "--warm-up")?,
@@ -408,6 +418,16 @@ mod tests {
     }
 
     #[test]
+    fn a_time_without_end_is_refused() {
+        for option in ["--seconds", "--warm-up"] {
+            for seconds in ["1e19", "inf", "1000001"] {
+                let refusal = run(&options(&[option, seconds])).unwrap_err();
+                assert!(format!("{refusal:#}").contains(option), "{refusal:#}");
+            }
+        }
+    }
+
+    #[test]
     fn rates_that_cannot_be_are_refused() {
         for rate in ["0", "inf", "NaN", "1e12"] {
             let refusal = refusal(&["--rate", rate]);
@@ -463,7 +483,7 @@ mod tests {
                 .contains("-U PORT")
         );
         assert!(!check(&tally, Transport::Tcp).unwrap_err().contains("-U"));
-        tally.answered(Duration::from_secs(1));
+        tally.answered(Duration::from_secs(1), false);
         check(&tally, Transport::Udp).unwrap();
     }
 }

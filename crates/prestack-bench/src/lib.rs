@@ -17,6 +17,7 @@ mod lru;
 mod machine;
 mod open_loop;
 mod operations;
+pub mod outcome;
 mod pace;
 pub mod peer;
 mod plot;

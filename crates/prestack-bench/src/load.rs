@@ -10,24 +10,19 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use prestack_testbed::{Namespace, cpu};
-use serde::Serialize;
 
 use crate::client::Asker;
 use crate::dataset::Dataset;
 use crate::operations::{Operation, Operations, Sequence};
+use crate::outcome::{Outcome, Outcomes};
 use crate::pace::Pace;
 use crate::popularity::Popularity;
 use crate::protocol::Protocol;
 use crate::tally::Tally;
 use crate::tcp::Connections;
 use crate::trace::Trace;
-use crate::udp::Window;
+use crate::udp::{MAX_WINDOW, Window};
 use crate::versions::Versions;
-
-/// Shares of requests whose latencies are told.
-pub const SHARES: [f64; 14] = [
-    0.01, 0.1, 0.25, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999, 0.9999,
-];
 
 /// How long memcached may take to accept a connection.
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
@@ -138,38 +133,6 @@ pub struct Load {
     places: Arc<Mutex<HashMap<(usize, usize), usize>>>,
 }
 
-/// What came of it.
-#[derive(Clone, Debug, Serialize)]
-pub struct Outcome {
-    /// Requests answered right, and writes without an answer, per second.
-    pub rate: f64,
-    /// Their number.
-    pub answered: u64,
-    /// Median latency in microseconds.
-    pub p50_us: f64,
-    /// 99th percentile of the latency in microseconds.
-    pub p99_us: f64,
-    /// 99.9th percentile of the latency in microseconds.
-    pub p999_us: f64,
-    /// Latencies in microseconds within which the [`SHARES`] of the requests were answered. Here and above those
-    /// without an answer, and those not sent, count with the time for which they have waited.
-    pub quantiles_us: Vec<f64>,
-    /// Requests without an answer.
-    pub timeouts: u64,
-    /// Requests of an open loop that were due, and found no room to be sent before its end.
-    pub not_sent: u64,
-    /// Answers that were not, byte for byte, memcached's.
-    pub wrong: u64,
-    /// Answers to no outstanding request.
-    pub strays: u64,
-    /// GETs of which memcached had nothing, and requests that it refused.
-    pub missing: u64,
-    /// CPU time in nanoseconds that the server spent on each request (see
-    /// [`ServerCpu`](crate::server_cpu::ServerCpu)); 0 where that is not known.
-    #[serde(skip_serializing_if = "is_zero")]
-    pub server_cpu_ns: f64,
-}
-
 impl Load {
     /// A load of these groups of clients.
     #[must_use]
@@ -256,8 +219,9 @@ impl Load {
             .filter(|group| group.transport == Transport::Udp)
         {
             ensure!(
-                group.depth.is_power_of_two(),
-                "over UDP the requests outstanding on a socket must be a power of two, not {}",
+                group.depth.is_power_of_two() && group.depth <= MAX_WINDOW,
+                "over UDP the requests outstanding on a socket must be a power of two and at most {MAX_WINDOW}, not {}: \
+                 their ids have 16 bits, and more can be had with more sockets",
                 group.depth
             );
             ensure!(
@@ -354,6 +318,7 @@ impl Load {
             is_quiet: group.is_quiet,
             operations,
             pace: Pace::Closed,
+            end: None,
             left: self.limit,
             tally: Tally::new(),
         };
@@ -437,40 +402,6 @@ impl Client {
     }
 }
 
-/// What came of all clients, and of those of each group.
-#[derive(Clone, Debug)]
-pub struct Outcomes {
-    /// All of them.
-    pub total: Outcome,
-    /// Each group; of the server's CPU time each has its requests' share.
-    pub groups: Vec<Outcome>,
-}
-
-fn is_zero(number: &f64) -> bool {
-    *number == 0.0
-}
-
-impl Outcome {
-    pub(crate) fn new(tally: &Tally, elapsed: Duration, server_cpu: Duration) -> Self {
-        let answered = tally.answered + tally.quiet;
-        let quantile = |q| tally.latencies.value_at_quantile(q) as f64 / 1e3;
-        Self {
-            rate: answered as f64 / elapsed.as_secs_f64(),
-            answered,
-            p50_us: quantile(0.5),
-            p99_us: quantile(0.99),
-            p999_us: quantile(0.999),
-            quantiles_us: SHARES.into_iter().map(quantile).collect(),
-            timeouts: tally.timeouts,
-            not_sent: tally.not_sent,
-            wrong: tally.wrong,
-            strays: tally.strays,
-            missing: tally.missing + tally.refused,
-            server_cpu_ns: server_cpu.as_nanos() as f64 / answered.max(1) as f64,
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -526,13 +457,17 @@ mod tests {
         let udp = || Group::udp_gets(1);
         load(udp()).expect("reads of large values");
         load(Group {
-            depth: 3,
+            depth: 3 * MAX_WINDOW,
             is_quiet: true,
             ..Group::tcp(1, 1.0, 1)
         })
         .expect("TCP can do all of it");
         for group in [
             Group { depth: 3, ..udp() },
+            Group {
+                depth: 2 * MAX_WINDOW,
+                ..udp()
+            },
             Group {
                 is_quiet: true,
                 ..udp()

@@ -140,6 +140,12 @@ pub fn measure(binary: PathBuf, offer: &Offer, shares: &[f64]) -> Result<Vec<Los
             outcome.wrong,
             start.elapsed()
         );
+        ensure!(
+            outcome.missing == 0,
+            "{} answers said at a loss of {share} that an item is not there, or that there is no memory: all are \
+             stored, and memcached has room for them",
+            outcome.missing
+        );
         let rise = |name| anyhow::Ok(after.get(name)? - before.get(name)?);
         let (hits, misses) = (rise("udp.hits")?, rise("udp.misses")?);
         let counters = COUNTERS.map(|name| anyhow::Ok((name, rise(name)?)));

@@ -23,7 +23,7 @@ use crate::table::Table;
 use crate::warm_up;
 use crate::wire::Echo;
 
-/// Numbers of keys.
+/// Numbers of keys, unless one is given.
 const KEYS: [u32; 2] = [1_000, 100_000];
 /// Of so many requests one is for a key that memcached does not have, where there are misses.
 const MISSING: u32 = 10;
@@ -126,18 +126,38 @@ impl Overload {
 }
 
 /// Steps of [`run`] for its progress.
-pub(crate) fn steps(rounds: u32) -> usize {
-    KEYS.len() * (1 + rounds as usize)
+pub(crate) fn steps(keys: Option<u32>, rounds: u32) -> usize {
+    numbers(keys).len() * (1 + rounds as usize)
 }
 
-/// Measures for `duration` each time, `rounds` times.
-pub(crate) fn run(rounds: u32, duration: Duration, progress: &Progress) -> Result<Overload> {
+/// Fails with fewer keys than there must be.
+pub(crate) fn check(keys: u32) -> Result<()> {
+    let least = MISSING - 1;
+    ensure!(
+        keys >= least,
+        "--keys {keys}: open-loop takes {least} at least, as every {MISSING}th GET is for one more that is not there"
+    );
+    Ok(())
+}
+
+/// The numbers of keys that are measured, where `keys` may be given.
+fn numbers(keys: Option<u32>) -> Vec<u32> {
+    keys.map_or_else(|| KEYS.into(), |keys| vec![keys])
+}
+
+/// Measures for `duration` each time, `rounds` times, with so many keys, or else with its own numbers of them.
+pub(crate) fn run(
+    keys: Option<u32>,
+    rounds: u32,
+    duration: Duration,
+    progress: &Progress,
+) -> Result<Overload> {
     let measure_all = || {
         let scheduling = Scheduling::own()?;
         // Else what receives would leave memcached no time at all.
         Scheduling::TURNS.set(0)?;
         let mut all = Overload::default();
-        for keys in KEYS {
+        for keys in numbers(keys) {
             let name = format!("flood, {} keys", whole(keys.into()));
             progress.step(&format!("{name}: storing the items"));
             let scene = Scene::new(keys, duration, scheduling)?;

@@ -3,10 +3,12 @@
 use std::ops::RangeInclusive;
 use std::str::FromStr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use anyhow::{Context, Result, ensure};
 
 use crate::dataset::mix;
+use crate::interrupt;
 
 /// Least and greatest length of a sequence; it is read again from its start when it ends. Read in order, it
 /// costs the load generator less than drawing a key for each request would. The longest takes 256 MiB.
@@ -26,9 +28,11 @@ pub enum Popularity {
 }
 
 impl Popularity {
-    /// A sequence of keys below `keys`, always the same.
+    /// A sequence of keys below `keys`, always the same. (After Ctrl-C, which whoever uses it heeds, it is made up in no
+    /// time: of many keys it takes seconds to draw.)
     #[must_use]
     pub fn sequence(self, keys: u32) -> Arc<[u32]> {
+        let is_over = || interrupt::flag().load(Ordering::Relaxed);
         let draws = 0..length(keys);
         match self {
             Self::Uniform => draws
@@ -36,7 +40,13 @@ impl Popularity {
                 .collect(),
             Self::Zipf(exponent) => {
                 let mut sum = 0.0;
-                let weight = |n: u32| f64::from(n + 1).powf(-exponent);
+                let weight = |n: u32| {
+                    if is_over() {
+                        0.0
+                    } else {
+                        f64::from(n + 1).powf(-exponent)
+                    }
+                };
                 let sums: Vec<f64> = (0..keys)
                     .map(|n| {
                         sum += weight(n);
@@ -52,7 +62,7 @@ impl Popularity {
                     let n = first + sums[first..end].partition_point(|&s| s <= unit * sum);
                     (n as u32).min(keys - 1)
                 };
-                draws.map(draw).collect()
+                draws.map(|i| if is_over() { 0 } else { draw(i) }).collect()
             }
         }
     }

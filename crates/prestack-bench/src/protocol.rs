@@ -11,6 +11,9 @@ use crate::dataset::Dataset;
 /// Bytes of a binary header.
 const HEADER_LEN: usize = prestack_proto::binary::HEADER_LEN as usize;
 
+/// The flags of all items, as a binary answer has them.
+const FLAGS: [u8; 4] = [0; 4];
+
 /// A protocol of memcached's.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum Protocol {
@@ -201,10 +204,15 @@ fn read_frame(opcode: u8, bytes: &[u8]) -> Start {
     if body.len() < len {
         return Start::Partial;
     }
-    let value = HEADER_LEN + usize::from(half(2)) + usize::from(header[4]);
     let whole = HEADER_LEN + len;
     let answer = match half(6) {
-        STATUS_SUCCESS if opcode == GET && value <= whole => Answer::Value(value..whole),
+        STATUS_SUCCESS if opcode == GET => {
+            let (key, extras) = (half(2), usize::from(header[4]));
+            if key != 0 || extras != FLAGS.len() || !body[..len].starts_with(&FLAGS) {
+                return Start::Wrong;
+            }
+            Answer::Value(HEADER_LEN + extras..whole)
+        }
         STATUS_SUCCESS => Answer::Stored,
         STATUS_NOT_FOUND => Answer::Missing,
         _ => Answer::Refused,
@@ -348,6 +356,23 @@ mod tests {
                 Start::Whole(reply.len(), Answer::Value(value)),
                 "{protocol}"
             );
+        }
+    }
+
+    #[test]
+    fn a_binary_hit_has_the_flags_and_no_key() {
+        let (reply, _) = hit(Protocol::Binary);
+        for (what, at, byte) in [
+            ("flags", 27, 1),
+            ("a key", 3, 1),
+            ("a key that is longer than its body", 2, 1),
+            ("no extras", 4, 0),
+            ("no body", 11, 0),
+        ] {
+            let mut changed = reply.clone();
+            changed[at] = byte;
+            let start = Protocol::Binary.read_get(&dataset(), 7, &changed);
+            assert_eq!(start, Start::Wrong, "{what}");
         }
     }
 

@@ -98,11 +98,18 @@ impl Report {
             .chain([("with prestack", &self.with)])
     }
 
-    /// Fails when an answer was not memcached's, or came twice.
+    /// Fails when an answer was not memcached's, or came twice, or said of what is stored that it is not there.
     pub(crate) fn check(&self) -> Result<()> {
         for (name, Side { median, .. }) in self.sides() {
             if median.wrong > 0 {
                 bail!("{name}: {} answers were not memcached's", median.wrong);
+            }
+            if median.missing > 0 && !self.workload.is_absent {
+                bail!(
+                    "{name}: {} answers said that an item is not there, or that there is no memory: all are stored, \
+                     and memcached has room for them",
+                    median.missing
+                );
             }
             if median.strays > median.timeouts {
                 bail!("{name}: {} answers came to no request", median.strays);
@@ -271,6 +278,42 @@ pub(crate) fn whole(number: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::outcome::Outcome;
+    use crate::tally::Tally;
+    use std::time::Duration;
+
+    /// What is said against a round with prestack in which one item was not there.
+    fn refusal_of_missing(is_absent: bool) -> Option<String> {
+        let mut tally = Tally::new();
+        tally.answered(Duration::from_micros(100), false);
+        tally.missing = 1;
+        let report = Report {
+            series: Series::Overview,
+            setting: String::new(),
+            workload: Workload {
+                is_absent,
+                ..Workload::gets(1)
+            },
+            without: None,
+            bare_xdp: None,
+            with: Side {
+                median: Outcome::new(&tally, Duration::from_secs(1), Duration::ZERO),
+                hit_ratio: 0.0,
+            },
+            peers: Vec::new(),
+        };
+        report.check().err().map(|error| error.to_string())
+    }
+
+    #[test]
+    fn what_is_stored_may_not_be_missing() {
+        let refusal = refusal_of_missing(false).expect("the item is stored");
+        assert!(
+            refusal.starts_with("with prestack: 1 answers said"),
+            "{refusal}"
+        );
+        assert_eq!(refusal_of_missing(true), None);
+    }
 
     #[test]
     fn thousands_are_set_apart() {

@@ -2,9 +2,9 @@
 
 use crate::bench::Results;
 use crate::kernel::{self, hit_rate};
-use crate::load::SHARES;
 use crate::loss;
 use crate::open_loop;
+use crate::outcome::SHARES;
 use crate::plot::{Line, Plot, Scale};
 use crate::report::{self, Report};
 use crate::section::Section;

@@ -7,6 +7,11 @@ use crate::comparison::{BRIEF, Workload};
 use crate::load::Transport;
 use crate::popularity::Popularity;
 
+/// Connections over TCP, unless the options say otherwise.
+const CONNECTIONS: u32 = 64;
+/// Keys over TCP, unless the options say otherwise.
+const MANY_KEYS: u32 = 100_000;
+
 /// What workloads are to show together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -72,8 +77,11 @@ impl Series {
 }
 
 /// Hits alone (a high `max-age`) with a small and a large set of keys, then the product's default
-/// `max-age` with the skew that caches usually see.
-pub(crate) fn overview() -> Vec<(Series, Workload)> {
+/// `max-age` with the skew that caches usually see. Where the number of keys is given, hits alone with so many.
+pub(crate) fn overview(options: &BenchOptions) -> Vec<(Series, Workload)> {
+    if let Some(keys) = options.keys {
+        return vec![(Series::Overview, Workload::gets(keys))];
+    }
     let zipf = Workload {
         popularity: Popularity::Zipf(0.99),
         max_age: BRIEF.to_owned(),
@@ -90,9 +98,9 @@ pub(crate) fn tcp(options: &BenchOptions) -> Vec<(Series, Workload)> {
         max_age: BRIEF.to_owned(),
         transport: Transport::Tcp,
         write_ratio,
-        connections: options.connections as usize,
+        connections: connections(options),
         is_absent,
-        ..Workload::gets(options.keys)
+        ..Workload::gets(options.keys.unwrap_or(MANY_KEYS))
     };
     let workloads = match options.write_ratio {
         Some(ratio) => vec![workload(ratio, false)],
@@ -111,12 +119,12 @@ pub(crate) fn tcp_hits(options: &BenchOptions) -> Vec<(Series, Workload)> {
     let hits = Workload {
         value_size: 100,
         transport: Transport::Tcp,
-        connections: options.connections as usize,
+        connections: connections(options),
         has_tcp_hits: true,
         ..Workload::gets(1_000)
     };
     let many = Workload {
-        keys: options.keys,
+        keys: options.keys.unwrap_or(MANY_KEYS),
         memory: Some("256MiB".to_owned()),
         ..hits.clone()
     };
@@ -157,7 +165,7 @@ pub(crate) fn passing(options: &BenchOptions) -> Vec<(Series, Workload)> {
     };
     let of_tcp = |write_ratio| Workload {
         transport: Transport::Tcp,
-        connections: options.connections as usize,
+        connections: connections(options),
         write_ratio,
         ..usual()
     };
@@ -182,6 +190,11 @@ pub(crate) fn passing(options: &BenchOptions) -> Vec<(Series, Workload)> {
         of_tcp(1.0),
     ];
     workloads.map(|workload| (Series::Passing, workload)).into()
+}
+
+/// Connections over TCP.
+fn connections(options: &BenchOptions) -> usize {
+    options.connections.unwrap_or(CONNECTIONS) as usize
 }
 
 /// One thing varied at a time.

@@ -14,6 +14,8 @@ pub(crate) struct Tally {
     pub(crate) latencies: Histogram<u64>,
     /// Requests answered right.
     pub(crate) answered: u64,
+    /// Of them, those that were answered after the end.
+    pub(crate) late: u64,
     /// Writes that asked for no answer.
     pub(crate) quiet: u64,
     /// Requests without an answer.
@@ -37,6 +39,7 @@ impl Tally {
         Self {
             latencies,
             answered: 0,
+            late: 0,
             quiet: 0,
             timeouts: 0,
             not_sent: 0,
@@ -48,8 +51,9 @@ impl Tally {
     }
 
     /// A request was answered right.
-    pub(crate) fn answered(&mut self, latency: Duration) {
+    pub(crate) fn answered(&mut self, latency: Duration, is_late: bool) {
         self.answered += 1;
+        self.late += u64::from(is_late);
         self.waited(latency);
     }
 
@@ -74,6 +78,7 @@ impl Tally {
             .add(&other.latencies)
             .expect("all histograms have the same bounds");
         self.answered += other.answered;
+        self.late += other.late;
         self.quiet += other.quiet;
         self.timeouts += other.timeouts;
         self.not_sent += other.not_sent;

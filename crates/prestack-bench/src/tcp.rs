@@ -80,7 +80,7 @@ impl Connections {
     /// `stop` is reached, then waits for what is outstanding, quiet writes too. Returns what was asked,
     /// and what came of it.
     pub(crate) fn run(mut self, pace: Pace, end: Instant, stop: &AtomicBool) -> Result<Asker> {
-        self.asker.pace = pace;
+        self.asker.begin(pace, end);
         let mut events = [EpollEvent::empty(); EVENTS];
         let mut now = Instant::now();
         let (mut looked, mut is_first, mut is_closed) = (now, true, false);

@@ -1,5 +1,6 @@
 //! A client of the load generator over UDP: a socket and a window of outstanding requests.
 
+use std::collections::VecDeque;
 use std::net::UdpSocket;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -23,6 +24,9 @@ const CAPACITY: usize = 2048;
 /// Most datagrams of an answer: the longest value of memcached's default has 1 MiB.
 const MAX_PARTS: u16 = 1024;
 
+/// Most requests outstanding on a socket: each slot then has 64 ids at least.
+pub(crate) const MAX_WINDOW: u16 = 1_024;
+
 /// A place in the window.
 struct Slot {
     /// The id of its request, or of its next one while it is free.
@@ -37,7 +41,9 @@ pub(crate) struct Window {
     asker: Asker,
     socket: UdpSocket,
     slots: Vec<Slot>,
-    free: Vec<usize>,
+    /// Slots without a request, in the order in which they became free: so an id comes again as late as can be, and
+    /// hardly when an answer to its last request may yet come.
+    free: VecDeque<usize>,
     requests: Batch,
     replies: Batch,
     request: Vec<u8>,
@@ -70,7 +76,7 @@ impl Window {
     /// Keeps the window full, or as the pace says, until the limit, `end` or `stop` is reached, then waits
     /// for what is outstanding. Returns what was asked, and what came of it.
     pub(crate) fn run(mut self, pace: Pace, end: Instant, stop: &AtomicBool) -> Result<Asker> {
-        self.asker.pace = pace;
+        self.asker.begin(pace, end);
         let mut now = Instant::now();
         let (mut looked, mut is_closed) = (now, false);
         loop {
@@ -101,7 +107,7 @@ impl Window {
     /// Sends a request from every free slot, as far as any are due.
     fn send(&mut self, now: Instant) -> Result<()> {
         let mut count = 0;
-        while let Some(&s) = self.free.last() {
+        while let Some(&s) = self.free.front() {
             let slot = &mut self.slots[s];
             self.request.clear();
             self.request.extend(slot.id.to_be_bytes());
@@ -110,7 +116,7 @@ impl Window {
                 break;
             };
             slot.request = Some(request);
-            self.free.pop();
+            self.free.pop_front();
             self.requests.set(count, &self.request);
             count += 1;
         }
@@ -218,7 +224,7 @@ impl Window {
         slot.request = None;
         slot.parts.clear();
         slot.id = slot.id.wrapping_add(window);
-        self.free.push(s);
+        self.free.push_back(s);
     }
 }
 
@@ -274,6 +280,23 @@ mod tests {
     }
 
     #[test]
+    fn ids_come_again_after_all_others() {
+        let [client, server] = pair();
+        let mut window = Window::new(asker(0.0, false, 0), client, 4).unwrap();
+        let mut ids = Vec::new();
+        for _ in 0..10 {
+            window.asker.left = 1;
+            window.send(Instant::now()).unwrap();
+            let mut request = [0; CAPACITY];
+            server.recv(&mut request).unwrap();
+            let id = u16::from_be_bytes([request[0], request[1]]);
+            window.release(usize::from(id) % 4);
+            ids.push(id);
+        }
+        assert_eq!(ids, Vec::from_iter(0..10));
+    }
+
+    #[test]
     fn what_is_not_sent_counts_with_its_wait() {
         let [client, _server] = pair();
         let window = Window::new(asker(0.0, false, u64::MAX), client, 4).unwrap();
@@ -286,6 +309,26 @@ mod tests {
         let of = |share| Duration::from_nanos(tally.latencies.value_at_quantile(share));
         assert!(of(0.5) > Duration::from_millis(100), "{:?}", of(0.5));
         assert!(of(1.0) >= TIMEOUT, "{:?}", of(1.0));
+    }
+
+    #[test]
+    fn an_answer_after_the_end_is_late() {
+        let [client, server] = pair();
+        let window = Window::new(asker(0.0, false, 2), client, 1).unwrap();
+        let (end, stop) = (Instant::now() + TIMEOUT / 2, AtomicBool::new(false));
+        let tally = thread::scope(|scope| {
+            scope.spawn(|| {
+                for answered_at in [Instant::now(), end + TICK] {
+                    let mut request = [0; CAPACITY];
+                    server.recv(&mut request).unwrap();
+                    thread::sleep(answered_at.saturating_duration_since(Instant::now()));
+                    let answer = [&request[..FRAME], b"END\r\n"].concat();
+                    server.send(&answer).unwrap();
+                }
+            });
+            window.run(Pace::Closed, end, &stop).unwrap().tally
+        });
+        assert_eq!((tally.answered, tally.late, tally.timeouts), (2, 1, 0));
     }
 
     #[test]

@@ -4,12 +4,11 @@ use anyhow::{Context, Result};
 
 use super::Cost;
 use super::form::Form;
-use super::measure::{RUNS, XDP_TX};
+use super::measure::{XDP_TX, typical};
 use super::packet::{Layers, PORT};
 use super::programs::run_once;
 use super::source::{KEY_SIZE, Requests, Source};
 use crate::dataset::Dataset;
-use crate::interrupt;
 use crate::peer::Peer;
 use crate::progress::Progress;
 use crate::report::whole;
@@ -60,18 +59,11 @@ fn measure(peer: &Peer, keys: u32, rounds: u32, progress: &Progress) -> Result<C
     }
     let mut source = Source::load(&dataset, requests)?;
     source.suit(&xdp)?;
-    let [runs, packets] = RUNS;
     let mut round = || {
-        let mut nanoseconds = [0.0; 2];
-        for (target, sum) in [None, Some(&xdp)].into_iter().zip(&mut nanoseconds) {
-            source.aim(target)?;
-            for _ in 0..runs {
-                interrupt::check()?;
-                *sum += source.run(packets)?.as_nanos() as f64 / f64::from(runs);
-            }
-        }
-        let [echo, program] = nanoseconds;
-        anyhow::Ok((program, echo))
+        source.aim(None)?;
+        let echo = typical(&mut source)?;
+        source.aim(Some(&xdp))?;
+        anyhow::Ok((typical(&mut source)?, echo))
     };
     // The first runs find caches cold.
     round()?;

@@ -5,8 +5,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use aya::maps::ProgramArray;
+use aya::programs::xdp::XdpMode;
 use aya::programs::{TestRun, TestRunOptions, Xdp};
 use aya::{Ebpf, EbpfLoader};
+use prestack_testbed::Namespace;
 
 use super::form::Form;
 use super::packet::Layers;
@@ -178,6 +180,17 @@ impl Source {
         self.way = WAYS[1];
         let aimed = self.aim(Some(target));
         aimed.context("the kernel does not let programs for XDP tail-call it")
+    }
+
+    /// Attaches it to a device that receives nothing, in a namespace of its own, for as long as that is kept. The kernel
+    /// otherwise makes the program known to its dispatcher of XDP programs for each run, and waits for all CPUs before
+    /// and after: one that runs such a program is waited for until it is done.
+    pub(super) fn attach(&mut self) -> Result<Namespace> {
+        let namespace = Namespace::new()?;
+        let program = program_mut::<Xdp>(&mut self.ebpf, self.way.request)?;
+        let attached = namespace.run(|| program.attach("lo", XdpMode::Skb));
+        attached.context("attaching the source of requests to a loopback interface")?;
+        Ok(namespace)
     }
 
     /// Hands the requests to `target` from now on, or to the program that does nothing.
