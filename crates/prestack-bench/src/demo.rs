@@ -21,14 +21,14 @@ pub struct DemoOptions {
     #[arg(long, value_name = "S", default_value_t = 18, value_parser = clap::value_parser!(u32).range(1..=3600))]
     pub seconds: u32,
     /// Number of items
-    #[arg(long, value_name = "N", default_value_t = 100_000)]
+    #[arg(long, value_name = "N", default_value_t = 100_000, value_parser = clap::value_parser!(u32).range(1..))]
     pub keys: u32,
     /// Bytes of a key (8 to 250)
-    #[arg(long, value_name = "BYTES", default_value_t = 16)]
-    pub key_size: usize,
+    #[arg(long, value_name = "BYTES", default_value_t = 16, value_parser = clap::value_parser!(u16).range(8..=250))]
+    pub key_size: u16,
     /// Bytes of a value (at most 1100)
-    #[arg(long, value_name = "BYTES", default_value_t = 32)]
-    pub value_size: usize,
+    #[arg(long, value_name = "BYTES", default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..=1100))]
+    pub value_size: u16,
     /// Which keys are asked for: uniform, zipf, zipf:EXPONENT
     #[arg(long, default_value = "uniform")]
     pub popularity: Popularity,
@@ -47,8 +47,8 @@ pub struct DemoOptions {
 /// was wrong, or after Ctrl-C. Nothing is left behind in any case.
 pub fn run(options: &DemoOptions) -> Result<()> {
     let workload = Workload {
-        key_size: options.key_size,
-        value_size: options.value_size,
+        key_size: options.key_size.into(),
+        value_size: options.value_size.into(),
         popularity: options.popularity,
         max_age: options.max_age.clone(),
         ..Workload::gets(options.keys)

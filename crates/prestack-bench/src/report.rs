@@ -58,6 +58,9 @@ impl Report {
             let with = of(&self.with);
             let ratio = match self.without.as_ref().map(of) {
                 None => String::new(),
+                Some(without) if is_cost && with > without => {
+                    format!("{:.2}× more", with / without)
+                }
                 Some(without) if is_cost => format!("{:.2}× less", without / with),
                 Some(without) => format!("{:.2}×", with / without),
             };

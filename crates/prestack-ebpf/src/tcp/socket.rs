@@ -241,9 +241,8 @@ unsafe fn goes_by(socket: *mut bpf_sock, key: &FlowKey) -> bool {
             (&raw const (*socket).src_ip4).read_volatile(),
         );
         let mut other4 = (client4 ^ key.client[3]) | (server4 ^ key.server[3]);
-        let mapped = [0, 0, MAPPED_V4];
-        for i in 0..3 {
-            other4 |= (mapped[i] ^ key.client[i]) | (mapped[i] ^ key.server[i]);
+        for (i, mapped) in [0, 0, MAPPED_V4].into_iter().enumerate() {
+            other4 |= (mapped ^ key.client[i]) | (mapped ^ key.server[i]);
         }
         let mut other6 = 0;
         for i in 0..4 {
