@@ -224,6 +224,25 @@ fn many_flushes() {
     );
 }
 
+/// The datapath's clock is coarse: those of one tick come one after the other all the same.
+#[test]
+fn many_flushes_at_once() {
+    let path = Datapath::with(&setup());
+    let mut connection = Connection::open(&path, 4000);
+    let delays = 1000..1003 + PENDING_FLUSHES as u64;
+    for delay in delays.clone() {
+        connection.exchange(&path, format!("flush_all {delay}\r\n"), "OK\r\n");
+    }
+    let mut kept: Vec<_> = path.kernel().flushes();
+    kept.sort_by_key(|flush| flush.from);
+    let first = delays.start + 3;
+    let due = clock::now_ns() + first * SECOND;
+    assert!(
+        kept[0].from.abs_diff(due - FLUSH_EARLY_NS) < SECOND / 2,
+        "{kept:?}"
+    );
+}
+
 /// One that is forgotten while it may be taking effect has taken effect.
 #[test]
 fn a_flush_that_is_forgotten_in_its_time() {

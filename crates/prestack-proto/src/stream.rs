@@ -58,7 +58,8 @@ pub const fn kind(ask: u8) -> u8 {
 }
 
 /// What the text command that starts with this word is owed if it is not quiet; `None` if its replies
-/// cannot be told from those of others, or do not come.
+/// cannot be told from those of others, or do not come. (`quit` is not answered: it counts as owed a line, and nothing
+/// follows it.)
 #[inline(always)]
 #[must_use]
 pub fn ask(first: u64, effect: Effect) -> Option<Ask> {

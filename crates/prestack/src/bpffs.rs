@@ -93,6 +93,10 @@ pub fn make_folder(folder: &Path, option: &'static str) -> Result<(), BpffsError
 fn has_own_mounts() -> bool {
     let namespace = |pid: i32| fs::read_link(format!("/proc/{pid}/ns/mnt")).ok();
     let own = namespace(Pid::this().as_raw());
+    if Pid::parent().as_raw() == 0 {
+        // The first process of a container, or one that came in from outside.
+        return true;
+    }
     let ancestors = std::iter::successors(Some(Pid::parent().as_raw()), |pid| parent(*pid));
     ancestors
         .map_while(namespace)

@@ -180,6 +180,9 @@ pub fn owes_nothing(flow: *const Flow, ends: &Ends) -> bool {
     // SAFETY: a map element. Volatile, and in this order: `tx` moves `sent` on before it counts a command as answered,
     // and `ends.sent` when the reply leaves.
     unsafe {
+        // First: while what was seen before is parsed again, numbers go back.
+        let busy = (&raw const (*flow).busy).read_volatile();
+        fence();
         let owed = (&raw const (*flow).asked).read_volatile()
             ^ (&raw const (*flow).answered).read_volatile();
         fence();
@@ -190,7 +193,7 @@ pub fn owes_nothing(flow: *const Flow, ends: &Ends) -> bool {
             | u64::from((&raw const (*flow).mode).read_volatile() ^ Mode::Command as u32)
             | u64::from((&raw const (*flow).next).read_volatile() ^ ends.next)
             | u64::from((&raw const (*flow).sent).read_volatile() ^ ends.sent);
-        owed | unusual == 0
+        busy | owed | unusual == 0
     }
 }
 

@@ -101,8 +101,14 @@ extern "C" fn prestack_flush_later(number: u64, due: u64, until: u64) -> u64 {
         bpf_spin_lock((&raw mut (*flushes).lock).cast());
         let mut best = 0;
         let mut least = u64::MAX;
+        // The clock is coarse: what comes later counts as later.
+        let mut asked = now;
         for i in 0..PENDING_FLUSHES {
-            let rank = rank(read(flushes, i), from);
+            let known = read(flushes, i);
+            if known.until != 0 && known.asked >= asked {
+                asked = known.asked + 1;
+            }
+            let rank = rank(known, from);
             if rank < least {
                 least = rank;
                 best = i;
@@ -120,12 +126,15 @@ extern "C" fn prestack_flush_later(number: u64, due: u64, until: u64) -> u64 {
                 } else if until > known.until {
                     (&raw mut (*flush).until).write_volatile(until);
                 }
-                (&raw mut (*flush).asked).write_volatile(now);
+                (&raw mut (*flush).asked).write_volatile(asked);
             }
         }
         if may_be_over != 0 {
             // What is forgotten may have taken effect already. What is under way from before it settles.
-            (&raw mut (*backend).quiet_until).write_volatile(now + settle_ns);
+            let quiet_until = &raw mut (*backend).quiet_until;
+            if now + settle_ns > quiet_until.read_volatile() {
+                quiet_until.write_volatile(now + settle_ns);
+            }
             fence();
             atomic::add(&raw mut (*backend).epoch, 1);
             fence();

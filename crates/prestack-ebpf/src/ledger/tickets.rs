@@ -83,13 +83,17 @@ fn version(control: *mut Control, config: &Config, number: u8, hash: u64, now: u
     let version = unsafe {
         let version = (&raw const (*control).version).read_volatile();
         fence();
-        // In this order: who ends a wait has what was waited for settle first.
-        let waits = (&raw const (*backend).waits).read_volatile();
-        fence();
-        if waits != 0 || (&raw const (*backend).quiet_until).read_volatile() > now {
+        if (&raw const (*backend).waits).read_volatile() != 0 {
             return None;
         }
         version
     };
-    (!is_outstanding(control, config, number, hash, now)).then_some(version)
+    if is_outstanding(control, config, number, hash, now) {
+        return None;
+    }
+    // Last: who ends a wait, or the crowding of a flow, has what was waited for settle first.
+    fence();
+    // SAFETY: as above.
+    let quiet_until = unsafe { (&raw const (*backend).quiet_until).read_volatile() };
+    (quiet_until <= now).then_some(version)
 }

@@ -81,7 +81,7 @@ impl Attached {
                 let filters = netlink::egress_filters(interface.index).ok();
                 filters.map(|filters| {
                     let mut programs_at = filters.known.iter().filter_map(|at| at.program);
-                    programs_at.any(|program| programs.contains(&program))
+                    filters.has_unknown || programs_at.any(|program| programs.contains(&program))
                 })
             }
         };

@@ -55,7 +55,9 @@ impl Daemon {
             ..Moves::default()
         };
         self.regain(found, &mut moves);
-        if self.attachments.is_empty() {
+        // What is there may be attached to at the next look.
+        let may_return = found.iter().any(|f| self.missing.contains_key(&f.name));
+        if self.attachments.is_empty() && !may_return {
             // Nothing translates them, though their sockets are left: should an interface return they would go
             // on as they are.
             self.reset_astray(|_| true);
@@ -181,6 +183,8 @@ impl Daemon {
         preflight::no_other_xdp(&self.instance, interfaces, &[])?;
         let (mode, egress) = (self.options.mode, self.options.egress);
         let mut attachment = Attachment::watch_replies(&mut self.datapath, interface, egress)?;
+        // Requests may have gone by unseen, and are answered from here on.
+        self.watch.forget_all(&self.controls, self.options.settle);
         attachment.take_requests(&mut self.datapath, mode)?;
         if self.options.outlives() {
             attachment.pin(&self.instance.pin_folder())?;
