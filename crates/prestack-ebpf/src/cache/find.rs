@@ -172,8 +172,12 @@ pub fn find_in(
     } = query;
     let index = INDEX.get_ptr_mut(place.bucket)?;
     let group = group_of(index, place.group);
-    // SAFETY: `group` is part of an element of `INDEX`.
+    let block = BLOCKS.get_ptr_mut(place.bucket)?;
+    // SAFETY: `group` is part of an element of `INDEX`, `block` an element of `BLOCKS`.
     let (seq, matches) = unsafe {
+        // Nobody wants this byte: the CPU looks up the page's address for it while it waits for the group, and has
+        // it when that says where the entry is.
+        (&raw const (*block).bytes[0]).read_volatile();
         let seq = (&raw const (*group).seq).read_volatile();
         fence();
         (seq, matches(group, place))
@@ -184,7 +188,7 @@ pub fn find_in(
     // SAFETY: as above.
     let at = unsafe { (&raw const (*group).at).read_volatile() } >> (8 * swar::first(matches));
     let granule = at & 0xff;
-    let entry = Entry::new(BLOCKS.get_ptr_mut(place.bucket)?, granule);
+    let entry = Entry::new(block, granule);
     let header: *mut EntryHeader = entry.header()?;
     // SAFETY: the header is inside an element of `BLOCKS`. A writer may be at work on it: what is
     // read then is not used, because the seqlock has changed.
