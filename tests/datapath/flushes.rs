@@ -90,6 +90,10 @@ fn a_delayed_flush_over_udp() {
     for request in [
         b"flush_all 10\r\n".to_vec(),
         b"get x\r\nflush_all 10\r\n".to_vec(),
+        b"flush_all\r\nflush_all 10\r\n".to_vec(),
+        b"get x\r\nflush_all\r\nget x\r\nflush_all 10\r\n".to_vec(),
+        [binary(8, 0), binary(8, 10)].concat(),
+        b"flush_all 0000000000000000000010\r\n".to_vec(),
         binary(8, 10),
         binary(0x18, 10),
     ] {

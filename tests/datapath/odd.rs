@@ -79,6 +79,11 @@ fn sources_outside_the_allow_list() {
     let stranger = (Ipv4Addr::new(10, 0, 1, 2), CLIENT_PORT);
     path.pass(&ask().from(stranger));
     assert_eq!(path.stats().not_allowed, 1);
+    // Also where nothing is there that it could get: else nobody would learn why there never is.
+    for other in ["get other\r\n", "gets key other\r\n", "mg key v\r\n"] {
+        path.pass(&PacketBuilder::udp(other).from(stranger));
+    }
+    assert_eq!(path.stats().not_allowed, 4);
     // Its writes count.
     path.pass(&PacketBuilder::udp("delete key\r\n").from(stranger));
     assert_eq!(path.stats().invalidations, 1);

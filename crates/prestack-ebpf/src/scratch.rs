@@ -193,6 +193,8 @@ pub struct Walk {
     pub epoch: u64,
     /// 0 while the walk is as expected.
     pub odd: u64,
+    /// Non-zero once a `flush_all` has been among the commands.
+    pub flushes: u64,
     /// What the walk goes over: one of [`Walk::COMMANDS`] and the following.
     pub over: u64,
     /// The protocol of the commands so far (`Flow::TEXT`, `Flow::BINARY`), 0 before the first.
@@ -245,6 +247,7 @@ impl Walk {
             (&raw mut (*walk).backend).write_volatile(u64::from(backend));
             (&raw mut (*walk).epoch).write_volatile(0);
             (&raw mut (*walk).odd).write_volatile(0);
+            (&raw mut (*walk).flushes).write_volatile(0);
             (&raw mut (*walk).over).write_volatile(over);
             (&raw mut (*walk).protocol).write_volatile(0);
             (&raw mut (*walk).may_fill).write_volatile(0);

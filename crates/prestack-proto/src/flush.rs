@@ -1,8 +1,9 @@
 //! When a `flush_all` takes effect.
 
 use crate::command::{Command, Form};
+use crate::swar;
 use crate::text::number::decimal_u64;
-use crate::window::Window;
+use crate::window::{Source, Window};
 
 /// A longer delay, in seconds, is a point in time (`REALTIME_MAXDELTA` in memcached.h).
 const MAX_SPAN: u64 = 60 * 60 * 24 * 30;
@@ -49,7 +50,8 @@ fn text(window: &Window, at: u64, len: u64) -> Option<u32> {
     }
     let sign = window.byte(at);
     let has_sign = u64::from(sign == b'-' || sign == b'+');
-    let number = decimal_u64(window, at + has_sign, len - has_sign)?;
+    let (at, len) = without_zeros(window, at + has_sign, len - has_sign);
+    let number = decimal_u64(window, at, len)?;
     if number > i64::MAX as u64 {
         return None;
     }
@@ -60,6 +62,18 @@ fn text(window: &Window, at: u64, len: u64) -> Option<u32> {
         seconds
     };
     u32::try_from(seconds).ok()
+}
+
+/// The same number without zeros before it, of which memcached (`strtol`) takes any count: without up to 39 of them.
+#[inline(always)]
+fn without_zeros(window: &Window, mut at: u64, mut len: u64) -> (u64, u64) {
+    for zeros in [8, 8, 8, 8, 4, 2, 1] {
+        if len > zeros && swar::keep(window.word(at) ^ swar::repeat(b'0'), zeros) == 0 {
+            at = window.forgotten(at + zeros);
+            len = window.forgotten(len - zeros);
+        }
+    }
+    (at, len)
 }
 
 #[cfg(test)]
@@ -98,6 +112,10 @@ mod tests {
             "  3",
             " +3",
             " 003",
+            " 0000000000000000000003",
+            " -00000000004294967293",
+            " +000000000000000000000000000004294967299",
+            "                                            3",
             " 3 ",
             " 3 4",
             " 4294967299",

@@ -142,6 +142,7 @@ pub fn pass(datagram: &Datagram<'_>) {
         }
     };
     let (name, asker) = (datagram.name(), datagram.asker());
+    count!(not_allowed, u64::from(asker == requests::Asker::Stranger));
     if let Some((slot, serial)) = requests::remember(name, &request, asker) {
         if request.kind == Kind::MultiGet as u8 {
             keep_tickets(slot, serial, scratch);

@@ -23,7 +23,7 @@ pub fn act_on_all() {
     unsafe { bpf_loop(MAX_COMMANDS, act as *mut c_void, core::ptr::null_mut(), 0) };
 }
 
-/// Whether all commands of the walk were understood.
+/// Whether all commands of the walk were understood, and change no more than items whose keys they name.
 #[inline(always)]
 pub fn are_understood() -> bool {
     let Some(scratch) = scratch() else {
@@ -33,6 +33,7 @@ pub fn are_understood() -> bool {
     unsafe {
         let walk = &raw const (*scratch).walk;
         (&raw const (*walk).odd).read_volatile() == 0
+            && (&raw const (*walk).flushes).read_volatile() == 0
             && (&raw const (*walk).at).read_volatile() == (&raw const (*walk).end).read_volatile()
     }
 }
@@ -82,9 +83,10 @@ extern "C" fn act(_: u32, _: *mut c_void) -> i64 {
                 return 1;
             }
         }
+        // Each is executed, so each is noted.
         Effect::Flush => {
             flushes::arrived(walk.backend as u8);
-            return 1;
+            walk.flushes = 1;
         }
         Effect::Incomplete | Effect::Unknown => return 1,
     }

@@ -121,6 +121,7 @@ pub fn missed() {
 /// Lets the GET in the scratch through, whose source may not be served.
 #[inline(always)]
 pub fn strange() {
+    count!(not_allowed);
     pass(STRANGE);
 }
 

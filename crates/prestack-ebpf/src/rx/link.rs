@@ -35,13 +35,16 @@ pub fn admits(
             return true;
         }
     }
-    let asked = headers.l3 | network.bits() << 8 | u64::from(headers.ports) << 16;
+    let asked = headers.l3
+        | network.bits() << 8
+        | u64::from(headers.ports) << 16
+        | u64::from(headers.udp) << 48;
     // SAFETY: a function of ours, called with the program's context.
     unsafe { prestack_admits(ctx.ctx, asked) != 0 }
 }
 
 /// What [`admits`] says, and why not in the counters. `asked` are the position of the IP header (8 bits),
-/// the network of the source (8) and the ports (32), in one for want of stack. A global function (by its
+/// the network of the source (8), the ports (32) and whether it is UDP (1), in one for want of stack. A global function (by its
 /// unmangled name): the verifier checks it once, for all arguments, and not again on every path to it.
 ///
 /// # Safety
@@ -70,7 +73,8 @@ unsafe extern "C" fn prestack_admits(ctx: *mut xdp_md, asked: u64) -> u64 {
     // SAFETY: this CPU's element; programs do not interrupt one another.
     unsafe {
         if !network.is_some() {
-            (*stats).not_allowed += 1;
+            // Over UDP whoever lets it through counts it, were the key there or not.
+            (*stats).not_allowed += u64::from(asked >> 48 & 1 == 0);
         } else if is_spoof_prone {
             (*stats).spoof_prone += 1;
         } else {

@@ -244,7 +244,11 @@ fn may_end_in_noreply(window: &Window, end: u64) -> bool {
 #[inline(always)]
 fn flush(arguments: &mut Arguments<'_>, command: &mut Command) {
     let window = arguments.window;
-    let first = arguments.next(ARGUMENT_WORDS);
+    let mut first = arguments.next(ARGUMENT_WORDS);
+    if first.1 == 0 {
+        // Perhaps behind more spaces.
+        first = arguments.next(ARGUMENT_WORDS);
+    }
     let second = arguments.next(ARGUMENT_WORDS);
     // memcached takes no line with more.
     if !arguments.is_at_end() {
