@@ -1,9 +1,10 @@
 //! Finding an entry: one load from the index tells a miss.
 
-use prestack_abi::cache::{EntryHeader, GROUPS, Group, Place};
+use prestack_abi::cache::{BLOCK_BYTES, EntryHeader, GROUPS, Group, Place};
 use prestack_abi::config::Config;
 use prestack_proto::swar;
 use prestack_proto::text::reply::END_LEN;
+use prestack_proto::verifier::opaque;
 use prestack_proto::window::Source;
 
 use super::entry::Entry;
@@ -37,6 +38,9 @@ pub struct Found {
     /// Old enough to be fetched anew.
     pub is_ageing: bool,
 }
+
+/// Bytes of a line of the CPU's cache.
+const LINE: usize = 64;
 
 /// Bytes behind the data in a reply: `\r\nEND\r\n`.
 pub const BEHIND_DATA: u64 = END_LEN + 2;
@@ -176,8 +180,14 @@ pub fn find_in(
     // SAFETY: `group` is part of an element of `INDEX`, `block` an element of `BLOCKS`.
     let (seq, matches) = unsafe {
         // Nobody wants this byte: the CPU looks up the page's address for it while it waits for the group, and has
-        // it when that says where the entry is.
-        (&raw const (*block).bytes[0]).read_volatile();
+        // it when that says where the entry is. In each block it is in the same line, and in all of them in
+        // different ones, which share the CPU's cache evenly.
+        let line = opaque(u64::from(place.bucket)) % (BLOCK_BYTES / LINE) as u64;
+        (&raw const (*block).bytes)
+            .cast::<[u8; LINE]>()
+            .add(line as usize)
+            .cast::<u8>()
+            .read_volatile();
         let seq = (&raw const (*group).seq).read_volatile();
         fence();
         (seq, matches(group, place))

@@ -297,7 +297,8 @@ fn act(datagram: &Datagram<'_>) {
     }
     let seed = backend_seed(config.seed, door.backend);
     let next = command.next + command.data;
-    let is_walked = command.effect as u32 <= Effect::Write as u32 || command.effect == Effect::Flush;
+    let is_walked =
+        command.effect as u32 <= Effect::Write as u32 || command.effect == Effect::Flush;
     if next < len && is_walked {
         // SAFETY: this CPU's scratch.
         unsafe { Walk::start(scratch, Walk::COMMANDS, 0, len, door.backend, seed) };
