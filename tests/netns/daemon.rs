@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use prestack_testbed::{
-    Memcached, MemcachedOptions, Prestack, Signal, Testbed, UdpClient, binary, pace::wait_for,
+    Memcached, MemcachedOptions, Prestack, Process, Signal, Testbed, UdpClient, binary,
+    pace::wait_for,
 };
 use prestack_tests::attached::{nothing_attached, nothing_linked};
 use prestack_tests::stage::{LASTING, PORT, Stage, behind, set, start_prestack, store, until_hit};
@@ -195,6 +196,38 @@ fn otherwise_they_end_it() -> Result<()> {
         stage.prestack.signal(signal)?;
         stage.prestack.wait()?;
         nothing_attached(&stage.bed.server, &stage.bed.links[0].server_dev)?;
+    }
+    Ok(())
+}
+
+/// The kernel takes seconds to check the programs: nobody has to wait for all of them.
+#[test]
+fn a_signal_during_the_start_ends_it() -> Result<()> {
+    let bed = Testbed::new()?;
+    let _memcached = Memcached::start(&bed.server, MemcachedOptions::default())?;
+    let dev = &bed.links[0].server_dev;
+    let name = format!("early-{}", std::process::id());
+    for pin in [&[][..], &["--tcp-hits"]] {
+        let mut command = bed.server.command(binary()?);
+        command.args(["run", "--instance", &name, "--interface", dev]);
+        command.args(pin);
+        let mut prestack = Process::spawn(command)?;
+        let lock = PathBuf::from(format!("/run/prestack/{name}.lock"));
+        wait_for("the lock", Duration::from_secs(5), || {
+            Ok(lock.exists().then_some(()))
+        })?;
+        prestack.signal(Signal::SIGTERM)?;
+        let (status, said) = prestack.wait(Duration::from_secs(20))?;
+        ensure!(status.success(), "it ended with {status}: {said}");
+        ensure!(said.contains("before anything was attached"), "{said}");
+        nothing_attached(&bed.server, dev)?;
+        for left in [
+            format!("/run/prestack/{name}.lock"),
+            format!("/run/prestack/{name}.json"),
+            format!("/sys/fs/bpf/prestack/{name}"),
+        ] {
+            ensure!(!PathBuf::from(&left).exists(), "{left} was left");
+        }
     }
     Ok(())
 }

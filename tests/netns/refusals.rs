@@ -211,6 +211,31 @@ fn a_full_standard_error() -> Result<()> {
     Ok(())
 }
 
+/// Before anything takes long.
+#[test]
+fn a_run_folder_without_room() -> Result<()> {
+    let bed = Testbed::new()?;
+    let _memcached = Memcached::start(&bed.server, MemcachedOptions::default())?;
+    let dev = &bed.links[0].server_dev;
+    for (options, words) in [
+        ("size=4k", ["/run/prestack", "make room"]),
+        ("ro", ["/run/prestack", "can be written to"]),
+    ] {
+        let mut command = bed.server.command("unshare");
+        let script = r#"mkdir -p /run/prestack; mount -t tmpfs -o "$1" tmpfs /run/prestack; exec "$0" run -i "$2""#;
+        command
+            .args(["--mount", "sh", "-c", script])
+            .arg(binary()?)
+            .args([options, dev]);
+        let (status, said) = Process::spawn(command)?.wait(Duration::from_secs(15))?;
+        ensure!(status.code() == Some(1), "it ended with {status}");
+        says(&said, &words)?;
+        ensure!(!said.contains("loading"), "{said}");
+        nothing_attached(&bed.server, dev)?;
+    }
+    Ok(())
+}
+
 /// Exit status when there is no such instance.
 const NOT_RUNNING: Option<i32> = Some(3);
 

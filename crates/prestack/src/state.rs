@@ -26,6 +26,9 @@ pub const RUN_FOLDER: &str = "/run/prestack";
 /// Where pinned instances hold on to their programs.
 pub const PIN_FOLDER: &str = "/sys/fs/bpf/prestack";
 
+/// Room that a state is sure to have, in bytes: several backends with a dozen of doors each take less.
+const STATE_ROOM: usize = 16 << 10;
+
 /// What is known about an instance, kept up to date while it runs.
 #[derive(Clone, PartialEq, Debug, Deserialize, Serialize)]
 pub struct State {
@@ -140,7 +143,7 @@ pub struct Instance {
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs, reason = "the messages say it")]
 pub enum StateError {
-    #[error("cannot use {path}: {source}")]
+    #[error("cannot use {path}: {source}{}", remedy(.source))]
     Io { path: PathBuf, source: io::Error },
     #[error(
         "{path} is not the state of this version of prestack ({source}): remove it if no such instance runs"
@@ -154,6 +157,19 @@ pub enum StateError {
          {name}`, or give this one another name with --instance"
     )]
     Running { name: InstanceName },
+}
+
+/// What helps where the run folder cannot be used.
+fn remedy(error: &io::Error) -> String {
+    let remedy = match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "make room in",
+        io::ErrorKind::ReadOnlyFilesystem => "mount a file system that can be written to at",
+        io::ErrorKind::PermissionDenied => "run prestack as root, and let root write to",
+        _ => return String::new(),
+    };
+    format!(
+        "; {remedy} {RUN_FOLDER}, where prestack notes what other commands and the next run need to know"
+    )
 }
 
 impl Instance {
@@ -178,6 +194,11 @@ impl Instance {
 
     fn state_path(&self) -> PathBuf {
         self.folder.join(format!("{}.json", self.name))
+    }
+
+    /// Where a state is written before it takes the place of the last one.
+    fn new_path(&self) -> PathBuf {
+        self.state_path().with_extension("json.new")
     }
 
     fn lock_path(&self) -> PathBuf {
@@ -246,14 +267,28 @@ impl Instance {
     /// # Errors
     /// It cannot be written.
     pub fn write(&self, state: &State) -> Result<(), StateError> {
-        let path = self.state_path();
-        let new = path.with_extension("json.new");
+        let (path, new) = (self.state_path(), self.new_path());
         let text = serde_json::to_vec_pretty(state).map_err(io::Error::other);
         text.and_then(|text| fs::write(&new, text))
             .and_then(|()| fs::rename(&new, &path))
             .map_err(|source| {
                 // A part of it may be there. Nobody reads that.
                 let _ = fs::remove_file(&new);
+                StateError::Io { path, source }
+            })
+    }
+
+    /// Makes sure that there is room for the state before anything is done that it has to tell of.
+    ///
+    /// # Errors
+    /// There is not.
+    pub fn check_room(&self) -> Result<(), StateError> {
+        let path = self.new_path();
+        let written = fs::write(&path, [b' '; STATE_ROOM]);
+        written
+            .and_then(|()| fs::remove_file(&path))
+            .map_err(|source| {
+                let _ = fs::remove_file(&path);
                 StateError::Io { path, source }
             })
     }

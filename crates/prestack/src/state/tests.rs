@@ -82,6 +82,17 @@ fn nothing_is_left_of_what_cannot_be_written() {
 }
 
 #[test]
+fn too_little_room_is_found_out_before_there_is_a_state() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let instance = instance("one", folder.path());
+    instance.check_room().expect("enough");
+    std::os::unix::fs::symlink("/dev/full", folder.path().join("one.json.new")).expect("made");
+    let error = instance.check_room().unwrap_err().to_string();
+    assert!(error.contains("make room in /run/prestack"), "{error}");
+    assert_eq!(fs::read_dir(folder.path()).expect("readable").count(), 0);
+}
+
+#[test]
 fn malformed_state_is_an_error() {
     let folder = tempfile::tempdir().expect("a folder");
     let instance = instance("one", folder.path());
