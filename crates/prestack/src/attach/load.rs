@@ -335,7 +335,7 @@ mod tests {
     fn it_is_said_of_what_to_give_less() {
         let options = Settings {
             interface: vec!["vs".into()],
-            tcp_hits: true,
+            tcp_hits: Some(true),
             max_flows: Some(65_536),
             ..Settings::default()
         };

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tracing::info;
+use tracing::{info, warn};
 
 use super::print;
 use crate::{
@@ -24,9 +24,13 @@ pub fn run(args: &RunArgs) -> anyhow::Result<()> {
     if let Some(path) = &args.config {
         settings = settings.over(Settings::read(path)?);
     }
+    let doubts = settings.doubts();
     let options = settings.resolve(&host::interface_names())?;
     preflight::privileges()?;
     preflight::kernel()?;
+    for doubt in doubts {
+        warn!("{doubt}");
+    }
     let instance = Instance::new(options.instance.clone());
     // From here on a signal waits for the end of the step that is under way.
     let signals = Signals::catch()?;
