@@ -282,6 +282,31 @@ fn generic_mode_serves_as_well() -> Result<()> {
     until_hit(&stage.prestack, &mut udp, b"key", b"new")
 }
 
+/// What is pinned keeps its mode, whatever the next run is asked for: it says so.
+#[test]
+fn a_mode_that_cannot_be_taken_is_told() -> Result<()> {
+    let hits = [&LASTING[..], &["--tcp-hits"]].concat();
+    let generic = [&hits[..], &["--mode", "generic"]].concat();
+    let mut stage = Stage::with(MemcachedOptions::default(), &generic)?;
+    stage.prestack.kill()?;
+    let dev = &stage.bed.links[0].server_dev;
+    let native = [&hits[..], &["--interface", dev, "--mode", "native"]].concat();
+    stage.prestack.restart(&native)?;
+    let mut command = stage.bed.server.command(binary()?);
+    let name = stage.prestack.instance().name();
+    command.args(["detach", "--instance", name]);
+    let (status, said) = Process::spawn(command)?.wait(Duration::from_secs(15))?;
+    // It carries no connection.
+    ensure!(status.success() && !said.contains("waits for"), "{said}");
+    let said = stage.prestack.wait()?;
+    ensure!(
+        said.contains(&format!("XDP stays generic at {dev}")),
+        "{said}"
+    );
+    ensure!(said.contains("prestack detach"), "{said}");
+    nothing_attached(&stage.bed.server, dev)
+}
+
 #[test]
 fn clsact_serves_as_well() -> Result<()> {
     let args = [&LASTING[..], &["--egress", "clsact"]].concat();

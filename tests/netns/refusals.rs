@@ -176,6 +176,31 @@ fn another_instance_on_the_interface() -> Result<()> {
     until_hit(&first, &mut udp, b"key", b"value")
 }
 
+/// Neither sees the other when it looks, and the second to attach is refused by the kernel.
+#[test]
+fn of_two_that_start_at_once_one_is_refused() -> Result<()> {
+    let bed = Testbed::new()?;
+    let _memcached = Memcached::start(&bed.server, MemcachedOptions::default())?;
+    let started = std::thread::scope(|scope| {
+        let start = || scope.spawn(|| start_prestack(&bed, 0, &LASTING));
+        [start(), start()].map(|started| started.join().expect("no panic"))
+    });
+    let (serving, refused): (Vec<_>, Vec<_>) = started.into_iter().partition(Result::is_ok);
+    ensure!(serving.len() == 1, "{} serve", serving.len());
+    let winner = serving.into_iter().flatten().next().expect("one");
+    let said = format!(
+        "{:#}",
+        refused.into_iter().find_map(Result::err).expect("one")
+    );
+    says(
+        &said,
+        &[
+            "already served by the prestack instance",
+            winner.instance().name(),
+        ],
+    )
+}
+
 #[test]
 fn a_full_standard_output() -> Result<()> {
     let bed = Testbed::new()?;

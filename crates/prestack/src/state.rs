@@ -3,7 +3,7 @@
 mod before;
 
 use std::{
-    fs, io,
+    fmt, fs, io,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -153,6 +153,15 @@ pub enum StateError {
         source: serde_json::Error,
     },
     #[error(
+        "{path} ends in the middle ({source}), so what it told is lost: remove it, then run `prestack detach \
+         --instance {name}` to remove what that instance may have left"
+    )]
+    CutOff {
+        path: PathBuf,
+        name: InstanceName,
+        source: serde_json::Error,
+    },
+    #[error(
         "an instance named {name} is already running: stop it with `prestack detach --instance \
          {name}`, or give this one another name with --instance"
     )]
@@ -258,6 +267,11 @@ impl Instance {
         };
         match serde_json::from_slice(&text) {
             Ok(state) => Ok(Some(state)),
+            Err(source) if source.is_eof() => Err(StateError::CutOff {
+                path,
+                name: self.name.clone(),
+                source,
+            }),
             Err(source) => Err(StateError::Malformed { path, source }),
         }
     }
@@ -306,6 +320,20 @@ impl Instance {
             }),
             _ => Ok(()),
         }
+    }
+
+    /// The other instances in words: which there are, and whether a daemon runs them.
+    #[must_use]
+    pub fn describe_others(&self) -> Vec<String> {
+        let others = self.others().into_iter();
+        let describe = |name: InstanceName| {
+            let other = Self::in_folder(name.clone(), &self.folder);
+            match other.is_running() {
+                Ok(false) => format!("{name}, whose daemon has ended"),
+                _ => name.to_string(),
+            }
+        };
+        others.map(describe).collect()
     }
 
     /// The other instances that have written down a state.
@@ -399,6 +427,19 @@ impl AttachedState {
     #[must_use]
     pub fn is_same_place(&self, other: &Self) -> bool {
         (&self.name, self.index) == (&other.name, other.index)
+    }
+}
+
+impl fmt::Display for AttachedState {
+    /// `vs: native XDP, replies by tcx`, or `lo: tcx` where packets are only watched.
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            name, mode, egress, ..
+        } = self;
+        match mode.as_str() {
+            "" => write!(out, "{name}: {egress}"),
+            mode => write!(out, "{name}: {mode} XDP, replies by {egress}"),
+        }
     }
 }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tracing::{info, warn};
 
-use super::print;
+use super::{ending, print};
 use crate::{
     cli::RunArgs,
     daemon::{Daemon, Signals},
@@ -34,7 +34,7 @@ pub fn run(args: &RunArgs) -> anyhow::Result<()> {
     let instance = Instance::new(options.instance.clone());
     // From here on a signal waits for the end of the step that is under way.
     let signals = Signals::catch()?;
-    let _lock = instance.lock()?;
+    let _lock = ending::lock(&instance)?;
     instance.check_room()?;
 
     let Some(mut daemon) = Daemon::start(&options, instance, &signals)? else {

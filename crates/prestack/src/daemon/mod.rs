@@ -118,8 +118,13 @@ impl Daemon {
         let watch = Watch::new(options, &host, earlier)?;
         let folder = instance.pin_folder();
         if left.is_none() {
-            for what in leftovers::remove(&instance)? {
-                info!("removed {what}, left by an earlier run");
+            let removed = leftovers::remove(&instance)?;
+            if !removed.is_empty() {
+                let removed = removed.join(", ");
+                info!(
+                    "removed what an earlier run of instance {} has left: {removed}",
+                    instance.name()
+                );
             }
             preflight::memory(options.memory)?;
         }
@@ -163,13 +168,15 @@ impl Daemon {
         if let Some(left) = left {
             // After an error what is left goes on: nothing is removed.
             daemon.adopt(options, interfaces, &left)?;
-            return Ok(Some(daemon));
-        }
-        if let Err(error) = daemon.attach(options, interfaces) {
+        } else if let Err(error) = daemon.attach(options, interfaces) {
+            let error = initial::why_not_attached(error, options, &daemon);
             if let Err(also) = daemon.stop(false) {
                 warn!("{also:#}");
             }
             return Err(error);
+        }
+        for at in daemon.state.attached() {
+            debug!("attached to {at}");
         }
         Ok(Some(daemon))
     }

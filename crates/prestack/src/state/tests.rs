@@ -104,6 +104,49 @@ fn malformed_state_is_an_error() {
 }
 
 #[test]
+fn a_state_that_is_cut_off_is_not_taken_for_another_versions() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let instance = instance("one", folder.path());
+    instance.write(&state()).expect("written");
+    let path = folder.path().join("one.json");
+    let text = fs::read(&path).expect("readable");
+    for len in [0, text.len() / 2] {
+        fs::write(&path, &text[..len]).expect("written");
+        let error = instance.state().unwrap_err().to_string();
+        assert!(error.contains("ends in the middle"), "{error}");
+        assert!(
+            error.contains("remove it, then run `prestack detach --instance one`"),
+            "{error}"
+        );
+    }
+}
+
+#[test]
+fn others_are_told_with_whether_they_run() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let [one, two, three] = ["one", "two", "three"].map(|name| instance(name, folder.path()));
+    two.write(&state()).expect("written");
+    three.write(&state()).expect("written");
+    let _lock = three.lock().expect("free");
+    assert_eq!(
+        one.describe_others(),
+        ["three", "two, whose daemon has ended"]
+    );
+}
+
+#[test]
+fn places_are_told_with_what_is_attached_there() {
+    let vs = &state().interfaces[0];
+    assert_eq!(vs.to_string(), "vs: native XDP, replies by tcx");
+    let lo = AttachedState {
+        name: "lo".into(),
+        mode: String::new(),
+        ..vs.clone()
+    };
+    assert_eq!(lo.to_string(), "lo: tcx");
+}
+
+#[test]
 fn an_instance_runs_while_its_lock_is_held() {
     let folder = tempfile::tempdir().expect("a folder");
     let instance = instance("one", folder.path());
