@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use nix::unistd::Uid;
 use prestack_testbed::{
-    Memcached, MemcachedOptions, Prestack, Process, Testbed, binary, bpf, pace,
+    Memcached, MemcachedOptions, Prestack, Process, Signal, Testbed, binary, bpf, pace,
 };
 use prestack_tests::attached::nothing_attached;
 use prestack_tests::stage::{LASTING, PORT, start_prestack, until_hit};
@@ -181,24 +181,34 @@ fn another_instance_on_the_interface() -> Result<()> {
 fn of_two_that_start_at_once_one_is_refused() -> Result<()> {
     let bed = Testbed::new()?;
     let _memcached = Memcached::start(&bed.server, MemcachedOptions::default())?;
-    let started = std::thread::scope(|scope| {
-        let start = || scope.spawn(|| start_prestack(&bed, 0, &LASTING));
-        [start(), start()].map(|started| started.join().expect("no panic"))
-    });
-    let (serving, refused): (Vec<_>, Vec<_>) = started.into_iter().partition(Result::is_ok);
-    ensure!(serving.len() == 1, "{} serve", serving.len());
-    let winner = serving.into_iter().flatten().next().expect("one");
-    let said = format!(
-        "{:#}",
-        refused.into_iter().find_map(Result::err).expect("one")
-    );
-    says(
-        &said,
-        &[
-            "already served by the prestack instance",
-            winner.instance().name(),
-        ],
-    )
+    let names = ["a", "b"].map(|name| format!("{name}-{}", std::process::id()));
+    let start = |name: &String| {
+        let mut command = bed.server.command(binary()?);
+        command.args(["run", "--instance", name]);
+        command.args(["--interface", &bed.links[0].server_dev]);
+        Process::spawn(command)
+    };
+    let (mut one, mut other) = (start(&names[0])?, start(&names[1])?);
+    let limit = Duration::from_secs(45);
+    let is_serving = |line: &str| line.starts_with("serving ");
+    let (winner, name, said) = match one.wait_for_line(limit, is_serving) {
+        Ok(_) => (one, &names[0], other.wait(limit)?.1),
+        Err(refused) => {
+            other.wait_for_line(limit, is_serving)?;
+            (other, &names[1], refused.to_string())
+        }
+    };
+    says(&said, &["already served by the prestack instance", name])?;
+    ensure!(said.contains("loading"), "it did not come so far: {said}");
+    end(winner)
+}
+
+/// Ends a `prestack run` that serves.
+fn end(mut prestack: Process) -> Result<()> {
+    prestack.signal(Signal::SIGTERM)?;
+    let (status, said) = prestack.wait(Duration::from_secs(15))?;
+    ensure!(status.success(), "{said}");
+    Ok(())
 }
 
 #[test]
