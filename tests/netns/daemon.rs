@@ -2,6 +2,7 @@
 
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -197,6 +198,34 @@ fn otherwise_they_end_it() -> Result<()> {
         stage.prestack.wait()?;
         nothing_attached(&stage.bed.server, &stage.bed.links[0].server_dev)?;
     }
+    Ok(())
+}
+
+/// As systemd is (`Type=notify`).
+#[test]
+fn a_service_manager_is_told_that_it_serves_and_that_it_ends() -> Result<()> {
+    let bed = Testbed::new()?;
+    let _memcached = Memcached::start(&bed.server, MemcachedOptions::default())?;
+    let folder = tempfile::tempdir()?;
+    let path = folder.path().join("notify");
+    let manager = UnixDatagram::bind(&path)?;
+    manager.set_read_timeout(Some(Duration::from_secs(45)))?;
+    let told = || -> Result<String> {
+        let mut text = [0; 256];
+        let len = manager.recv(&mut text)?;
+        Ok(String::from_utf8_lossy(&text[..len]).into_owned())
+    };
+    let dev = &bed.links[0].server_dev;
+    let name = format!("notify-{}", std::process::id());
+    let mut command = bed.server.command(binary()?);
+    command.env("NOTIFY_SOCKET", &path);
+    command.args(["run", "--instance", &name, "--interface", dev]);
+    let mut prestack = Process::spawn(command)?;
+    let status = format!("READY=1\nSTATUS=serving 11211 on {dev} (native)");
+    assert_eq!(told()?, status);
+    prestack.signal(Signal::SIGTERM)?;
+    ensure!(told()?.starts_with("STOPPING=1"));
+    ensure!(prestack.wait(Duration::from_secs(20))?.0.success());
     Ok(())
 }
 
