@@ -223,7 +223,7 @@ fn a_full_standard_output() -> Result<()> {
         .arg(binary()?)
         // What is pinned does not go by itself.
         .args(["run", "--pin", "--instance", &name, "--interface", dev]);
-    let (status, said) = Process::spawn(command)?.wait(Duration::from_secs(15))?;
+    let (status, said) = Process::spawn(command)?.wait(Duration::from_secs(45))?;
     ensure!(!status.success());
     says(&said, &["standard output"])?;
     nothing_attached(&bed.server, dev)?;
