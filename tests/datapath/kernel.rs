@@ -94,8 +94,8 @@ impl Programs {
                 .load()
                 .unwrap_or_else(|error| refused(name, error));
         }
-        load_steps(&mut ebpf)
-            .and_then(|()| load_hits(&mut ebpf))
+        load_steps(&mut ebpf, &|| true)
+            .and_then(|()| load_hits(&mut ebpf, &|| true))
             .unwrap_or_else(|error| match error {
                 StepsError::Refused { name, source } => refused(name, *source),
                 error => panic!("{error}"),

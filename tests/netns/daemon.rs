@@ -2,12 +2,14 @@
 
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use prestack_testbed::{
-    Memcached, MemcachedOptions, Prestack, Signal, Testbed, UdpClient, binary, pace::wait_for,
+    Memcached, MemcachedOptions, Prestack, Process, Signal, Testbed, UdpClient, binary,
+    pace::wait_for,
 };
 use prestack_tests::attached::{nothing_attached, nothing_linked};
 use prestack_tests::stage::{LASTING, PORT, Stage, behind, set, start_prestack, store, until_hit};
@@ -199,6 +201,66 @@ fn otherwise_they_end_it() -> Result<()> {
     Ok(())
 }
 
+/// As systemd is (`Type=notify`).
+#[test]
+fn a_service_manager_is_told_that_it_serves_and_that_it_ends() -> Result<()> {
+    let bed = Testbed::new()?;
+    let _memcached = Memcached::start(&bed.server, MemcachedOptions::default())?;
+    let folder = tempfile::tempdir()?;
+    let path = folder.path().join("notify");
+    let manager = UnixDatagram::bind(&path)?;
+    manager.set_read_timeout(Some(Duration::from_secs(45)))?;
+    let told = || -> Result<String> {
+        let mut text = [0; 256];
+        let len = manager.recv(&mut text)?;
+        Ok(String::from_utf8_lossy(&text[..len]).into_owned())
+    };
+    let dev = &bed.links[0].server_dev;
+    let name = format!("notify-{}", std::process::id());
+    let mut command = bed.server.command(binary()?);
+    command.env("NOTIFY_SOCKET", &path);
+    command.args(["run", "--instance", &name, "--interface", dev]);
+    let mut prestack = Process::spawn(command)?;
+    let status = format!("READY=1\nSTATUS=serving 11211 on {dev} (native)");
+    assert_eq!(told()?, status);
+    prestack.signal(Signal::SIGTERM)?;
+    ensure!(told()?.starts_with("STOPPING=1"));
+    ensure!(prestack.wait(Duration::from_secs(20))?.0.success());
+    Ok(())
+}
+
+/// The kernel takes seconds to check the programs: nobody has to wait for all of them.
+#[test]
+fn a_signal_during_the_start_ends_it() -> Result<()> {
+    let bed = Testbed::new()?;
+    let _memcached = Memcached::start(&bed.server, MemcachedOptions::default())?;
+    let dev = &bed.links[0].server_dev;
+    let name = format!("early-{}", std::process::id());
+    for pin in [&[][..], &["--tcp-hits"]] {
+        let mut command = bed.server.command(binary()?);
+        command.args(["run", "--instance", &name, "--interface", dev]);
+        command.args(pin);
+        let mut prestack = Process::spawn(command)?;
+        let lock = PathBuf::from(format!("/run/prestack/{name}.lock"));
+        wait_for("the lock", Duration::from_secs(5), || {
+            Ok(lock.exists().then_some(()))
+        })?;
+        prestack.signal(Signal::SIGTERM)?;
+        let (status, said) = prestack.wait(Duration::from_secs(20))?;
+        ensure!(status.success(), "it ended with {status}: {said}");
+        ensure!(said.contains("before anything was attached"), "{said}");
+        nothing_attached(&bed.server, dev)?;
+        for left in [
+            format!("/run/prestack/{name}.lock"),
+            format!("/run/prestack/{name}.json"),
+            format!("/sys/fs/bpf/prestack/{name}"),
+        ] {
+            ensure!(!PathBuf::from(&left).exists(), "{left} was left");
+        }
+    }
+    Ok(())
+}
+
 #[test]
 fn two_instances_do_not_disturb_each_other() -> Result<()> {
     let bed = Testbed::with_links(2)?;
@@ -247,6 +309,31 @@ fn generic_mode_serves_as_well() -> Result<()> {
     until_hit(&stage.prestack, &mut udp, b"key", b"old")?;
     store(&mut stage.tcp()?, b"key", b"new")?;
     until_hit(&stage.prestack, &mut udp, b"key", b"new")
+}
+
+/// What is pinned keeps its mode, whatever the next run is asked for: it says so.
+#[test]
+fn a_mode_that_cannot_be_taken_is_told() -> Result<()> {
+    let hits = [&LASTING[..], &["--tcp-hits"]].concat();
+    let generic = [&hits[..], &["--mode", "generic"]].concat();
+    let mut stage = Stage::with(MemcachedOptions::default(), &generic)?;
+    stage.prestack.kill()?;
+    let dev = &stage.bed.links[0].server_dev;
+    let native = [&hits[..], &["--interface", dev, "--mode", "native"]].concat();
+    stage.prestack.restart(&native)?;
+    let mut command = stage.bed.server.command(binary()?);
+    let name = stage.prestack.instance().name();
+    command.args(["detach", "--instance", name]);
+    let (status, said) = Process::spawn(command)?.wait(Duration::from_secs(15))?;
+    // It carries no connection.
+    ensure!(status.success() && !said.contains("waits for"), "{said}");
+    let said = stage.prestack.wait()?;
+    ensure!(
+        said.contains(&format!("XDP stays generic at {dev}")),
+        "{said}"
+    );
+    ensure!(said.contains("prestack detach"), "{said}");
+    nothing_attached(&stage.bed.server, dev)
 }
 
 #[test]

@@ -47,6 +47,9 @@ fn connections_are_waited_for() -> Result<()> {
     let (mut stage, mut tcp) = stage("1m")?;
     stage.prestack.signal(Signal::SIGTERM)?;
     until_draining(&stage)?;
+    let refusal = stage.prestack.restart_refused(&["--interface", "lo"])?;
+    let words = "is ending, and waits for 1 connection that it carries";
+    ensure!(refusal.contains(words), "{refusal}");
     for n in 0..20 {
         let value = format!("value{n}").into_bytes();
         store(&mut tcp, b"key", &value)?;

@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use nix::unistd::Uid;
 use prestack_testbed::{
-    Memcached, MemcachedOptions, Prestack, Process, Testbed, binary, bpf, pace,
+    Memcached, MemcachedOptions, Prestack, Process, Signal, Testbed, binary, bpf, pace,
 };
 use prestack_tests::attached::nothing_attached;
 use prestack_tests::stage::{LASTING, PORT, start_prestack, until_hit};
@@ -176,6 +176,41 @@ fn another_instance_on_the_interface() -> Result<()> {
     until_hit(&first, &mut udp, b"key", b"value")
 }
 
+/// Neither sees the other when it looks, and the second to attach is refused by the kernel.
+#[test]
+fn of_two_that_start_at_once_one_is_refused() -> Result<()> {
+    let bed = Testbed::new()?;
+    let _memcached = Memcached::start(&bed.server, MemcachedOptions::default())?;
+    let names = ["a", "b"].map(|name| format!("{name}-{}", std::process::id()));
+    let start = |name: &String| {
+        let mut command = bed.server.command(binary()?);
+        command.args(["run", "--instance", name]);
+        command.args(["--interface", &bed.links[0].server_dev]);
+        Process::spawn(command)
+    };
+    let (mut one, mut other) = (start(&names[0])?, start(&names[1])?);
+    let limit = Duration::from_secs(45);
+    let is_serving = |line: &str| line.starts_with("serving ");
+    let (winner, name, said) = match one.wait_for_line(limit, is_serving) {
+        Ok(_) => (one, &names[0], other.wait(limit)?.1),
+        Err(refused) => {
+            other.wait_for_line(limit, is_serving)?;
+            (other, &names[1], refused.to_string())
+        }
+    };
+    says(&said, &["already served by the prestack instance", name])?;
+    ensure!(said.contains("loading"), "it did not come so far: {said}");
+    end(winner)
+}
+
+/// Ends a `prestack run` that serves.
+fn end(mut prestack: Process) -> Result<()> {
+    prestack.signal(Signal::SIGTERM)?;
+    let (status, said) = prestack.wait(Duration::from_secs(15))?;
+    ensure!(status.success(), "{said}");
+    Ok(())
+}
+
 #[test]
 fn a_full_standard_output() -> Result<()> {
     let bed = Testbed::new()?;
@@ -188,7 +223,7 @@ fn a_full_standard_output() -> Result<()> {
         .arg(binary()?)
         // What is pinned does not go by itself.
         .args(["run", "--pin", "--instance", &name, "--interface", dev]);
-    let (status, said) = Process::spawn(command)?.wait(Duration::from_secs(15))?;
+    let (status, said) = Process::spawn(command)?.wait(Duration::from_secs(45))?;
     ensure!(!status.success());
     says(&said, &["standard output"])?;
     nothing_attached(&bed.server, dev)?;
@@ -208,6 +243,31 @@ fn a_full_standard_error() -> Result<()> {
         .args(["run", "--interface", "nosuch0"]);
     let (status, _) = Process::spawn(command)?.wait(Duration::from_secs(15))?;
     ensure!(status.code() == Some(1), "it ended with {status}");
+    Ok(())
+}
+
+/// Before anything takes long.
+#[test]
+fn a_run_folder_without_room() -> Result<()> {
+    let bed = Testbed::new()?;
+    let _memcached = Memcached::start(&bed.server, MemcachedOptions::default())?;
+    let dev = &bed.links[0].server_dev;
+    for (options, words) in [
+        ("size=4k", ["/run/prestack", "make room"]),
+        ("ro", ["/run/prestack", "can be written to"]),
+    ] {
+        let mut command = bed.server.command("unshare");
+        let script = r#"mkdir -p /run/prestack; mount -t tmpfs -o "$1" tmpfs /run/prestack; exec "$0" run -i "$2""#;
+        command
+            .args(["--mount", "sh", "-c", script])
+            .arg(binary()?)
+            .args([options, dev]);
+        let (status, said) = Process::spawn(command)?.wait(Duration::from_secs(15))?;
+        ensure!(status.code() == Some(1), "it ended with {status}");
+        says(&said, &words)?;
+        ensure!(!said.contains("loading"), "{said}");
+        nothing_attached(&bed.server, dev)?;
+    }
     Ok(())
 }
 

@@ -156,14 +156,34 @@ mod tests {
             panic!("not `run`");
         };
         assert_eq!(run.settings.interface, ["vs", "vt"]);
-        assert_eq!(run.settings.port, [11211, 11212]);
+        let ports: Vec<_> = run.settings.port.iter().map(|p| p.0.get()).collect();
+        assert_eq!(ports, [11211, 11212]);
         assert_eq!(run.settings.allow.len(), 2);
-        assert!(run.settings.pin && run.settings.tcp_hits);
+        assert_eq!(run.settings.pin, Some(true));
+        assert_eq!(run.settings.tcp_hits, Some(true));
+        assert_eq!(run.settings.always_on, None);
         assert_eq!(run.settings.max_flows, Some(1024));
         assert_eq!(
             run.settings.drain_timeout,
             Some(Span(Duration::from_secs(300)))
         );
+    }
+
+    #[test]
+    fn what_is_on_or_off_is_on_unless_it_is_said() {
+        for (line, wanted) in [
+            ("prestack run --pin -i vs", Some(true)),
+            ("prestack run --pin=true -i vs", Some(true)),
+            ("prestack run --pin=false -i vs", Some(false)),
+            ("prestack run -i vs", None),
+        ] {
+            let cli = Cli::try_parse_from(line.split(' ')).expect("valid");
+            let Command::Run(run) = cli.command else {
+                panic!("not `run`");
+            };
+            assert_eq!(run.settings.pin, wanted, "{line}");
+            assert_eq!(run.settings.interface, ["vs"]);
+        }
     }
 
     #[test]
@@ -173,6 +193,9 @@ mod tests {
             "--max-age=1",
             "--allow=10/8",
             "--port=70000",
+            "--port=0",
+            "--allow=10.0.0.1/8",
+            "--pin=maybe",
             "--max-flows=many",
             "--tcp-trickle=5",
             "--instance=a.b",

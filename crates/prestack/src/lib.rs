@@ -24,6 +24,7 @@ pub mod lock;
 pub mod mapping;
 pub mod maps;
 pub mod netlink;
+mod notify;
 pub mod object;
 mod one_or_many;
 pub mod orphan;

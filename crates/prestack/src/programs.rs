@@ -1,5 +1,7 @@
 //! The programs that other programs go on with.
 
+use std::time::Instant;
+
 use aya::{
     Ebpf,
     maps::{MapError, ProgramArray},
@@ -7,6 +9,7 @@ use aya::{
 };
 use prestack_abi::{flow::Finding, names};
 use prestack_proto::net::ETHERNET_LEN;
+use tracing::debug;
 
 /// A program could not be made ready.
 #[derive(Debug, thiserror::Error)]
@@ -19,6 +22,8 @@ pub enum StepsError {
         name: &'static str,
         source: Box<ProgramError>,
     },
+    #[error("no longer wanted")]
+    Interrupted,
     #[error("map {name}: {source}")]
     Map {
         name: &'static str,
@@ -26,24 +31,27 @@ pub enum StepsError {
     },
 }
 
+/// Whether programs are still wanted: asked before each, since the kernel may take seconds for one.
+pub type StillWanted<'a> = &'a dyn Fn() -> bool;
+
 /// Loads the programs to which `rx`, `tx` and `lo` hand over, and puts them where these find them. The
 /// maps that hold them have to be kept, open or pinned: the kernel empties them when user space lets go.
 ///
 /// # Errors
-/// The kernel refused.
-pub fn load_steps(ebpf: &mut Ebpf) -> Result<(), StepsError> {
-    load_xdp(ebpf, names::RX_TCP, names::RX_STEPS, TCP)?;
-    load_classifier(ebpf, names::TX_TCP, names::TX_STEPS, TCP)?;
-    load_classifier(ebpf, names::LO_TCP, names::LO_STEPS, TCP)
+/// The kernel refused, or they are not wanted any more.
+pub fn load_steps(ebpf: &mut Ebpf, wanted: StillWanted<'_>) -> Result<(), StepsError> {
+    load_xdp(ebpf, names::RX_TCP, names::RX_STEPS, TCP, wanted)?;
+    load_classifier(ebpf, names::TX_TCP, names::TX_STEPS, TCP, wanted)?;
+    load_classifier(ebpf, names::LO_TCP, names::LO_STEPS, TCP, wanted)
 }
 
 /// The same for those that answer requests over TCP.
 ///
 /// # Errors
-/// The kernel refused.
-pub fn load_hits(ebpf: &mut Ebpf) -> Result<(), StepsError> {
-    load_xdp(ebpf, names::RX_HITS, names::RX_STEPS, HITS)?;
-    load_classifier(ebpf, names::TX_HITS, names::TX_STEPS, HITS)
+/// The kernel refused, or they are not wanted any more.
+pub fn load_hits(ebpf: &mut Ebpf, wanted: StillWanted<'_>) -> Result<(), StepsError> {
+    load_xdp(ebpf, names::RX_HITS, names::RX_STEPS, HITS, wanted)?;
+    load_classifier(ebpf, names::TX_HITS, names::TX_STEPS, HITS, wanted)
 }
 
 /// Elements of the maps in which programs are found.
@@ -55,9 +63,12 @@ fn load_xdp(
     name: &'static str,
     steps: &'static str,
     at: u32,
+    wanted: StillWanted<'_>,
 ) -> Result<(), StepsError> {
     let step: &mut Xdp = program(ebpf, name)?;
-    let step = loaded(name, step.load().and_then(|()| step.fd()))?;
+    load(name, wanted, || step.load())?;
+    let step = step.fd().and_then(try_clone);
+    let step = step.map_err(|source| refused(name, source))?;
     set(ebpf, steps, at, &step)
 }
 
@@ -66,21 +77,42 @@ fn load_classifier(
     name: &'static str,
     steps: &'static str,
     at: u32,
+    wanted: StillWanted<'_>,
 ) -> Result<(), StepsError> {
     let step: &mut SchedClassifier = program(ebpf, name)?;
-    let step = loaded(name, step.load().and_then(|()| step.fd()))?;
+    load(name, wanted, || step.load())?;
+    let step = step.fd().and_then(try_clone);
+    let step = step.map_err(|source| refused(name, source))?;
     set(ebpf, steps, at, &step)
 }
 
-fn loaded(
+/// Loads a program if it is still wanted, and tells how long that took: it is nearly all of a start.
+pub(crate) fn load(
     name: &'static str,
-    fd: Result<&ProgramFd, ProgramError>,
-) -> Result<ProgramFd, StepsError> {
-    fd.and_then(|fd| fd.try_clone().map_err(ProgramError::IOError))
-        .map_err(|source| StepsError::Refused {
-            name,
-            source: Box::new(source),
-        })
+    wanted: StillWanted<'_>,
+    load: impl FnOnce() -> Result<(), ProgramError>,
+) -> Result<(), StepsError> {
+    if !wanted() {
+        return Err(StepsError::Interrupted);
+    }
+    let start = Instant::now();
+    load().map_err(|source| refused(name, source))?;
+    debug!(
+        "loaded the program {name} in {} ms",
+        start.elapsed().as_millis()
+    );
+    Ok(())
+}
+
+fn refused(name: &'static str, source: ProgramError) -> StepsError {
+    StepsError::Refused {
+        name,
+        source: Box::new(source),
+    }
+}
+
+fn try_clone(fd: &ProgramFd) -> Result<ProgramFd, ProgramError> {
+    fd.try_clone().map_err(ProgramError::IOError)
 }
 
 fn program<'a, P>(ebpf: &'a mut Ebpf, name: &'static str) -> Result<&'a mut P, StepsError>

@@ -3,7 +3,7 @@
 mod before;
 
 use std::{
-    fs, io,
+    fmt, fs, io,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -25,6 +25,9 @@ pub use before::Before;
 pub const RUN_FOLDER: &str = "/run/prestack";
 /// Where pinned instances hold on to their programs.
 pub const PIN_FOLDER: &str = "/sys/fs/bpf/prestack";
+
+/// Room that a state is sure to have, in bytes: several backends with a dozen of doors each take less.
+const STATE_ROOM: usize = 16 << 10;
 
 /// What is known about an instance, kept up to date while it runs.
 #[derive(Clone, PartialEq, Debug, Deserialize, Serialize)]
@@ -140,7 +143,7 @@ pub struct Instance {
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs, reason = "the messages say it")]
 pub enum StateError {
-    #[error("cannot use {path}: {source}")]
+    #[error("cannot use {path}: {source}{}", remedy(.source))]
     Io { path: PathBuf, source: io::Error },
     #[error(
         "{path} is not the state of this version of prestack ({source}): remove it if no such instance runs"
@@ -150,10 +153,32 @@ pub enum StateError {
         source: serde_json::Error,
     },
     #[error(
+        "{path} ends in the middle ({source}), so what it told is lost: remove it, then run `prestack detach \
+         --instance {name}` to remove what that instance may have left"
+    )]
+    CutOff {
+        path: PathBuf,
+        name: InstanceName,
+        source: serde_json::Error,
+    },
+    #[error(
         "an instance named {name} is already running: stop it with `prestack detach --instance \
          {name}`, or give this one another name with --instance"
     )]
     Running { name: InstanceName },
+}
+
+/// What helps where the run folder cannot be used.
+fn remedy(error: &io::Error) -> String {
+    let remedy = match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "make room in",
+        io::ErrorKind::ReadOnlyFilesystem => "mount a file system that can be written to at",
+        io::ErrorKind::PermissionDenied => "run prestack as root, and let root write to",
+        _ => return String::new(),
+    };
+    format!(
+        "; {remedy} {RUN_FOLDER}, where prestack notes what other commands and the next run need to know"
+    )
 }
 
 impl Instance {
@@ -178,6 +203,11 @@ impl Instance {
 
     fn state_path(&self) -> PathBuf {
         self.folder.join(format!("{}.json", self.name))
+    }
+
+    /// Where a state is written before it takes the place of the last one.
+    fn new_path(&self) -> PathBuf {
+        self.state_path().with_extension("json.new")
     }
 
     fn lock_path(&self) -> PathBuf {
@@ -237,6 +267,11 @@ impl Instance {
         };
         match serde_json::from_slice(&text) {
             Ok(state) => Ok(Some(state)),
+            Err(source) if source.is_eof() => Err(StateError::CutOff {
+                path,
+                name: self.name.clone(),
+                source,
+            }),
             Err(source) => Err(StateError::Malformed { path, source }),
         }
     }
@@ -246,14 +281,28 @@ impl Instance {
     /// # Errors
     /// It cannot be written.
     pub fn write(&self, state: &State) -> Result<(), StateError> {
-        let path = self.state_path();
-        let new = path.with_extension("json.new");
+        let (path, new) = (self.state_path(), self.new_path());
         let text = serde_json::to_vec_pretty(state).map_err(io::Error::other);
         text.and_then(|text| fs::write(&new, text))
             .and_then(|()| fs::rename(&new, &path))
             .map_err(|source| {
                 // A part of it may be there. Nobody reads that.
                 let _ = fs::remove_file(&new);
+                StateError::Io { path, source }
+            })
+    }
+
+    /// Makes sure that there is room for the state before anything is done that it has to tell of.
+    ///
+    /// # Errors
+    /// There is not.
+    pub fn check_room(&self) -> Result<(), StateError> {
+        let path = self.new_path();
+        let written = fs::write(&path, [b' '; STATE_ROOM]);
+        written
+            .and_then(|()| fs::remove_file(&path))
+            .map_err(|source| {
+                let _ = fs::remove_file(&path);
                 StateError::Io { path, source }
             })
     }
@@ -271,6 +320,20 @@ impl Instance {
             }),
             _ => Ok(()),
         }
+    }
+
+    /// The other instances in words: which there are, and whether a daemon runs them.
+    #[must_use]
+    pub fn describe_others(&self) -> Vec<String> {
+        let others = self.others().into_iter();
+        let describe = |name: InstanceName| {
+            let other = Self::in_folder(name.clone(), &self.folder);
+            match other.is_running() {
+                Ok(false) => format!("{name}, whose daemon has ended"),
+                _ => name.to_string(),
+            }
+        };
+        others.map(describe).collect()
     }
 
     /// The other instances that have written down a state.
@@ -364,6 +427,19 @@ impl AttachedState {
     #[must_use]
     pub fn is_same_place(&self, other: &Self) -> bool {
         (&self.name, self.index) == (&other.name, other.index)
+    }
+}
+
+impl fmt::Display for AttachedState {
+    /// `vs: native XDP, replies by tcx`, or `lo: tcx` where packets are only watched.
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            name, mode, egress, ..
+        } = self;
+        match mode.as_str() {
+            "" => write!(out, "{name}: {egress}"),
+            mode => write!(out, "{name}: {mode} XDP, replies by {egress}"),
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! Values of settings that are written for people: durations, networks, names.
 
-use std::{fmt, net::IpAddr, str::FromStr, time::Duration};
+use std::{fmt, net::IpAddr, num::NonZeroU16, str::FromStr, time::Duration};
 
 use bytesize::ByteSize;
 use ipnet::IpNet;
@@ -88,6 +88,36 @@ impl TryFrom<SizeText> for Size {
     }
 }
 
+/// A port on which memcached may listen.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]
+#[serde(try_from = "i64")]
+pub struct Port(pub NonZeroU16);
+
+impl TryFrom<i64> for Port {
+    type Error = String;
+
+    fn try_from(number: i64) -> Result<Self, Self::Error> {
+        let port = u16::try_from(number).ok().and_then(NonZeroU16::new);
+        port.map(Self).ok_or_else(|| {
+            format!(
+                "{number} is no port: they are numbers from 1 to {}",
+                u16::MAX
+            )
+        })
+    }
+}
+
+impl FromStr for Port {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text.parse::<i64>() {
+            Ok(number) => number.try_into(),
+            Err(_) => Err(format!("a port is a number from 1 to {}", u16::MAX)),
+        }
+    }
+}
+
 /// A network, or a single address, from which clients may be served.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]
 #[serde(try_from = "String")]
@@ -97,12 +127,20 @@ impl FromStr for Network {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        text.parse::<IpNet>()
-            .or_else(|_| text.parse::<IpAddr>().map(IpNet::from))
-            .map(|net| Self(net.trunc()))
-            .map_err(|_| {
-                "a network is written as an address and a prefix length, such as 10.0.0.0/8".into()
-            })
+        let net = text.parse::<IpNet>();
+        let net = net.or_else(|_| text.parse::<IpAddr>().map(IpNet::from));
+        let net = net.map_err(
+            |_| "a network is written as an address and a prefix length, such as 10.0.0.0/8",
+        )?;
+        // Somebody may have meant one host, and would let in a whole network.
+        if net.trunc() != net {
+            return Err(format!(
+                "{net} is neither a network nor a host: write {} for the network, or {} for the host alone",
+                net.trunc(),
+                net.addr()
+            ));
+        }
+        Ok(Self(net))
     }
 }
 
@@ -184,12 +222,35 @@ mod tests {
     }
 
     #[test]
-    fn networks_may_be_single_addresses_and_are_cut_to_their_prefix() {
+    fn networks_may_be_single_addresses() {
         let parse = |text: &str| text.parse::<Network>().map(|net| net.0.to_string());
         assert_eq!(parse("10.0.0.1"), Ok("10.0.0.1/32".into()));
-        assert_eq!(parse("10.0.0.1/8"), Ok("10.0.0.0/8".into()));
-        assert_eq!(parse("fd00::1/8"), Ok("fd00::/8".into()));
+        assert_eq!(parse("10.0.0.0/8"), Ok("10.0.0.0/8".into()));
+        assert_eq!(parse("fd00::/8"), Ok("fd00::/8".into()));
         assert!(parse("ten").is_err());
+    }
+
+    #[test]
+    fn a_host_with_the_prefix_length_of_a_network_is_neither() {
+        for (text, network, host) in [
+            ("10.0.0.1/8", "10.0.0.0/8", "10.0.0.1"),
+            ("fd00::1/8", "fd00::/8", "fd00::1"),
+        ] {
+            let error = text.parse::<Network>().unwrap_err();
+            let said = format!("write {network} for the network, or {host} for the host");
+            assert!(error.contains(&said), "{error}");
+        }
+    }
+
+    #[test]
+    fn ports_are_numbers_from_1() {
+        for good in ["1", "65535"] {
+            assert!(good.parse::<Port>().is_ok(), "{good}");
+        }
+        for bad in ["0", "65536", "-1", "http", ""] {
+            let error = bad.parse::<Port>().unwrap_err();
+            assert!(error.contains("from 1 to 65535"), "{error}");
+        }
     }
 
     #[test]

@@ -15,7 +15,7 @@ use crate::{
     bpffs,
     maps::MapIds,
     object::OBJECT,
-    programs::{StepsError, end_flow, load_hits, load_steps},
+    programs::{StepsError, StillWanted, end_flow, load, load_hits, load_steps},
     settings::Options,
     socket_fields,
 };
@@ -48,6 +48,8 @@ pub enum LoadError {
     Object(Box<EbpfError>),
     #[error("the BPF object inside this binary has no {0}: build it anew with `cargo xtask build`")]
     Missing(&'static str),
+    #[error("told to end before everything was loaded")]
+    Interrupted,
     #[error("cannot ask the kernel about what it has loaded: {0}")]
     Info(Box<dyn std::error::Error + Send + Sync>),
 }
@@ -106,8 +108,12 @@ impl Datapath {
     /// `adopted` are gone on with, and must have these sizes.
     ///
     /// # Errors
-    /// The kernel refused.
-    pub fn load(options: &Options, adopted: Option<&Path>) -> Result<Self, LoadError> {
+    /// The kernel refused, or they are not wanted any more.
+    pub fn load(
+        options: &Options,
+        adopted: Option<&Path>,
+        wanted: StillWanted<'_>,
+    ) -> Result<Self, LoadError> {
         let pinned = match adopted {
             Some(folder) => bpffs::names(folder).map_err(info)?,
             None => Vec::new(),
@@ -141,25 +147,22 @@ impl Datapath {
             translations: map_id(&ebpf, names::TRANSLATIONS)?,
         };
         let rx: &mut Xdp = program(&mut ebpf, names::RX)?;
-        rx.load().map_err(|error| refused(names::RX, error))?;
+        load(names::RX, wanted, || rx.load())?;
         let rx = rx.info().map_err(info)?.id();
         let mut programs = vec![rx];
         for name in [names::TX, names::LO, names::SWEEP] {
             let classifier: &mut SchedClassifier = program(&mut ebpf, name)?;
-            classifier.load().map_err(|error| refused(name, error))?;
+            load(name, wanted, || classifier.load())?;
             programs.push(classifier.info().map_err(info)?.id());
         }
-        let hits = |ebpf| match options.tcp_hits {
-            true => load_hits(ebpf),
-            false => Ok(()),
-        };
-        load_steps(&mut ebpf)
-            .and_then(|()| hits(&mut ebpf))
-            .map_err(|error| match error {
-                StepsError::Missing(name) => LoadError::Missing(name),
-                StepsError::Refused { name, source } => refused(name, *source),
-                error @ StepsError::Map { .. } => info(error),
-            })?;
+        load_steps(&mut ebpf, wanted)?;
+        if options.tcp_hits {
+            load_hits(&mut ebpf, wanted)?;
+        }
+        // Told while the last one was loaded.
+        if !wanted() {
+            return Err(LoadError::Interrupted);
+        }
         Ok(Self {
             ebpf,
             maps,
@@ -249,6 +252,17 @@ pub fn sizes(options: &Options) -> [(&'static str, u32); 7] {
     ]
 }
 
+impl From<StepsError> for LoadError {
+    fn from(error: StepsError) -> Self {
+        match error {
+            StepsError::Missing(name) => Self::Missing(name),
+            StepsError::Refused { name, source } => refused(name, *source),
+            StepsError::Interrupted => Self::Interrupted,
+            error @ StepsError::Map { .. } => info(error),
+        }
+    }
+}
+
 fn info<E: std::error::Error + Send + Sync + 'static>(error: E) -> LoadError {
     LoadError::Info(Box::new(error))
 }
@@ -321,7 +335,7 @@ mod tests {
     fn it_is_said_of_what_to_give_less() {
         let options = Settings {
             interface: vec!["vs".into()],
-            tcp_hits: true,
+            tcp_hits: Some(true),
             max_flows: Some(65_536),
             ..Settings::default()
         };

@@ -15,7 +15,7 @@ use nix::{
 use prestack_abi::LAYOUT;
 use tracing::info;
 
-use super::AskError;
+use super::{AskError, ending::carried};
 use crate::{
     cli::DetachArgs,
     discovery::process::{ProcessId, signal},
@@ -25,7 +25,7 @@ use crate::{
     preflight,
     settings::DEFAULT_DRAIN_TIMEOUT,
     state::{Instance, State, current_netns},
-    units::{InstanceName, counted},
+    units::{InstanceName, Span, counted},
 };
 
 /// How long the daemon is given to end, once it waits for no connection any more.
@@ -90,7 +90,7 @@ pub fn detach(args: &DetachArgs) -> anyhow::Result<String> {
     if done.is_empty() {
         return Err(AskError::NothingThere {
             name: name.clone(),
-            others: instance.others(),
+            others: instance.describe_others(),
         }
         .into());
     }
@@ -169,10 +169,17 @@ fn stop(instance: &Instance, timeout: Option<Duration>) -> anyhow::Result<u32> {
     // A second signal has the daemon leave everything to this process, which then has to know its maps.
     let mut is_due = state.tcp_hits && timeout.is_some() && state.layout == LAYOUT;
     if state.tcp_hits {
+        let most = Duration::from_millis(state.drain_timeout_ms);
         if !is_due {
-            patience += Duration::from_millis(state.drain_timeout_ms);
+            patience += most;
         }
-        info!("waits for the connections that the daemon carries");
+        if let Some(left) = carried(&state).filter(|left| *left > 0 && !is_due) {
+            let left = counted(left, "connection");
+            info!(
+                "waits for {left} that the daemon carries, for {} at most",
+                Span(most)
+            );
+        }
     }
     let deadline = Instant::now() + patience;
     while !has_ended(daemon.as_fd())? {

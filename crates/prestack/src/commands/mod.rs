@@ -1,6 +1,7 @@
 //! The subcommands.
 
 pub mod detach;
+mod ending;
 pub mod flush;
 pub mod inspect;
 pub mod memcached;
@@ -31,12 +32,12 @@ pub enum AskError {
     )]
     NotRunning {
         name: InstanceName,
-        others: Vec<InstanceName>,
+        others: Vec<String>,
     },
     #[error("nothing to detach: there is no instance named {name}{}", there_are(.others))]
     NothingThere {
         name: InstanceName,
-        others: Vec<InstanceName>,
+        others: Vec<String>,
     },
     #[error("instance {0} is starting: try again")]
     Starting(InstanceName),
@@ -67,12 +68,11 @@ pub fn print(text: &str) -> anyhow::Result<()> {
 }
 
 /// Which instances there are instead.
-fn there_are(others: &[InstanceName]) -> String {
-    if others.is_empty() {
-        return String::new();
+fn there_are(others: &[String]) -> String {
+    match others {
+        [] => String::new(),
+        others => format!(" (there are: {})", others.join("; ")),
     }
-    let names: Vec<_> = others.iter().map(ToString::to_string).collect();
-    format!(" (there are: {})", names.join(", "))
 }
 
 /// Standard output takes nothing.
@@ -114,7 +114,7 @@ impl Running {
         let instance = Instance::new(name.clone());
         let not_running = || AskError::NotRunning {
             name: name.clone(),
-            others: instance.others(),
+            others: instance.describe_others(),
         };
         let has_daemon = instance.is_running()?;
         let Some(state) = instance.state()? else {

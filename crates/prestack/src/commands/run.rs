@@ -2,14 +2,14 @@
 
 use std::time::Duration;
 
-use tracing::info;
+use tracing::{info, warn};
 
-use super::print;
+use super::{ending, print};
 use crate::{
     cli::RunArgs,
     daemon::{Daemon, Signals},
     drain::Drained,
-    host, preflight,
+    host, notify, preflight,
     settings::Settings,
     state::Instance,
     units::counted,
@@ -24,16 +24,29 @@ pub fn run(args: &RunArgs) -> anyhow::Result<()> {
     if let Some(path) = &args.config {
         settings = settings.over(Settings::read(path)?);
     }
+    let doubts = settings.doubts();
     let options = settings.resolve(&host::interface_names())?;
     preflight::privileges()?;
     preflight::kernel()?;
+    for doubt in doubts {
+        warn!("{doubt}");
+    }
     let instance = Instance::new(options.instance.clone());
-    let _lock = instance.lock()?;
-    // From here on a signal waits until there is something to stop.
+    // From here on a signal waits for the end of the step that is under way.
     let signals = Signals::catch()?;
+    let _lock = ending::lock(&instance)?;
+    instance.check_room()?;
 
-    let mut daemon = Daemon::start(&options, instance)?;
-    let served = print(&format!("{}\n", daemon.banner())).and_then(|()| daemon.serve(&signals));
+    let Some(mut daemon) = Daemon::start(&options, instance, &signals)? else {
+        info!("told to end before anything was attached");
+        return Ok(());
+    };
+    let banner = daemon.banner();
+    let served = print(&format!("{banner}\n")).and_then(|()| {
+        notify::ready(&banner);
+        daemon.serve(&signals)
+    });
+    notify::stopping();
     let (stays, drained) = match served {
         Ok(()) if options.pin => (true, Ok(())),
         _ if options.tcp_hits => match drain(&daemon, &signals, options.drain_timeout) {

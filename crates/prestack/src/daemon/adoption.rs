@@ -11,9 +11,25 @@ use crate::{
     grace::await_programs,
     maps,
     netlink::Interface,
-    settings::Options,
-    state::{Before, State},
+    settings::{ModeSetting, Options},
+    state::{AttachedState, Before, State},
 };
+
+/// What to say of a program that stays attached in another mode than is asked for.
+fn kept_mode(at: &AttachedState, options: &Options) -> Option<String> {
+    let asked = match options.mode {
+        ModeSetting::Auto => return None,
+        ModeSetting::Native => "native",
+        ModeSetting::Generic => "generic",
+    };
+    (at.mode != asked).then(|| {
+        format!(
+            "XDP stays {} at {}, where an earlier run has attached it, though --mode {asked} is given: to change \
+             that use `prestack detach --instance {}` first",
+            at.mode, at.name, options.instance
+        )
+    })
+}
 
 impl Daemon {
     /// Puts the programs in the place of those that another run has left, whose maps they go on with. No packet
@@ -73,6 +89,9 @@ impl Daemon {
         self.write_state()?;
         for attachment in &mut self.attachments {
             attachment.adopt_requests(&mut self.datapath, options.mode, left)?;
+            if let Some(doubt) = kept_mode(&attachment.state(), options) {
+                warn!("{doubt}");
+            }
         }
         self.watch_sockets();
         if let Ok(sockets) = &mut self.sockets
@@ -118,6 +137,45 @@ impl Daemon {
             if let Err(error) = remove_filters(left.index, &state.programs, left.added_clsact) {
                 warn!("cannot remove the TC filter of {}: {error}", left.name);
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::settings::Settings;
+
+    #[test]
+    fn a_mode_that_is_not_taken_is_told() {
+        let said = |mode, at: &str| {
+            let settings = Settings {
+                interface: vec!["vs".into()],
+                mode,
+                ..Settings::default()
+            };
+            let at = AttachedState {
+                name: "vs".into(),
+                index: 3,
+                mode: at.into(),
+                egress: "tcx".into(),
+                added_clsact: false,
+            };
+            kept_mode(&at, &settings.resolve("").expect("in range"))
+        };
+        let told = said(Some(ModeSetting::Native), "generic").expect("a doubt");
+        assert!(told.contains("stays generic at vs") && told.contains("--mode native"));
+        assert!(
+            told.contains("prestack detach --instance default"),
+            "{told}"
+        );
+        assert!(said(Some(ModeSetting::Generic), "native").is_some());
+        for (mode, at) in [
+            (Some(ModeSetting::Native), "native"),
+            (Some(ModeSetting::Auto), "generic"),
+            (None, "native"),
+        ] {
+            assert_eq!(said(mode, at), None);
         }
     }
 }

@@ -10,12 +10,14 @@ use std::{
 use prestack_abi::{LAYOUT, config::Config, control::CONTROLS};
 use prestack_translate::Policy;
 
+use super::Daemon;
 use crate::{
-    attach::Datapath,
+    attach::{AttachError, Datapath},
     clock,
     host::LOOPBACK,
     maps::covering_ns,
     netlink::{self, Interface},
+    preflight,
     settings::Options,
     state::{AttachedState, State, current_netns, unix_time},
 };
@@ -79,6 +81,28 @@ fn rate(limit: Option<NonZeroU32>) -> (u64, u64) {
             Duration::from_secs(1).as_nanos() as u64 / u64::from(limit.get()),
             BURST.as_nanos() as u64,
         ),
+    }
+}
+
+/// Why a start has failed: what the kernel said, or who else has come to an interface since it was looked at first.
+pub(super) fn why_not_attached(
+    error: anyhow::Error,
+    options: &Options,
+    daemon: &Daemon,
+) -> anyhow::Error {
+    if !matches!(
+        error.downcast_ref(),
+        Some(AttachError::Native { .. } | AttachError::Xdp { .. })
+    ) {
+        return error;
+    }
+    let there = preflight::interfaces(options);
+    let taken = there.and_then(|interfaces| {
+        preflight::no_other_xdp(&daemon.instance, &interfaces, &daemon.state.programs)
+    });
+    match taken {
+        Err(taken) => taken.into(),
+        Ok(()) => error,
     }
 }
 

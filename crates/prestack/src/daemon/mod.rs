@@ -26,7 +26,8 @@ use interfaces::Missing;
 use crate::{
     adopt,
     attach::{
-        AttachError, Attachment, Datapath, Loopback, Unwatched, pins, sockets, watch_sockets,
+        AttachError, Attachment, Datapath, LoadError, Loopback, Unwatched, pins, sockets,
+        watch_sockets,
     },
     attention::Adaptation,
     bpffs, clock, destroy,
@@ -96,11 +97,15 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    /// Checks, loads and attaches.
+    /// Checks, loads and attaches; `None` if a signal has come before anything was attached.
     ///
     /// # Errors
     /// Something stands in the way; nothing is left attached.
-    pub fn start(options: &Options, instance: Instance) -> anyhow::Result<Self> {
+    pub fn start(
+        options: &Options,
+        instance: Instance,
+        signals: &Signals,
+    ) -> anyhow::Result<Option<Self>> {
         // From before anything is looked at, so that no change is missed.
         let notices = Notices::subscribe()?;
         let interfaces = preflight::interfaces(options)?;
@@ -113,8 +118,13 @@ impl Daemon {
         let watch = Watch::new(options, &host, earlier)?;
         let folder = instance.pin_folder();
         if left.is_none() {
-            for what in leftovers::remove(&instance)? {
-                info!("removed {what}, left by an earlier run");
+            let removed = leftovers::remove(&instance)?;
+            if !removed.is_empty() {
+                let removed = removed.join(", ");
+                info!(
+                    "removed what an earlier run of instance {} has left: {removed}",
+                    instance.name()
+                );
             }
             preflight::memory(options.memory)?;
         }
@@ -122,7 +132,12 @@ impl Daemon {
         let own = left.as_ref().map_or(&[][..], |left| &left.programs);
         preflight::no_other_xdp(&instance, &interfaces, own)?;
 
-        let datapath = Datapath::load(options, left.as_ref().map(|_| folder.as_path()))?;
+        info!("loading the programs, which takes some seconds");
+        let adopted = left.as_ref().map(|_| folder.as_path());
+        let datapath = match Datapath::load(options, adopted, &|| !signals.received()) {
+            Err(LoadError::Interrupted) => return Ok(None),
+            loaded => loaded?,
+        };
         let controls = Controls::open(&datapath.maps)?;
         let mtu = interfaces.iter().map(|i| i.mtu).min().unwrap_or(0);
         let mut daemon = Self {
@@ -153,15 +168,17 @@ impl Daemon {
         if let Some(left) = left {
             // After an error what is left goes on: nothing is removed.
             daemon.adopt(options, interfaces, &left)?;
-            return Ok(daemon);
-        }
-        if let Err(error) = daemon.attach(options, interfaces) {
+        } else if let Err(error) = daemon.attach(options, interfaces) {
+            let error = initial::why_not_attached(error, options, &daemon);
             if let Err(also) = daemon.stop(false) {
                 warn!("{also:#}");
             }
             return Err(error);
         }
-        Ok(daemon)
+        for at in daemon.state.attached() {
+            debug!("attached to {at}");
+        }
+        Ok(Some(daemon))
     }
 
     fn attach(&mut self, options: &Options, interfaces: Vec<Interface>) -> anyhow::Result<()> {

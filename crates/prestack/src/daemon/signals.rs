@@ -39,7 +39,7 @@ impl Signals {
     }
 
     /// Whether one has come.
-    pub(super) fn received(&self) -> bool {
+    pub(crate) fn received(&self) -> bool {
         matches!(self.0.read_signal(), Ok(Some(_)))
     }
 }

@@ -6,7 +6,7 @@ pub mod procnet;
 mod scanner;
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     net::IpAddr,
 };
 
@@ -75,10 +75,15 @@ impl Memcached {
 #[allow(missing_docs, reason = "the messages say it")]
 pub enum Problem {
     #[error(
-        "no memcached listens on port {port}{}: start it with `memcached -U {port} -p {port}` (as root also with \
-         -u and the account that it is to run as), or give its port with --port", at(.addresses)
+        "no memcached listens on port {port}{}{}: start it with `memcached -U {port} -p {port}` (as root also with \
+         -u and the account that it is to run as), or give its port with --port", at(.addresses), but_at(.elsewhere)
     )]
-    NobodyListens { port: u16, addresses: Vec<IpAddr> },
+    NobodyListens {
+        port: u16,
+        addresses: Vec<IpAddr>,
+        /// Other addresses at which somebody listens on that port.
+        elsewhere: Vec<IpAddr>,
+    },
     #[error(
         "what listens on port {port} is {name} (pid {pid}), not memcached: prestack serves memcached \
          only"
@@ -130,6 +135,16 @@ fn at(addresses: &[IpAddr]) -> String {
     format!(" at {}", list.join(", "))
 }
 
+fn but_at(elsewhere: &[IpAddr]) -> String {
+    if elsewhere.is_empty() {
+        return String::new();
+    }
+    format!(
+        ", but something does{}: give its address with --address",
+        at(elsewhere)
+    )
+}
+
 fn instead(port: &Option<u16>) -> String {
     port.map_or(String::new(), |port| {
         format!(", or serve its UDP port {port} as well with `--port {port}`")
@@ -160,9 +175,17 @@ impl Candidate {
     }
 }
 
-/// Decides which of the processes that hold chosen sockets can be served.
+/// The addresses of sockets on this port, each once.
+fn addresses_on(port: u16, sockets: &[Socket]) -> Vec<IpAddr> {
+    let there = sockets.iter().filter(|socket| socket.port == port);
+    let there: BTreeSet<_> = there.map(|socket| socket.address).collect();
+    there.into_iter().collect()
+}
+
+/// Decides which of the processes that hold chosen sockets can be served; `all` are the host's.
 fn judge(
     selection: &Selection,
+    all: &[Socket],
     chosen: &[Socket],
     holders: &HashMap<u64, Vec<ProcessId>>,
     processes: &BTreeMap<u32, Candidate>,
@@ -174,6 +197,7 @@ fn judge(
             problems.push(Problem::NobodyListens {
                 port,
                 addresses: selection.addresses.clone(),
+                elsewhere: addresses_on(port, all),
             });
         }
     }
@@ -182,12 +206,12 @@ fn judge(
     let mut owners: Vec<(&Socket, u32)> = Vec::new();
     for socket in chosen {
         let port = socket.port;
-        let all = holders.get(&socket.inode).map_or(&[][..], Vec::as_slice);
-        let memcacheds: Vec<_> = all
+        let holders = holders.get(&socket.inode).map_or(&[][..], Vec::as_slice);
+        let memcacheds: Vec<_> = holders
             .iter()
             .filter(|process| processes[&process.pid].is_memcached())
             .collect();
-        match (memcacheds.as_slice(), all.first()) {
+        match (memcacheds.as_slice(), holders.first()) {
             ([], None) => problems.push(Problem::UnknownProcess { port }),
             ([], Some(process)) => {
                 let names = &processes[&process.pid].names;

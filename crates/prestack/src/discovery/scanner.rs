@@ -53,7 +53,7 @@ impl Scanner {
             .processes()
             .map(|process| (process.pid, candidate(process, &all, &unix)))
             .collect();
-        let found = judge(selection, &chosen, &self.holders, &candidates);
+        let found = judge(selection, &all, &chosen, &self.holders, &candidates);
         let mut sockets = chosen;
         for candidate in candidates.values() {
             sockets.extend(&candidate.memcached.sockets);

@@ -43,9 +43,10 @@ impl Table {
     }
 
     fn judge(self) -> (Vec<u32>, Vec<Problem>) {
-        let mut chosen = Vec::new();
+        let (mut all, mut chosen) = (Vec::new(), Vec::new());
         let mut holders: HashMap<u64, Vec<ProcessId>> = HashMap::new();
         for candidate in &self.candidates {
+            all.extend(&candidate.memcached.sockets);
             for socket in &candidate.memcached.sockets {
                 if self.selection.chooses(socket) {
                     if !holders.contains_key(&socket.inode) {
@@ -63,7 +64,7 @@ impl Table {
             .into_iter()
             .map(|candidate| (candidate.memcached.process.pid, candidate))
             .collect();
-        let found = judge(&self.selection, &chosen, &holders, &processes);
+        let found = judge(&self.selection, &all, &chosen, &holders, &processes);
         let pids = found.backends.iter().map(|b| b.process.pid).collect();
         (pids, found.problems)
     }
@@ -225,6 +226,27 @@ fn an_address_chooses_among_them() {
         .process(11, "memcached", &["udp 10.0.0.2:11211"])
         .judge();
     assert_eq!((pids, problems), (vec![11], vec![]));
+}
+
+#[test]
+fn where_it_listens_instead_is_told() {
+    let table = Table::new(&[11211]).at("127.0.0.1");
+    let (_, problems) = table
+        .process(
+            10,
+            "memcached",
+            &["udp 10.0.0.1:11211", "tcp 10.0.0.1:11211", "tcp 10.0.0.2:1"],
+        )
+        .judge();
+    let said = problems[0].to_string();
+    assert!(
+        said.contains(
+            "at 127.0.0.1, but something does at 10.0.0.1: give its address with --address"
+        ),
+        "{said}"
+    );
+    let (_, problems) = Table::new(&[11211]).at("127.0.0.1").judge();
+    assert!(!problems[0].to_string().contains("but"));
 }
 
 #[test]

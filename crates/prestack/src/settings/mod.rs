@@ -1,15 +1,11 @@
 //! What the operator asks for: flags and the configuration file, merged and checked.
 
+mod doubts;
+mod file;
 mod options;
 mod sizes;
 
-use std::{
-    fs, io,
-    net::IpAddr,
-    num::NonZeroU32,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{io, net::IpAddr, num::NonZeroU32, path::PathBuf, time::Duration};
 
 use bytesize::ByteSize;
 use clap::{Args, ValueEnum};
@@ -24,7 +20,7 @@ use sizes::{buckets, default_sets, has_long_answers, sets_for};
 use crate::{
     host::LOOPBACK,
     one_or_many::one_or_many,
-    units::{InstanceName, Network, Size, Span},
+    units::{InstanceName, Network, Port, Size, Span},
 };
 
 pub use options::Options;
@@ -60,6 +56,8 @@ pub enum SettingsError {
         path: PathBuf,
         source: Box<toml::de::Error>,
     },
+    #[error("{0}")]
+    Unknown(file::Unknown),
     #[error(
         "no interface was given: say where clients come in with --interface IF (there are: {available})"
     )]
@@ -78,18 +76,16 @@ pub enum SettingsError {
         most: Span,
     },
     #[error(
-        "--rate-limit {given} is out of range: the most is {MAX_RATE} hits per second, and without \
+        "--rate-limit {given} is out of range: it must lie between 1 and {MAX_RATE} hits per second, and without \
          it there is no limit"
     )]
-    RateTooHigh { given: NonZeroU32 },
+    RateOutOfRange { given: u64 },
     #[error(
         "--max-flows {given} is out of range: it must lie between {FLOW_WAYS} and {MOST_FLOWS}"
     )]
     FlowsOutOfRange { given: u32 },
     #[error("--tcp-answer {given} is out of range: it must lie between 1 and {MAX_ANSWER} bytes")]
     AnswerOutOfRange { given: u64 },
-    #[error("port 0 cannot be served: give the port on which memcached listens")]
-    PortZero,
 }
 
 /// How the XDP program is attached.
@@ -130,7 +126,7 @@ pub struct Settings {
     /// Port on which memcached listens; repeat it for several [default: 11211]
     #[arg(long, short, value_delimiter = ',')]
     #[serde(deserialize_with = "one_or_many")]
-    pub port: Vec<u16>,
+    pub port: Vec<Port>,
 
     /// Serve only at this address of the host; repeat it for several [default: every address]
     #[arg(long, short, value_name = "A", value_delimiter = ',')]
@@ -158,23 +154,44 @@ pub struct Settings {
     /// Hits per second that one source address may have; what is more goes to memcached [default: no
     /// limit]
     #[arg(long, value_name = "PPS")]
-    pub rate_limit: Option<NonZeroU32>,
+    pub rate_limit: Option<u64>,
 
     /// Serve also requests from ports below 1024. A forged request from a server's port makes the two
     /// servers talk to each other
-    #[arg(long)]
-    pub serve_reserved_ports: bool,
+    #[arg(
+        long,
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true",
+        value_name = "true|false",
+        hide_possible_values = true
+    )]
+    pub serve_reserved_ports: Option<bool>,
 
     /// Never stand aside: follow and serve requests also while nobody reads, or too little of much traffic could be
     /// answered for that to pay
-    #[arg(long)]
-    pub always_on: bool,
+    #[arg(
+        long,
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true",
+        value_name = "true|false",
+        hide_possible_values = true
+    )]
+    pub always_on: Option<bool>,
 
     /// Answer GETs also on TCP connections on which memcached has answered one. From its first hit on, prestack
     /// carries that connection until it closes: the programs stay pinned if this process is killed, and
     /// stopping waits for such connections
-    #[arg(long)]
-    pub tcp_hits: bool,
+    #[arg(
+        long,
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true",
+        value_name = "true|false",
+        hide_possible_values = true
+    )]
+    pub tcp_hits: Option<bool>,
 
     /// Most TCP connections that are followed, rounded up to a power of two; others are not answered
     /// [default: 8192; with --tcp-hits as many as an eighth of --memory holds, if that is more, up to 65536]
@@ -198,9 +215,16 @@ pub struct Settings {
 
     /// Do not watch the loopback interface: what clients on this host change then shows after max-age at
     /// most
-    #[arg(long)]
+    #[arg(
+        long,
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true",
+        value_name = "true|false",
+        hide_possible_values = true
+    )]
     #[serde(rename = "watch-lo", deserialize_with = "negated")]
-    pub no_watch_lo: bool,
+    pub no_watch_lo: Option<bool>,
 
     /// Name of this instance: several on one host need different ones [default: default]
     #[arg(long, value_name = "NAME")]
@@ -208,8 +232,15 @@ pub struct Settings {
 
     /// Leave the programs in place when this process ends: they go on to watch writes, and serve
     /// nothing until the next `prestack run` replaces them
-    #[arg(long)]
-    pub pin: bool,
+    #[arg(
+        long,
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true",
+        value_name = "true|false",
+        hide_possible_values = true
+    )]
+    pub pin: Option<bool>,
 
     /// How long a write whose end cannot be seen is waited for [default: max-age]
     #[arg(long, value_name = "TIME", hide = true)]
@@ -224,27 +255,13 @@ pub struct Settings {
     #[arg(long, value_name = "PPS", hide = true)]
     pub much: Option<NonZeroU32>,
 
-    /// How replies are watched
-    #[arg(long, hide = true)]
+    /// How replies, and what this host sends to itself, are watched: by TCX, which Linux has from 6.6 on, or by
+    /// a filter of the clsact qdisc [default: auto]
+    #[arg(long)]
     pub egress: Option<EgressSetting>,
 }
 
 impl Settings {
-    /// Reads a configuration file.
-    ///
-    /// # Errors
-    /// The file cannot be read, or holds something that is not a setting.
-    pub fn read(path: &Path) -> Result<Self, SettingsError> {
-        let text = fs::read_to_string(path).map_err(|source| SettingsError::Unreadable {
-            path: path.into(),
-            source,
-        })?;
-        toml::from_str(&text).map_err(|source| SettingsError::Malformed {
-            path: path.into(),
-            source: Box::new(source),
-        })
-    }
-
     /// These settings, and `file`'s where these say nothing.
     #[must_use]
     pub fn over(self, file: Self) -> Self {
@@ -260,16 +277,16 @@ impl Settings {
             max_age: self.max_age.or(file.max_age),
             allow: first(self.allow, file.allow),
             rate_limit: self.rate_limit.or(file.rate_limit),
-            serve_reserved_ports: self.serve_reserved_ports || file.serve_reserved_ports,
-            always_on: self.always_on || file.always_on,
-            tcp_hits: self.tcp_hits || file.tcp_hits,
+            serve_reserved_ports: self.serve_reserved_ports.or(file.serve_reserved_ports),
+            always_on: self.always_on.or(file.always_on),
+            tcp_hits: self.tcp_hits.or(file.tcp_hits),
             max_flows: self.max_flows.or(file.max_flows),
             tcp_trickle: self.tcp_trickle.or(file.tcp_trickle),
             tcp_answer: self.tcp_answer.or(file.tcp_answer),
             drain_timeout: self.drain_timeout.or(file.drain_timeout),
-            no_watch_lo: self.no_watch_lo || file.no_watch_lo,
+            no_watch_lo: self.no_watch_lo.or(file.no_watch_lo),
             instance: self.instance.or(file.instance),
-            pin: self.pin || file.pin,
+            pin: self.pin.or(file.pin),
             settle: self.settle.or(file.settle),
             rest: self.rest.or(file.rest),
             much: self.much.or(file.much),
@@ -292,15 +309,12 @@ impl Settings {
                 return Err(SettingsError::RepeatedInterface { name: name.clone() });
             }
         }
-        let mut ports = self.port;
+        let mut ports: Vec<_> = self.port.iter().map(|port| port.0.get()).collect();
         if ports.is_empty() {
             ports.push(DEFAULT_PORT);
         }
         ports.sort_unstable();
         ports.dedup();
-        if ports[0] == 0 {
-            return Err(SettingsError::PortZero);
-        }
         let memory = self.memory.map_or(DEFAULT_MEMORY, |size| size.0);
         let max_age = self.max_age.map_or(DEFAULT_MAX_AGE, |span| span.0);
         let settle = self.settle.map_or(max_age, |span| span.0);
@@ -316,21 +330,21 @@ impl Settings {
         if !(1..=MAX_ANSWER as u64).contains(&tcp_answer) {
             return Err(SettingsError::AnswerOutOfRange { given: tcp_answer });
         }
-        if let Some(given) = self.rate_limit.filter(|rate| rate.get() > MAX_RATE) {
-            return Err(SettingsError::RateTooHigh { given });
-        }
+        let rate_limit = self.rate_limit.map(rate).transpose()?;
+        let tcp_hits = self.tcp_hits.unwrap_or_default();
+        let watch_lo = !self.no_watch_lo.unwrap_or_default();
         Ok(Options {
             instance: self.instance.unwrap_or_default(),
             flow_sets: match self.max_flows {
                 Some(given) => sets_for(given)?,
-                None if self.tcp_hits => default_sets(memory, has_long_answers(tcp_answer)),
+                None if tcp_hits => default_sets(memory, has_long_answers(tcp_answer)),
                 None => (MAX_FLOWS / FLOW_WAYS) as u32,
             },
-            tcp_hits: self.tcp_hits,
+            tcp_hits,
             tcp_trickle,
             tcp_answer,
             drain_timeout,
-            watch_lo: !self.no_watch_lo && !self.interface.iter().any(|name| name == LOOPBACK),
+            watch_lo: watch_lo && !self.interface.iter().any(|name| name == LOOPBACK),
             interfaces: self.interface,
             ports,
             addresses: self.address,
@@ -340,20 +354,26 @@ impl Settings {
             max_age,
             settle,
             allow: self.allow.into_iter().map(|net| net.0).collect(),
-            rate_limit: self.rate_limit,
-            serve_reserved_ports: self.serve_reserved_ports,
-            always_on: self.always_on,
+            rate_limit,
+            serve_reserved_ports: self.serve_reserved_ports.unwrap_or_default(),
+            always_on: self.always_on.unwrap_or_default(),
             rest: self.rest.map(|span| span.0),
             much: self.much.map(NonZeroU32::get).map(u64::from),
-            pin: self.pin,
+            pin: self.pin.unwrap_or_default(),
             egress: self.egress.unwrap_or_default(),
         })
     }
 }
 
 /// Reads a flag that says the opposite of the setting in the file.
-fn negated<'de, D: Deserializer<'de>>(setting: D) -> Result<bool, D::Error> {
-    bool::deserialize(setting).map(|is| !is)
+fn negated<'de, D: Deserializer<'de>>(setting: D) -> Result<Option<bool>, D::Error> {
+    bool::deserialize(setting).map(|is| Some(!is))
+}
+
+fn rate(given: u64) -> Result<NonZeroU32, SettingsError> {
+    let rate = u32::try_from(given).ok().and_then(NonZeroU32::new);
+    rate.filter(|rate| rate.get() <= MAX_RATE)
+        .ok_or(SettingsError::RateOutOfRange { given })
 }
 
 fn in_range(name: &'static str, given: Duration, least: Duration) -> Result<(), SettingsError> {

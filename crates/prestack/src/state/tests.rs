@@ -82,6 +82,17 @@ fn nothing_is_left_of_what_cannot_be_written() {
 }
 
 #[test]
+fn too_little_room_is_found_out_before_there_is_a_state() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let instance = instance("one", folder.path());
+    instance.check_room().expect("enough");
+    std::os::unix::fs::symlink("/dev/full", folder.path().join("one.json.new")).expect("made");
+    let error = instance.check_room().unwrap_err().to_string();
+    assert!(error.contains("make room in /run/prestack"), "{error}");
+    assert_eq!(fs::read_dir(folder.path()).expect("readable").count(), 0);
+}
+
+#[test]
 fn malformed_state_is_an_error() {
     let folder = tempfile::tempdir().expect("a folder");
     let instance = instance("one", folder.path());
@@ -90,6 +101,49 @@ fn malformed_state_is_an_error() {
         instance.state(),
         Err(StateError::Malformed { .. })
     ));
+}
+
+#[test]
+fn a_state_that_is_cut_off_is_not_taken_for_another_versions() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let instance = instance("one", folder.path());
+    instance.write(&state()).expect("written");
+    let path = folder.path().join("one.json");
+    let text = fs::read(&path).expect("readable");
+    for len in [0, text.len() / 2] {
+        fs::write(&path, &text[..len]).expect("written");
+        let error = instance.state().unwrap_err().to_string();
+        assert!(error.contains("ends in the middle"), "{error}");
+        assert!(
+            error.contains("remove it, then run `prestack detach --instance one`"),
+            "{error}"
+        );
+    }
+}
+
+#[test]
+fn others_are_told_with_whether_they_run() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let [one, two, three] = ["one", "two", "three"].map(|name| instance(name, folder.path()));
+    two.write(&state()).expect("written");
+    three.write(&state()).expect("written");
+    let _lock = three.lock().expect("free");
+    assert_eq!(
+        one.describe_others(),
+        ["three", "two, whose daemon has ended"]
+    );
+}
+
+#[test]
+fn places_are_told_with_what_is_attached_there() {
+    let vs = &state().interfaces[0];
+    assert_eq!(vs.to_string(), "vs: native XDP, replies by tcx");
+    let lo = AttachedState {
+        name: "lo".into(),
+        mode: String::new(),
+        ..vs.clone()
+    };
+    assert_eq!(lo.to_string(), "lo: tcx");
 }
 
 #[test]
