@@ -3,6 +3,7 @@
 
 mod allow;
 mod answered;
+mod arrival;
 mod aside;
 mod backends;
 mod before;

@@ -41,6 +41,9 @@ pub struct State {
     pub netns: u64,
     /// Where it is attached.
     pub interfaces: Vec<AttachedState>,
+    /// Names of those of them at which nothing is answered, since answers do not arrive.
+    #[serde(default)]
+    pub unserved: Vec<String>,
     /// Where it watches the host's own packets: the loopback interface.
     #[serde(default)]
     pub lo: Option<AttachedState>,
