@@ -37,6 +37,7 @@ mod races;
 mod refusals;
 mod restart;
 mod reuseport;
+mod status;
 mod testbed;
 mod values;
 mod vanished;

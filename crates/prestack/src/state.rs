@@ -331,12 +331,6 @@ impl State {
             .filter(|interface| interface.egress != "tcx")
     }
 
-    /// How long the daemon has been running.
-    #[must_use]
-    pub fn uptime(&self) -> Duration {
-        unix_time().saturating_sub(Duration::from_secs(self.started))
-    }
-
     /// `vs,vt (native)`, or `vs (native), vt (generic)`.
     #[must_use]
     pub fn interface_list(&self) -> String {
