@@ -6,7 +6,7 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use prestack_testbed::{Memcached, MemcachedOptions, Offload, Prestack, TcpClient, Testbed, pace};
+use prestack_testbed::{Memcached, MemcachedOptions, Prestack, TcpClient, Testbed, pace};
 use prestack_tests::pinned::carry;
 use prestack_tests::stage::{LASTING, PORT, Stage, start_prestack, store};
 
@@ -93,9 +93,7 @@ fn readers_go_on_while_the_daemon_goes() -> Result<()> {
 #[test]
 fn who_gets_no_answer_is_not_left_waiting() -> Result<()> {
     let mut bed = Testbed::new()?;
-    bed.links[0].free_client_dev();
-    let dev = &bed.links[0].client_dev;
-    Offload::Gro.set(&bed.client, dev, false)?;
+    bed.lose_answers(0)?;
     let memcached = Memcached::start(&bed.server, MemcachedOptions::default())?;
     let prestack = start_prestack(&bed, 0, &[&LASTING[..], &HITS].concat())?;
     let stage = Stage {
@@ -124,6 +122,17 @@ fn who_gets_no_answer_is_not_left_waiting() -> Result<()> {
         ensure!(next.get(b"key")?.as_ref() == Some(&value));
     }
     assert_eq!(tcp_hits(&stage)?, before);
+    // Answers over UDP go the same way.
+    let mut udp = stage.udp()?;
+    for _ in 0..100 {
+        ensure!(udp.get(b"key")?.as_deref() == Some(&b"99"[..]));
+        thread::sleep(Duration::from_millis(2));
+    }
+    assert_eq!(stage.hits()?, 0);
+    let status = stage.prestack.instance().command(&["status"])?;
+    ensure!(status.contains("tcp hits    off: "), "{status}");
+    ensure!(!status.contains("draining"), "{status}");
+    ensure!(status.contains("--mode generic"), "{status}");
     Ok(())
 }
 
@@ -132,9 +141,7 @@ fn who_gets_no_answer_is_not_left_waiting() -> Result<()> {
 fn who_alone_gets_no_answer_is_not_left_waiting() -> Result<()> {
     const BAD: usize = 1;
     let mut bed = Testbed::with_links(2)?;
-    bed.links[BAD].free_client_dev();
-    let dev = &bed.links[BAD].client_dev;
-    Offload::Gro.set(&bed.client, dev, false)?;
+    bed.lose_answers(BAD)?;
     let memcached = Memcached::start(&bed.server, MemcachedOptions::default())?;
     let devs: Vec<_> = bed.links.iter().map(|l| l.server_dev.as_str()).collect();
     let devs = devs.join(",");

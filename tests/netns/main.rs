@@ -3,6 +3,7 @@
 
 mod allow;
 mod answered;
+mod arrival;
 mod aside;
 mod backends;
 mod before;
@@ -36,6 +37,7 @@ mod races;
 mod refusals;
 mod restart;
 mod reuseport;
+mod status;
 mod testbed;
 mod values;
 mod vanished;

@@ -1,4 +1,4 @@
-//! The smallest programs on a device: `return XDP_PASS`, and `return TCX_PASS`.
+//! The smallest programs on a device: `return XDP_PASS`, `return TCX_PASS`, and one that loses what prestack answers.
 //!
 //! A veth device takes packets that its peer sends with `XDP_TX` only if it has an XDP program
 //! itself: without one they stay in its ring until something else wakes it. (Seen on Linux 6.18;
@@ -23,6 +23,26 @@ const XDP_FLAGS_DRV_MODE: u32 = 1 << 2;
 
 /// `r0 = XDP_PASS; exit`, as `struct bpf_insn` (opcode, registers, offset, immediate).
 static PASS: [u64; 2] = [0xb7 | 2 << 32, 0x95];
+/// `XDP_DROP` for what has [`PRESTACK_TTL`] where IPv4 has its time to live, else `XDP_PASS`.
+static LOSE: [u64; 10] = [
+    // r2 = data; r3 = data_end
+    0x61 | 2 << 8 | 1 << 12,
+    0x61 | 3 << 8 | 1 << 12 | 4 << 16,
+    // r0 = XDP_PASS
+    0xb7 | 2 << 32,
+    // r4 = r2 + 23; if r4 > r3 goto end
+    0xbf | 4 << 8 | 2 << 12,
+    0x07 | 4 << 8 | 23 << 32,
+    0x2d | 4 << 8 | 3 << 12 | 3 << 16,
+    // r5 = *(u8 *)(r2 + 22); if r5 != PRESTACK_TTL goto end
+    0x71 | 5 << 8 | 2 << 12 | 22 << 16,
+    0x55 | 5 << 8 | 1 << 16 | PRESTACK_TTL << 32,
+    // r0 = XDP_DROP; end: exit
+    0xb7 | 1 << 32,
+    0x95,
+];
+/// The time to live of what prestack answers over IPv4.
+const PRESTACK_TTL: u64 = 64;
 /// `r0 = TCX_PASS; exit`.
 static END: [u64; 2] = [0xb7, 0x95];
 
@@ -51,6 +71,16 @@ struct LinkCreate {
 pub fn attach_pass(namespace: &Namespace, dev: &str) -> Result<OwnedFd> {
     let hook = (BPF_PROG_TYPE_XDP, BPF_XDP, XDP_FLAGS_DRV_MODE);
     attach(namespace, dev, &PASS, hook)
+}
+
+/// Attaches a program to `dev` in `namespace`, natively, that loses what prestack answers over IPv4, and nothing of a
+/// host whose `ip_default_ttl` is another than prestack's; it stays until the link is dropped.
+///
+/// # Errors
+/// When there is an XDP program already, or the device takes none.
+pub fn attach_loss(namespace: &Namespace, dev: &str) -> Result<OwnedFd> {
+    let hook = (BPF_PROG_TYPE_XDP, BPF_XDP, XDP_FLAGS_DRV_MODE);
+    attach(namespace, dev, &LOSE, hook)
 }
 
 /// Attaches a program to the egress of `dev` in `namespace`, by TCX, that lets every packet go on to where it goes,

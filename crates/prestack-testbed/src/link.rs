@@ -3,6 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use anyhow::Result;
 use nix::errno::Errno;
@@ -10,6 +11,7 @@ use nix::errno::Errno;
 use crate::bpf;
 use crate::ethtool::Offload;
 use crate::namespace::Namespace;
+use crate::pace::wait_for;
 
 /// Numbers the links of this process, so that no two devices on the host share a name: the
 /// kernel threads of threaded NAPI are found by it.
@@ -45,6 +47,22 @@ impl Link {
     /// Takes the XDP program off the client's device, for one that is to take its place.
     pub fn free_client_dev(&mut self) {
         self.xdp.clear();
+    }
+
+    /// Puts a program in the place of the one at the client's device that loses what prestack answers.
+    pub(crate) fn lose_answers(&mut self, client: &Namespace) -> Result<()> {
+        self.free_client_dev();
+        // The kernel takes its time to remove the one that was there.
+        let attached = wait_for(
+            "a free device",
+            Duration::from_secs(5),
+            || match bpf::attach_loss(client, &self.client_dev) {
+                Err(error) if error.downcast_ref() == Some(&Errno::EBUSY) => Ok(None),
+                attached => attached.map(Some),
+            },
+        )?;
+        self.xdp.push(attached);
+        Ok(())
     }
 
     /// Joins the namespaces by the `n`-th link. Segmentation offload is off and packets are

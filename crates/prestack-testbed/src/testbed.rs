@@ -1,5 +1,6 @@
 //! Two namespaces, joined.
 
+use std::fs;
 use std::net::{IpAddr, Ipv4Addr};
 
 use anyhow::{Context, Result};
@@ -60,6 +61,16 @@ impl Testbed {
             links,
         };
         Ok((bed, middle))
+    }
+
+    /// Has what prestack answers over IPv4 on the `link`-th pair lost on its way, and nothing else.
+    ///
+    /// # Errors
+    /// When the server's time to live cannot be set, or the kernel refuses the program.
+    pub fn lose_answers(&mut self, link: usize) -> Result<()> {
+        const TTL: &str = "/proc/sys/net/ipv4/ip_default_ttl";
+        self.server.run(|| fs::write(TTL, "63")).context(TTL)?;
+        self.links[link].lose_answers(&self.client)
     }
 
     /// Removes both devices of the `link`-th pair.

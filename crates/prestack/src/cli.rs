@@ -12,6 +12,10 @@ use crate::{
 
 /// Exit status when there is no running instance to ask.
 pub const NOT_RUNNING: u8 = 3;
+/// Exit status of `status --check` when a memcached is not served.
+pub const UNSERVED: u8 = 4;
+/// Exit status of `status --check` when all is served, and there are problems.
+pub const HAS_PROBLEMS: u8 = 5;
 
 /// An in-kernel cache in front of stock memcached: GETs are answered by eBPF programs before the
 /// network stack runs
@@ -37,7 +41,7 @@ pub enum Command {
     /// replaced, with an empty cache.
     Run(RunArgs),
     /// Show what the running instance serves
-    Status(InstanceArgs),
+    Status(StatusArgs),
     /// Show what the datapath has counted
     Stats(StatsArgs),
     /// Show what is cached under a key
@@ -92,6 +96,23 @@ pub struct DetachArgs {
     /// How long connections that prestack carries are waited for [default: as `run` was told]
     #[arg(long, value_name = "TIME")]
     pub drain_timeout: Option<Span>,
+
+    /// Which instance.
+    #[command(flatten)]
+    pub instance: InstanceArgs,
+}
+
+/// Arguments of `status`.
+#[derive(Args, Debug)]
+pub struct StatusArgs {
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+
+    /// Exit with status 4 if a memcached is not served, for whatever reason but standing aside, and with 5 if all are
+    /// and there are problems
+    #[arg(long)]
+    pub check: bool,
 
     /// Which instance.
     #[command(flatten)]

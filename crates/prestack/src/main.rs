@@ -31,9 +31,7 @@ fn main() -> ExitCode {
         .init();
     let result = match &cli.command {
         Command::Run(args) => commands::run::run(args),
-        Command::Status(args) => {
-            commands::status::status(args).and_then(|text| commands::print(&text))
-        }
+        Command::Status(args) => commands::status::status(args),
         Command::Stats(args) => {
             commands::stats::stats(args).and_then(|text| commands::print(&text))
         }

@@ -266,6 +266,14 @@ impl Controls {
         self.epoch(backend).fetch_add(1, Ordering::SeqCst);
     }
 
+    /// Until when nothing of a backend is stored, as coarse monotonic time in ns.
+    #[must_use]
+    pub fn quiet_until(&self, backend: u8) -> u64 {
+        self.backends
+            .atomic_u64(backend.into(), offset_of!(Backend, quiet_until))
+            .load(Ordering::SeqCst)
+    }
+
     /// A backend has to be seen answering over UDP, anew, before it is served there.
     pub fn doubt_udp(&self, backend: u8) {
         self.backends

@@ -44,6 +44,9 @@ pub struct State {
     pub netns: u64,
     /// Where it is attached.
     pub interfaces: Vec<AttachedState>,
+    /// Names of those of them at which nothing is answered, since answers do not arrive.
+    #[serde(default)]
+    pub unserved: Vec<String>,
     /// Where it watches the host's own packets: the loopback interface.
     #[serde(default)]
     pub lo: Option<AttachedState>,
@@ -389,12 +392,6 @@ impl State {
     pub fn filters(&self) -> impl Iterator<Item = &AttachedState> {
         self.egresses()
             .filter(|interface| interface.egress != "tcx")
-    }
-
-    /// How long the daemon has been running.
-    #[must_use]
-    pub fn uptime(&self) -> Duration {
-        unix_time().saturating_sub(Duration::from_secs(self.started))
     }
 
     /// `vs,vt (native)`, or `vs (native), vt (generic)`.

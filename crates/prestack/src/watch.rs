@@ -78,6 +78,8 @@ pub struct Watch {
     allow: Vec<IpNet>,
     settle: Duration,
     lo: Lo,
+    /// Numbers of the attached interfaces at which nothing is served.
+    withheld: BTreeSet<u32>,
     scanner: Scanner,
     slots: Slots,
     layout: Layout,
@@ -125,6 +127,7 @@ impl Watch {
                 false if options.interfaces.iter().any(|name| name == LOOPBACK) => Lo::Served,
                 false => Lo::Unseen,
             },
+            withheld: BTreeSet::new(),
             scanner: Scanner::default(),
             slots: Slots::resumed(earlier),
             layout: Layout::default(),
@@ -166,6 +169,11 @@ impl Watch {
     ) -> Result<(), WatchError> {
         self.lo = Lo::Unseen;
         self.rescan(controls, attached, |_| {}).map(drop)
+    }
+
+    /// Nobody is served at the interfaces of these numbers, from the next look at the host on.
+    pub fn withhold(&mut self, interfaces: BTreeSet<u32>) {
+        self.withheld = interfaces;
     }
 
     /// Writes doors and allow list into a configuration.
@@ -344,10 +352,12 @@ impl Watch {
             })
             .collect();
         let allow = AllowList::new(&self.allow, &host.local)?;
-        let links = host
-            .links
-            .iter()
-            .map(|link| link.to_abi(allow.on_link(&link.interface, &host.local)));
+        let links = host.links.iter().map(|link| {
+            link.to_abi(match self.withheld.contains(&link.index) {
+                true => 0,
+                false => allow.on_link(&link.interface, &host.local),
+            })
+        });
         let links = links.collect();
         let watches_lo = self.lo == Lo::Watched;
         let Doors { specs, left_out } = doors(&tenants, &host.local, &self.selection, watches_lo)?;

@@ -13,6 +13,7 @@ use std::{
 
 use aya::programs::ProgramError;
 use prestack_abi::names;
+use tracing::info;
 
 use crate::{
     bpffs::{self, BpffsError},
@@ -248,8 +249,7 @@ impl Attachment {
         Self::watch_replies(datapath, interface, egress)
     }
 
-    /// Has `rx` take the place of that of another run, or attaches it. Returns what
-    /// [`take_requests`](Self::take_requests) does.
+    /// Has `rx` take the place of that of another run, or attaches it.
     ///
     /// # Errors
     /// The kernel refused.
@@ -258,11 +258,11 @@ impl Attachment {
         datapath: &mut Datapath,
         mode: ModeSetting,
         left: Left<'_>,
-    ) -> Result<Option<String>, AttachError> {
+    ) -> Result<(), AttachError> {
         let path = pins::of_interface(left.folder, "rx", self.interface.index);
         self.rx = xdp::adopt(datapath, &self.interface, &path)?;
         if self.rx.is_some() {
-            return Ok(None);
+            return Ok(());
         }
         self.taken_over = false;
         self.take_requests(datapath, mode)
@@ -274,8 +274,8 @@ impl Attachment {
         ["tx", "rx"].map(|hook| pins::of_interface(folder, hook, self.interface.index))
     }
 
-    /// Attaches `rx` to the interface: requests are looked at from then on. Returns why native
-    /// mode was not possible, if it was tried in vain.
+    /// Attaches `rx` to the interface: requests are looked at from then on. Tells why native mode is not used, if it
+    /// could have been.
     ///
     /// # Errors
     /// The kernel refused.
@@ -283,10 +283,19 @@ impl Attachment {
         &mut self,
         datapath: &mut Datapath,
         mode: ModeSetting,
-    ) -> Result<Option<String>, AttachError> {
+    ) -> Result<(), AttachError> {
         let (rx, reason) = xdp::attach(datapath, &self.interface, mode)?;
         self.rx = Some(rx);
-        Ok(reason)
+        if let Some(reason) = reason {
+            info!("XDP is generic at {}: {reason}", self.interface.name);
+        }
+        Ok(())
+    }
+
+    /// Whether the kernel hands frames to `rx` before it makes socket buffers of them.
+    #[must_use]
+    pub fn is_native(&self) -> bool {
+        self.rx.as_ref().is_some_and(xdp::Attached::is_native)
     }
 
     /// Whether the programs have taken the places of others, so that no packet was missed.

@@ -12,7 +12,10 @@ use aya::{
 };
 
 use super::{AttachError, Datapath, pins, reason};
-use crate::{netlink::Interface, settings::ModeSetting};
+use crate::{
+    netlink::{Interface, OtherEnd},
+    settings::ModeSetting,
+};
 
 /// The modes, as they are written down.
 const NATIVE: &str = "native";
@@ -31,6 +34,11 @@ impl Attached {
     #[must_use]
     pub fn mode(&self) -> &'static str {
         self.mode
+    }
+
+    /// Whether it runs in the driver.
+    pub(super) fn is_native(&self) -> bool {
+        self.mode == NATIVE
     }
 
     /// Pins the link.
@@ -67,13 +75,36 @@ pub(super) fn attach(
     if mode == ModeSetting::Generic {
         return Ok((generic(datapath)?, None));
     }
+    if mode == ModeSetting::Auto
+        && let Some(reason) = interface.other_end.and_then(why_not_native)
+    {
+        return Ok((generic(datapath)?, Some(reason)));
+    }
     match attach_in(datapath, interface, XdpMode::Driver) {
         Ok(link) => Ok((attached(NATIVE, link), None)),
-        Err(reason) if mode == ModeSetting::Auto => Ok((generic(datapath)?, Some(reason))),
+        Err(reason) if mode == ModeSetting::Auto => {
+            let reason = format!("it does not do XDP in native mode: {reason}");
+            Ok((generic(datapath)?, Some(reason)))
+        }
         Err(reason) => Err(AttachError::Native {
             interface: interface.name.clone(),
             reason,
         }),
+    }
+}
+
+/// Why a veth device of which this is the other end is not attached to in native mode.
+fn why_not_native(other_end: OtherEnd) -> Option<String> {
+    match other_end.why_lost() {
+        Ok(None) => None,
+        Ok(Some(reason)) => Some(format!(
+            "{reason}, and answers would be lost. For native mode give it one, such as one that passes everything, and \
+             start prestack again"
+        )),
+        Err(error) => Some(format!(
+            "the other end of its veth pair cannot be looked at ({error}), and answers may be lost. If it has an XDP \
+             program use --mode native"
+        )),
     }
 }
 

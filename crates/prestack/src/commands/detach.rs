@@ -64,6 +64,7 @@ pub fn detach(args: &DetachArgs) -> anyhow::Result<String> {
     let name = &args.instance.instance;
     let instance = Instance::new(name.clone());
     let timeout = args.drain_timeout.map(|span| span.0);
+    let elsewhere = where_it_is(&instance)?;
     let mut done = Vec::new();
     if instance.is_running()? {
         done.push(format!(
@@ -94,7 +95,16 @@ pub fn detach(args: &DetachArgs) -> anyhow::Result<String> {
         }
         .into());
     }
-    Ok(format!("detached instance {name}: {}\n", done.join(", ")))
+    let done = done.join(", ");
+    Ok(format!("detached instance {name}{elsewhere}: {done}\n"))
+}
+
+/// What is to be said of an instance that is not in this network namespace.
+fn where_it_is(instance: &Instance) -> anyhow::Result<&'static str> {
+    Ok(match instance.state()? {
+        Some(state) if state.netns != current_netns()? => " in another network namespace",
+        _ => "",
+    })
 }
 
 /// Waits until the pinned programs carry no connection, and ends those that are left. Returns how many.

@@ -14,8 +14,10 @@ use std::{
     process::ExitCode,
 };
 
+use status::CheckError;
+
 use crate::{
-    cli::NOT_RUNNING,
+    cli::{HAS_PROBLEMS, NOT_RUNNING, UNSERVED},
     maps::{CacheMaps, Controls, MapsError},
     preflight::{self, PreflightError},
     state::{Instance, State, StateError},
@@ -85,10 +87,12 @@ struct PrintError {
 /// The exit status that goes with an error.
 #[must_use]
 pub fn exit_code(error: &anyhow::Error) -> ExitCode {
-    match error.downcast_ref() {
-        Some(AskError::NotRunning { .. } | AskError::NothingThere { .. }) => {
+    match (error.downcast_ref(), error.downcast_ref()) {
+        (Some(AskError::NotRunning { .. } | AskError::NothingThere { .. }), _) => {
             ExitCode::from(NOT_RUNNING)
         }
+        (_, Some(CheckError::Unserved(_))) => ExitCode::from(UNSERVED),
+        (_, Some(CheckError::Problems(_))) => ExitCode::from(HAS_PROBLEMS),
         _ => ExitCode::FAILURE,
     }
 }

@@ -16,13 +16,13 @@ use crate::{
     units::counted,
 };
 
-/// Why no more answers are given.
-const LOST_ANSWERS: &str = "answers over TCP do not arrive at clients, so none are given any more. Over a veth pair \
-    they arrive only while its other end has an XDP program, too: give it one, or run without --tcp-hits";
+/// Why no more answers are given, over UDP either: they go the same way.
+const LOST_ANSWERS: &str = "answers over TCP do not arrive at clients, so nothing is answered any more, over UDP either: \
+    start prestack with --mode generic";
 
 impl Daemon {
-    /// Resets connections at which answers over TCP do not arrive, and gives no more of them if that is usual.
-    /// Returns whether it has come to that.
+    /// Resets connections at which answers over TCP do not arrive, and gives no more answers if that is usual.
+    /// Returns whether it has come to that: the next look at the host tells the datapath.
     pub(super) fn look_at_receipts(&mut self) -> bool {
         if !self.controls.has_tcp_hits() {
             return false;

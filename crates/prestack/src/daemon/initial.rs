@@ -131,6 +131,7 @@ pub(super) fn state(
         started: unix_time().as_secs(),
         netns: current_netns()?,
         interfaces: interfaces.iter().map(unattached).collect(),
+        unserved: Vec::new(),
         lo: lo.as_ref().map(unattached),
         given: Some(options.interfaces.clone()),
         before: None,

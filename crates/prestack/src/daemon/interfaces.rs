@@ -11,6 +11,7 @@ use crate::{
     host::{Host, LOOPBACK, from_words},
     netlink::{self, Interface},
     preflight,
+    settings::ModeSetting,
 };
 
 /// What has become of the interfaces since the last look.
@@ -31,6 +32,8 @@ pub(super) struct Missing {
     pub(super) problem: String,
     /// The number of the one of its name that could not be attached to.
     refused: Option<u32>,
+    /// Whether XDP was native there.
+    was_native: bool,
 }
 
 impl Daemon {
@@ -102,7 +105,12 @@ impl Daemon {
             } else {
                 format!("interface {name} is gone")
             };
-            self.note_missing(&name, problem, None);
+            let missing = Missing {
+                problem,
+                refused: None,
+                was_native: attachment.is_native(),
+            };
+            self.note_missing(&name, missing);
             if let Err(error) = attachment.give_up(&self.instance.pin_folder()) {
                 warn!("{error}");
             }
@@ -138,10 +146,10 @@ impl Daemon {
     /// Attaches to interfaces that have come back.
     fn regain(&mut self, found: &[Interface], moves: &mut Moves) {
         for Interface { name, index, .. } in found {
-            if !self.missing.contains_key(name) {
+            let Some(Missing { was_native, .. }) = self.missing.get(name).cloned() else {
                 continue;
-            }
-            match self.attach_anew(name) {
+            };
+            match self.attach_anew(name, was_native) {
                 Ok(()) => {
                     info!("interface {name} is attached to again");
                     self.missing.remove(name);
@@ -149,15 +157,19 @@ impl Daemon {
                 }
                 Err(error) => {
                     let problem = format!("interface {name} is back, and not served: {error:#}");
-                    moves.told |= self.note_missing(name, problem, Some(*index));
+                    let missing = Missing {
+                        problem,
+                        refused: Some(*index),
+                        was_native,
+                    };
+                    moves.told |= self.note_missing(name, missing);
                 }
             }
         }
     }
 
     /// Notes why an interface is not attached to. Returns whether that is new.
-    fn note_missing(&mut self, name: &str, problem: String, refused: Option<u32>) -> bool {
-        let missing = Missing { problem, refused };
+    fn note_missing(&mut self, name: &str, missing: Missing) -> bool {
         let before = self.missing.insert(name.to_owned(), missing.clone());
         let is_new = before.is_none_or(|before| before.problem != missing.problem);
         if is_new {
@@ -174,7 +186,9 @@ impl Daemon {
         })
     }
 
-    fn attach_anew(&mut self, name: &str) -> anyhow::Result<()> {
+    /// Attaches to an interface that has come back: natively, if XDP was so there before and may be. The program at the
+    /// other end of a veth pair may be late.
+    fn attach_anew(&mut self, name: &str, was_native: bool) -> anyhow::Result<()> {
         let interface = preflight::interface(name)?;
         let attached = self.attachments.iter().map(Attachment::interface);
         let names = attached.chain([&interface]).map(|at| at.name.clone());
@@ -185,7 +199,15 @@ impl Daemon {
         let mut attachment = Attachment::watch_replies(&mut self.datapath, interface, egress)?;
         // Requests may have gone by unseen, and are answered from here on.
         self.watch.forget_all(&self.controls, self.options.settle);
-        attachment.take_requests(&mut self.datapath, mode)?;
+        let is_again = was_native && mode == ModeSetting::Auto;
+        let native = ModeSetting::Native;
+        if !is_again
+            || attachment
+                .take_requests(&mut self.datapath, native)
+                .is_err()
+        {
+            attachment.take_requests(&mut self.datapath, mode)?;
+        }
         if self.options.outlives() {
             attachment.pin(&self.instance.pin_folder())?;
         }

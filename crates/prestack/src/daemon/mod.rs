@@ -1,6 +1,7 @@
 //! The process behind `prestack run`: starts the datapath, keeps it serving, takes it down.
 
 mod adoption;
+mod arrival;
 mod connections;
 mod initial;
 mod interfaces;
@@ -19,7 +20,7 @@ use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
 };
 use prestack_abi::extent::Extent;
-use tracing::{debug, info, warn};
+use tracing::{debug, error, info, warn};
 
 use interfaces::Missing;
 
@@ -88,7 +89,9 @@ pub struct Daemon {
     indestructible: Option<String>,
     /// Why nothing was ever answered over TCP.
     unanswered: Option<&'static str>,
-    /// Why no more answers are given over TCP.
+    /// Why nothing is answered at interfaces that are attached to, by their names.
+    astray: BTreeMap<String, String>,
+    /// Why no more answers are given anywhere.
     lost_answers: Option<&'static str>,
     /// What has changed could not be written down.
     unwritten: bool,
@@ -161,6 +164,7 @@ impl Daemon {
             missing: BTreeMap::new(),
             indestructible: None,
             unanswered: None,
+            astray: BTreeMap::new(),
             lost_answers: None,
             unwritten: false,
             trouble: None,
@@ -208,11 +212,7 @@ impl Daemon {
         }
         self.write_state()?;
         for attachment in &mut self.attachments {
-            let reason = attachment.take_requests(&mut self.datapath, options.mode)?;
-            let name = &attachment.interface().name;
-            if let Some(reason) = reason {
-                info!("{name} does not do XDP in native mode, so it is generic there: {reason}");
-            }
+            attachment.take_requests(&mut self.datapath, options.mode)?;
         }
         self.watch_sockets();
         if options.outlives() {
@@ -259,6 +259,14 @@ impl Daemon {
         let unanswered = self.unanswered.into_iter();
         for problem in unanswered.chain(self.indestructible.as_deref()) {
             warn!("{problem}");
+        }
+        let found = self.find_interfaces()?;
+        let astray = self.look_at_arrival(&found);
+        for problem in &astray {
+            warn!("{problem}");
+        }
+        if !astray.is_empty() {
+            self.look()?;
         }
         self.heartbeat();
         self.write_state()?;
@@ -338,6 +346,7 @@ impl Daemon {
             }
             self.look_at_extent();
             if self.look_at_receipts() {
+                self.look()?;
                 self.update_state();
             }
             self.wait(signals)?;
@@ -444,6 +453,9 @@ impl Daemon {
             }
         };
         let moves = self.look_at_interfaces(&found)?;
+        for problem in self.look_at_arrival(&found) {
+            error!("{problem}");
+        }
         let attached = self.attached();
         let before = self.watch.host().clone();
         let mut watched = Ok(());
@@ -493,6 +505,9 @@ impl Daemon {
         let missing = self.missing.values();
         let missing = missing.map(|missing| missing.problem.clone());
         self.state.problems.extend(missing);
+        self.state.problems.extend(self.astray.values().cloned());
+        let unserved = self.unserved().map(|interface| interface.name.clone());
+        self.state.unserved = unserved.collect();
         self.state.lo = match &self.lo {
             Some(Ok(lo)) => Some(lo.state()),
             Some(Err(error)) => {

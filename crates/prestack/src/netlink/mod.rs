@@ -1,6 +1,7 @@
 //! What the kernel says over rtnetlink about interfaces and their traffic control filters.
 
 mod request;
+mod veth;
 
 use std::{
     io,
@@ -21,6 +22,8 @@ use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 use nix::libc;
 
 use request::{messages, request};
+
+pub use veth::OtherEnd;
 
 /// `ETH_P_ALL` in network byte order, the protocol of filters that see every packet.
 const EVERY_PROTOCOL: u16 = 3_u16.to_be();
@@ -50,6 +53,8 @@ pub struct Interface {
     pub xdp: Vec<u32>,
     /// Whether one of them is attached in generic mode.
     pub generic_xdp: bool,
+    /// Where its other end is, if it is one of a veth pair.
+    pub other_end: Option<OtherEnd>,
 }
 
 /// A VLAN tag.
@@ -241,6 +246,7 @@ fn read_link(link: &LinkMessage) -> Interface {
         mtu: 0,
         xdp: Vec::new(),
         generic_xdp: false,
+        other_end: OtherEnd::of(link),
     };
     for attribute in &link.attributes {
         match attribute {

@@ -17,6 +17,7 @@ fn state() -> State {
                 added_clsact: false,
             })
             .to_vec(),
+        unserved: Vec::new(),
         lo: None,
         given: None,
         before: None,
