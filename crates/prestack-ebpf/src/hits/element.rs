@@ -94,18 +94,21 @@ pub fn close(config: &Config, place: u32, over_at: u64) {
     }
 }
 
+/// Whether the connection of the flow at this place is translated.
+#[inline(always)]
+pub fn is_translated(config: &Config, place: u32) -> bool {
+    // Locked: an answer that is given at this moment makes it so.
+    is_on(config)
+        && at(place)
+            .is_some_and(|element| locked(element, |_, _, translation| translation.is_active) != 0)
+}
+
 /// The kernel has closed the connection of the flow at this place, and may send again what the client lacks: if
 /// it is translated, it stays.
 #[inline(always)]
 pub fn linger(config: &Config, place: u32) {
-    if is_on(config)
-        && let Some(element) = at(place)
-    {
-        // Locked: an answer that is given at this moment makes it so.
-        let is_active = locked(element, |_, _, translation| translation.is_active);
-        if is_active != 0 {
-            end_at(config, place, clock::now() + LINGER_NS);
-        }
+    if is_translated(config, place) {
+        end_at(config, place, clock::now() + LINGER_NS);
     }
 }
 
@@ -117,7 +120,7 @@ pub fn end(config: &Config, place: u32, now: u64) {
         unsafe {
             // Through a wildcard it has ended unseen, and nothing that it owes is waited for any more.
             if (&raw const (*flow).state).read_volatile() != Flow::CLOSED {
-                flow::close(config, flow, place, Flow::CLOSED);
+                flow::close(config, flow, place);
             }
         }
     }
