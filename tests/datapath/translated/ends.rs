@@ -263,6 +263,31 @@ fn a_reset_connection_gives_its_place_back() {
     assert_eq!(free_in(&mut path), Some(SETTLE.as_secs()));
 }
 
+/// As long as the kernel asks for an acknowledgement.
+#[test]
+fn what_is_sent_again_is_translated_for_longer() {
+    const AGAIN: Duration = Duration::from_secs(125);
+    let (mut path, mut ready) = answered(4716);
+    ready.passed(&path, &ready.segment(ACK, ""));
+    let fin = ready.connection.answer(FIN | ACK, "");
+    ready.leaves(&path, &fin);
+    assert_eq!(free_in(&mut path), Some(LINGER.as_secs()));
+    ready.leaves(&path, &fin);
+    assert_eq!(free_in(&mut path), Some(AGAIN.as_secs()));
+    // The client has all, and nothing is waited for.
+    ready.connection.server = ready.connection.server.wrapping_add(1);
+    ready.passed(&path, &ready.segment(ACK, ""));
+    path.kernel_mut()
+        .used_translations(|translated| translated.over_at = clock::now_ns() + 5_000_000_000);
+    ready.leaves(&path, &ready.connection.answer(ACK, ""));
+    assert_eq!(free_in(&mut path), Some(5));
+    // Nor after the kernel's reset.
+    let (mut path, ready) = answered(4717);
+    ready.leaves(&path, &ready.connection.answer(FIN | ACK, ""));
+    ready.leaves(&path, &ready.connection.answer(RST, ""));
+    assert_eq!(free_in(&mut path), Some(SETTLE.as_secs()));
+}
+
 #[test]
 fn a_fin_does_not_go_before_the_answer_with_data_that_is_sent_again() {
     let (path, ready) = answered(4703);

@@ -14,6 +14,10 @@ use crate::tcp::{flow, table};
 /// both ends are seen to have got everything: what is lost is sent again for about as long
 /// (`TCP_TIMEWAIT_LEN` in include/net/tcp.h).
 const LINGER_NS: u64 = 60_000_000_000;
+/// How long in ns it is translated after the kernel has sent something again that the client lacks: the kernel waits
+/// no longer until it does so once more (`TCP_RTO_MAX` there, and some more). A client without room is asked for as long
+/// as it answers.
+const AGAIN_NS: u64 = 125_000_000_000;
 /// How long in ns it is translated at least once they are. The acknowledgement of the last FIN may still be lost, which
 /// is then sent again: four times in this time (after 200, 600, 1,400 and 3,000 ms, by `TCP_RTO_MIN` there).
 const LAST_NS: u64 = 4_000_000_000;
@@ -127,6 +131,12 @@ pub fn end(config: &Config, place: u32, now: u64) {
     end_at(config, place, now + LAST_NS.max(config.settle_ns));
 }
 
+/// The kernel sends something again on the closed connection of the flow at this place.
+#[inline(always)]
+pub fn linger_on(config: &Config, place: u32, now: u64) {
+    end_at(config, place, now + AGAIN_NS);
+}
+
 #[inline(always)]
 fn end_at(config: &Config, place: u32, over_at: u64) {
     table::mark_over(place, over_at);
@@ -140,6 +150,19 @@ pub fn note_fin(element: *mut Translated, is_fin: bool, whose: u32) {
         // SAFETY: a map element that is locked.
         unsafe { (*element).fins |= whose };
     }
+}
+
+/// What [`is_wanting`] says.
+pub const WANTING: u64 = 4;
+
+/// [`WANTING`] if the connection is closed, of which the kernel has sent its FIN before, and the client lacks something.
+#[inline(always)]
+pub fn is_wanting(element: *mut Translated, ends: &Ends, translation: &Translation) -> u64 {
+    // SAFETY: a map element that is locked.
+    let (fins, over_at) = unsafe { ((*element).fins, (*element).over_at) };
+    let is_wanting =
+        fins & Translated::KERNEL != 0 && over_at != 0 && translation.told != ends.sent;
+    if is_wanting { WANTING } else { 0 }
 }
 
 /// What [`has_ended`] says.
