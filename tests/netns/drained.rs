@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use prestack::destroy::Destroyer;
-use prestack::discovery::procnet::connections;
+use prestack::discovery::procnet::{connections, standings};
 use prestack::lock::Lock;
 use prestack::maps::Controls;
 use prestack::state::Instance;
@@ -194,6 +194,44 @@ fn a_stranger_with_the_pid_of_the_daemon_is_not_ended() -> Result<()> {
     let done = stage.prestack.instance().command(&["detach"])?;
     ensure!(done.contains("reset 1 connection"), "{done}");
     ensure!(!stranger.has_ended()?, "it was ended");
+    is_over(&stage)
+}
+
+/// memcached has closed the connection, and the client has not got all of it: it is sent again, by nobody but the
+/// kernel.
+#[test]
+fn what_is_lost_at_the_end_is_waited_for() -> Result<()> {
+    let (mut stage, mut tcp) = stage("1m")?;
+    // More than is answered from the cache.
+    let value: Vec<_> = (0..20_000_u32).map(|at| b'a' + (at % 23) as u8).collect();
+    store(&mut tcp, b"large", &value)?;
+    let link = &stage.bed.links[0];
+    let client = [&link.client4.to_string(), "dev", &link.server_dev];
+    let nobody = ["lladdr", "02:00:00:00:00:99", "nud", "permanent"];
+    let to_nobody = ["neigh", "replace"].iter().chain(&client).chain(&nobody);
+    stage.bed.server.ip(to_nobody)?;
+    tcp.send(b"get large\r\nquit\r\n")?;
+    pace::wait_for("the end", Duration::from_secs(5), || {
+        let standings = stage.bed.server.run(|| standings(&[PORT]))?;
+        Ok(standings.values().any(|it| it.is_ending).then_some(()))
+    })?;
+    stage.prestack.signal(Signal::SIGTERM)?;
+    // Longer than what was acknowledged is waited for.
+    std::thread::sleep(Duration::from_secs(4));
+    stage
+        .bed
+        .server
+        .ip(["neigh", "del"].iter().chain(&client))?;
+    assert_eq!(tcp.line()?, b"VALUE large 0 20000\r\n");
+    ensure!(tcp.bytes(value.len())? == value, "other bytes than stored");
+    assert_eq!(tcp.line()?, b"\r\n");
+    assert_eq!(tcp.line()?, b"END\r\n");
+    drop(tcp);
+    let said = stage.prestack.wait()?;
+    ensure!(
+        said.contains("detached") && !said.contains("reset"),
+        "{said}"
+    );
     is_over(&stage)
 }
 

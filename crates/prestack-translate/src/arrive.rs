@@ -208,8 +208,11 @@ impl Translation {
     /// Takes note of the end of a connection.
     #[inline(always)]
     pub(crate) const fn note_end(&mut self, segment: &Segment) {
-        if segment.has(TCP_FIN | TCP_RST) {
-            self.is_closing = 1;
+        if segment.has(TCP_FIN) {
+            self.is_closing |= Self::CLOSED;
+        }
+        if segment.has(TCP_RST) {
+            self.is_closing |= Self::RESET;
         }
     }
 }

@@ -78,6 +78,8 @@ impl Translation {
         ends.take(&passed);
         if segment.len != 0 {
             self.passed_at = now;
+            // Whoever goes on has not reset it, or it was not heeded.
+            self.is_closing &= !Self::RESET;
         }
         if segment.has(TCP_ACK)
             && !is_before(passing.acknowledgement, self.told)
@@ -167,7 +169,7 @@ mod tests {
         assert_eq!(connection.translation.is_closing, 0);
         segment.flags |= u32::from(TCP_FIN);
         pass(&mut connection, &segment);
-        assert_eq!(connection.translation.is_closing, 1);
+        assert_eq!(connection.translation.is_closing, Translation::CLOSED);
     }
 
     #[test]
@@ -186,7 +188,21 @@ mod tests {
         reset.sequence = next;
         pass(&mut connection, &reset);
         assert_eq!(connection.ends, before);
-        assert_eq!(connection.translation.is_closing, 1);
+        assert_eq!(connection.translation.is_closing, Translation::RESET);
+        // An acknowledgement may be older; with more data the client says that it goes on.
+        pass(&mut connection, &from_client(next, KERNEL));
+        assert_eq!(connection.translation.is_closing, Translation::RESET);
+        let mut data = from_client(next, KERNEL);
+        data.len = 10;
+        pass(&mut connection, &data);
+        assert_eq!(connection.translation.is_closing, 0);
+        // Unless it has sent its FIN.
+        data.flags |= u32::from(TCP_FIN);
+        pass(&mut connection, &data);
+        reset.sequence = next.wrapping_add(11);
+        pass(&mut connection, &reset);
+        pass(&mut connection, &data);
+        assert_eq!(connection.translation.is_closing, Translation::CLOSED);
     }
 
     /// It has lost its memory, and begins anew at the same port.
@@ -206,7 +222,7 @@ mod tests {
             let before = *translation;
             let passing = translation.pass(ends, &reset, true, 30);
             assert_eq!(passing.sequence, CLIENT.wrapping_add(behind));
-            assert_eq!(translation.is_closing, 1);
+            assert_eq!(translation.is_closing, Translation::RESET);
             // Nobody says so who has got anything, or was not asked.
             for (flags, is_held) in [(TCP_RST | TCP_ACK, 1), (TCP_RST, 0)] {
                 *translation = before;

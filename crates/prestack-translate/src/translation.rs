@@ -36,7 +36,7 @@ pub struct Translation {
     pub told_window: u32,
     /// Non-zero once something was answered: every segment is translated.
     pub is_active: u32,
-    /// Non-zero once an end has closed or reset the connection.
+    /// Non-zero once an end has closed or reset the connection: [`Self::CLOSED`], [`Self::RESET`].
     pub is_closing: u32,
     /// Non-zero while the client waits for an acknowledgement that was held back.
     pub is_held: u32,
@@ -68,6 +68,11 @@ const _: () = assert!(size_of::<Translation>() == 128);
 const FAR: u32 = 1 << 30;
 
 impl Translation {
+    /// An end has sent its FIN.
+    pub const CLOSED: u32 = 1;
+    /// An end seems to have reset the connection: if the other has not heeded that, it goes on.
+    pub const RESET: u32 = 2;
+
     /// The translation is that of a new connection, on which nothing was answered. What the first answer sets stays as it
     /// is. Field by field, or the compiler makes it a call to memset.
     #[inline(always)]

@@ -13,7 +13,7 @@ use tracing::{debug, info};
 use crate::{
     clock,
     destroy::Destroyer,
-    discovery::procnet::connections,
+    discovery::procnet::{connections, standings},
     maps::{Controls, MapsError},
     state::State,
     translations::Translations,
@@ -56,7 +56,8 @@ impl Carried {
         }
     }
 
-    /// The connections that are carried, and that this host still has.
+    /// The connections that are carried, and that this host still has. Of those that are closed, if it may send
+    /// again what the client lacks, which would be taken for something else if it were not translated.
     ///
     /// # Errors
     /// They cannot be looked at.
@@ -66,15 +67,19 @@ impl Carried {
             Self::Unknown(ports) => return Ok(connections(ports)?.into_iter().collect()),
         };
         let mut keys = translations.keys()?;
-        if keys.is_empty() {
+        let mut closed = translations.closed_keys(clock::now_ns())?;
+        if keys.is_empty() && closed.is_empty() {
             return Ok(keys);
         }
-        let ports = keys.iter().map(|key| u16::from_be(key.server_port));
+        let all = keys.iter().chain(&closed);
+        let ports = all.map(|key| u16::from_be(key.server_port));
         let mut ports: Vec<_> = ports.collect();
         ports.sort_unstable();
         ports.dedup();
-        let there = connections(&ports)?;
-        keys.retain(|key| there.contains(key));
+        let there = standings(&ports)?;
+        keys.retain(|key| there.contains_key(key));
+        closed.retain(|key| there.get(key).is_some_and(|standing| standing.is_ending));
+        keys.append(&mut closed);
         Ok(keys)
     }
 

@@ -9,24 +9,23 @@ use std::collections::HashMap;
 
 use prestack_abi::flow::{Finding, FlowKey};
 
-use crate::maps::OpenFlow;
+use crate::{discovery::procnet::Standing, maps::OpenFlow};
 
 /// What was found of flows when they were looked at last, by place.
 #[derive(Debug, Default)]
 pub struct Sweep(HashMap<u32, Finding>);
 
 impl Sweep {
-    /// Compares the open flows, looked at first, with the connections that the host has, of which is known whether they
-    /// are at rest. Returns what was found twice in a row of flows to which nothing has happened in between.
+    /// Compares the open flows, looked at first, with the connections that the host has. Returns what was found twice in a row of flows to which nothing has happened in between.
     pub fn look(
         &mut self,
         open: Vec<OpenFlow>,
-        connections: &HashMap<FlowKey, bool>,
+        connections: &HashMap<FlowKey, Standing>,
     ) -> Vec<Finding> {
         let found = open.into_iter().filter_map(|flow| {
             let what = match connections.get(&flow.key) {
                 None => Finding::GONE,
-                Some(true) if flow.is_waited_for => Finding::IDLE,
+                Some(standing) if standing.is_at_rest && flow.is_waited_for => Finding::IDLE,
                 Some(_) => return None,
             };
             let found = Finding { what, ..flow.found };
@@ -63,17 +62,25 @@ mod tests {
         }
     }
 
+    /// What is known of an open connection.
+    fn standing(is_at_rest: bool) -> Standing {
+        Standing {
+            is_at_rest,
+            is_ending: false,
+        }
+    }
+
     #[test]
     fn only_who_lacks_a_socket_twice_is_gone() {
         let mut sweep = Sweep::default();
         let [one, two, three, four] = [1, 2, 3, 4].map(flow);
         let all = || vec![one, two, three, four];
-        let connections = HashMap::from([(one.key, true)]);
+        let connections = HashMap::from([(one.key, standing(true))]);
         assert_eq!(sweep.look(all(), &connections), []);
         // The third has moved on, the fourth has a connection now.
         let mut moved = three;
         moved.found.asked += 1;
-        let connections = HashMap::from([(one.key, true), (four.key, true)]);
+        let connections = HashMap::from([one, four].map(|flow| (flow.key, standing(true))));
         let open = vec![one, two, moved, four];
         assert_eq!(sweep.look(open.clone(), &connections), [two.found]);
         // Gone from the table.
@@ -90,7 +97,7 @@ mod tests {
         });
         let rest = |busy: FlowKey| {
             let keys = [one, two, three, four].map(|flow| flow.key);
-            HashMap::from(keys.map(|key| (key, key != busy)))
+            HashMap::from(keys.map(|key| (key, standing(key != busy))))
         };
         let all = vec![one, two, three, four];
         assert_eq!(sweep.look(all, &rest(four.key)), []);

@@ -89,9 +89,21 @@ impl Translations {
     /// # Errors
     /// As for [`count`](Self::count).
     pub fn keys(&self) -> Result<Vec<FlowKey>, MapsError> {
+        self.keys_of(|translated| translated.over_at == 0)
+    }
+
+    /// The ends of those that are closed, and still translated at `now`, a coarse monotonic time in ns.
+    ///
+    /// # Errors
+    /// As for [`count`](Self::count).
+    pub fn closed_keys(&self, now: u64) -> Result<Vec<FlowKey>, MapsError> {
+        self.keys_of(|translated| translated.over_at > now)
+    }
+
+    fn keys_of(&self, is_meant: impl Fn(&Translated) -> bool) -> Result<Vec<FlowKey>, MapsError> {
         let mut places = Vec::new();
         self.each(|place, translated| {
-            if translated.over_at == 0 {
+            if is_meant(translated) {
                 places.push(place);
             }
         })?;

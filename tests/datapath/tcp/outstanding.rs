@@ -130,6 +130,20 @@ fn the_end_of_a_connection_lets_writes_settle() {
     }
 }
 
+/// If its client goes on the kernel has not heeded its reset: what follows is a write as any other.
+#[test]
+fn a_write_behind_a_reset_does_not_settle() {
+    let mut path = settling_in(SETTLE);
+    let mut connection = Connection::open(&path, 1);
+    connection.exchange(&path, "get x\r\n", "END\r\n");
+    path.pass(&connection.segment(RST, ""));
+    connection.send(&path, "delete key\r\n");
+    wait(SETTLED);
+    assert!(!path.can_fill("key", "old"));
+    connection.reply(&path, "DELETED\r\n");
+    assert!(path.can_fill("key", "new"));
+}
+
 #[test]
 fn the_reply_to_a_later_command_ends_a_quiet_write() {
     for quiet in [

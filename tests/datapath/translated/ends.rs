@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use prestack::clock;
+use prestack::maps::open_flows;
 
 use super::connection::Ready;
 use super::setup;
@@ -205,6 +206,86 @@ fn a_reset_that_is_not_heeded_is_no_data() {
     let reset = ready.segment(RST, "");
     path.kernel().programs.rx(&reset.build());
     ready.sends(&path, GET);
+}
+
+/// A filter drops it behind this program, or its checksum is wrong: the connection goes on, however late.
+#[test]
+fn a_reset_that_does_not_arrive_at_the_kernel_ends_nothing() {
+    let settle = Duration::from_millis(50);
+    for flags in [RST, RST | ACK] {
+        let (mut path, mut ready) = answered_with(4712, settle);
+        ready.passed(&path, &ready.segment(flags, ""));
+        assert_eq!(free_in(&mut path), None);
+        wait(2 * settle);
+        ready.sends(&path, GET);
+        ready.replies(&path, hit("key", "value"));
+        ready.passed(&path, &ready.segment(ACK, ""));
+        ready.served(&path, GET, hit("key", "value"));
+        assert_eq!(path.stats().doubted_requests, 0);
+    }
+}
+
+/// One that does arrive is its end, of which the kernel says nothing.
+#[test]
+fn a_reset_is_followed_by_another_connection() {
+    let (mut path, ready) = answered(4713);
+    ready.passed(&path, &ready.segment(RST, ""));
+    let mut again = Connection::new(4713);
+    again.client = again.client.wrapping_add(1_000_000);
+    again.server = again.server.wrapping_add(2_000_000);
+    again.acked = again.client;
+    again.shake_hands(&path);
+    let mut ready = Ready::of(&mut path, again, None);
+    ready.served(&path, GET, hit("key", "value"));
+}
+
+/// What comes late may bring the kernel's reset about.
+#[test]
+fn the_reset_of_the_kernel_is_the_end() {
+    let (mut path, mut ready) = answered(4714);
+    ready.passed(&path, &ready.segment(RST, ""));
+    ready.sends(&path, GET);
+    assert_eq!(free_in(&mut path), None);
+    ready.leaves(&path, &ready.connection.answer(RST, ""));
+    assert_eq!(free_in(&mut path), Some(SETTLE.as_secs()));
+}
+
+/// As it is by the daemon, which sees no socket.
+#[test]
+fn a_reset_connection_gives_its_place_back() {
+    let (mut path, ready) = answered(4715);
+    ready.passed(&path, &ready.segment(RST, ""));
+    let open = open_flows(&path.kernel().programs.ids).expect("the flows");
+    let [flow] = &open[..] else {
+        panic!("{open:?}");
+    };
+    assert!(path.kernel().end_flow(&flow.found));
+    assert_eq!(free_in(&mut path), Some(SETTLE.as_secs()));
+}
+
+/// As long as the kernel asks for an acknowledgement.
+#[test]
+fn what_is_sent_again_is_translated_for_longer() {
+    const AGAIN: Duration = Duration::from_secs(125);
+    let (mut path, mut ready) = answered(4716);
+    ready.passed(&path, &ready.segment(ACK, ""));
+    let fin = ready.connection.answer(FIN | ACK, "");
+    ready.leaves(&path, &fin);
+    assert_eq!(free_in(&mut path), Some(LINGER.as_secs()));
+    ready.leaves(&path, &fin);
+    assert_eq!(free_in(&mut path), Some(AGAIN.as_secs()));
+    // The client has all, and nothing is waited for.
+    ready.connection.server = ready.connection.server.wrapping_add(1);
+    ready.passed(&path, &ready.segment(ACK, ""));
+    path.kernel_mut()
+        .used_translations(|translated| translated.over_at = clock::now_ns() + 5_000_000_000);
+    ready.leaves(&path, &ready.connection.answer(ACK, ""));
+    assert_eq!(free_in(&mut path), Some(5));
+    // Nor after the kernel's reset.
+    let (mut path, ready) = answered(4717);
+    ready.leaves(&path, &ready.connection.answer(FIN | ACK, ""));
+    ready.leaves(&path, &ready.connection.answer(RST, ""));
+    assert_eq!(free_in(&mut path), Some(SETTLE.as_secs()));
 }
 
 #[test]

@@ -14,6 +14,10 @@ use crate::tcp::{flow, table};
 /// both ends are seen to have got everything: what is lost is sent again for about as long
 /// (`TCP_TIMEWAIT_LEN` in include/net/tcp.h).
 const LINGER_NS: u64 = 60_000_000_000;
+/// How long in ns it is translated after the kernel has sent something again that the client lacks: the kernel waits
+/// no longer until it does so once more (`TCP_RTO_MAX` there, and some more). A client without room is asked for as long
+/// as it answers.
+const AGAIN_NS: u64 = 125_000_000_000;
 /// How long in ns it is translated at least once they are. The acknowledgement of the last FIN may still be lost, which
 /// is then sent again: four times in this time (after 200, 600, 1,400 and 3,000 ms, by `TCP_RTO_MIN` there).
 const LAST_NS: u64 = 4_000_000_000;
@@ -94,18 +98,21 @@ pub fn close(config: &Config, place: u32, over_at: u64) {
     }
 }
 
+/// Whether the connection of the flow at this place is translated.
+#[inline(always)]
+pub fn is_translated(config: &Config, place: u32) -> bool {
+    // Locked: an answer that is given at this moment makes it so.
+    is_on(config)
+        && at(place)
+            .is_some_and(|element| locked(element, |_, _, translation| translation.is_active) != 0)
+}
+
 /// The kernel has closed the connection of the flow at this place, and may send again what the client lacks: if
 /// it is translated, it stays.
 #[inline(always)]
 pub fn linger(config: &Config, place: u32) {
-    if is_on(config)
-        && let Some(element) = at(place)
-    {
-        // Locked: an answer that is given at this moment makes it so.
-        let is_active = locked(element, |_, _, translation| translation.is_active);
-        if is_active != 0 {
-            end_at(config, place, clock::now() + LINGER_NS);
-        }
+    if is_translated(config, place) {
+        end_at(config, place, clock::now() + LINGER_NS);
     }
 }
 
@@ -117,11 +124,17 @@ pub fn end(config: &Config, place: u32, now: u64) {
         unsafe {
             // Through a wildcard it has ended unseen, and nothing that it owes is waited for any more.
             if (&raw const (*flow).state).read_volatile() != Flow::CLOSED {
-                flow::close(config, flow, place, Flow::CLOSED);
+                flow::close(config, flow, place);
             }
         }
     }
     end_at(config, place, now + LAST_NS.max(config.settle_ns));
+}
+
+/// The kernel sends something again on the closed connection of the flow at this place.
+#[inline(always)]
+pub fn linger_on(config: &Config, place: u32, now: u64) {
+    end_at(config, place, now + AGAIN_NS);
 }
 
 #[inline(always)]
@@ -137,6 +150,19 @@ pub fn note_fin(element: *mut Translated, is_fin: bool, whose: u32) {
         // SAFETY: a map element that is locked.
         unsafe { (*element).fins |= whose };
     }
+}
+
+/// What [`is_wanting`] says.
+pub const WANTING: u64 = 4;
+
+/// [`WANTING`] if the connection is closed, of which the kernel has sent its FIN before, and the client lacks something.
+#[inline(always)]
+pub fn is_wanting(element: *mut Translated, ends: &Ends, translation: &Translation) -> u64 {
+    // SAFETY: a map element that is locked.
+    let (fins, over_at) = unsafe { ((*element).fins, (*element).over_at) };
+    let is_wanting =
+        fins & Translated::KERNEL != 0 && over_at != 0 && translation.told != ends.sent;
+    if is_wanting { WANTING } else { 0 }
 }
 
 /// What [`has_ended`] says.

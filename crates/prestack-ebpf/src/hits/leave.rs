@@ -6,7 +6,7 @@ use aya_ebpf::programs::TcContext;
 use prestack_abi::config::Config;
 use prestack_abi::translated::Translated;
 use prestack_proto::checksum::fold;
-use prestack_proto::net::{ETHERNET_LEN, IPV4_LEN, TCP_FIN, TCP_LEN, TCP_SYN};
+use prestack_proto::net::{ETHERNET_LEN, IPV4_LEN, TCP_FIN, TCP_LEN, TCP_RST, TCP_SYN};
 use prestack_proto::verifier::opaque;
 use prestack_translate::{Agreement, Block, Departing, Ends, MAX_BLOCKS, Segment};
 
@@ -276,22 +276,29 @@ extern "C" fn prestack_hits_leave() -> u64 {
                 translation.leave_block(ends, departure.acknowledgement, numbered.blocks[i]);
         }
         numbered.departing = u32::from(departure.departing == Departing::WithoutFin);
+        let wanting = match segment.has(TCP_RST) {
+            true => 0,
+            false => element::is_wanting(element, ends, translation),
+        };
         let is_fin = segment.has(TCP_FIN) && departure.departing == Departing::Go;
         element::note_fin(element, is_fin, Translated::KERNEL);
         let ended = element::has_ended(element, ends, translation);
         if departure.departing == Departing::Drop {
             DROP
         } else {
-            REWRITE | ended << ENDED_SHIFT
+            REWRITE | (ended | wanting) << STATE_SHIFT
         }
     });
-    if result >> ENDED_SHIFT != 0 {
+    let state = result >> STATE_SHIFT;
+    if state & element::ENDED != 0 {
         element::end(config, numbered.place, now);
+    } else if state & element::WANTING != 0 {
+        element::linger_on(config, numbered.place, now);
     }
-    result & ((1 << ENDED_SHIFT) - 1)
+    result & ((1 << STATE_SHIFT) - 1)
 }
 
-const ENDED_SHIFT: u64 = 8;
+const STATE_SHIFT: u64 = 8;
 
 /// Writes the wire numbers into the packet; 0 if that did not work out.
 ///

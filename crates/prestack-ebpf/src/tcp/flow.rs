@@ -200,7 +200,33 @@ pub fn establish(name: u64, place: u32) -> bool {
 ///
 /// `flow` is the element of `FLOWS` at `place`.
 #[inline(always)]
-pub unsafe fn close(config: &Config, flow: *mut Flow, place: u32, state: u32) {
+pub unsafe fn close(config: &Config, flow: *mut Flow, place: u32) {
+    // SAFETY: the caller's.
+    let over_at = unsafe { settle(config, flow, Flow::CLOSED) };
+    table::mark_over(place, over_at);
+    element::close(config, place, over_at);
+}
+
+/// The client has reset a flow, which has ended if the kernel heeds that. What is dropped on its way there (by a
+/// filter, or for its checksum) it does not: then a connection that is translated breaks unless it stays so. It stays
+/// until the kernel resets it, or it is found to have no socket.
+///
+/// # Safety
+///
+/// As for [`close`].
+#[inline(always)]
+pub unsafe fn reset(config: &Config, flow: *mut Flow, place: u32) {
+    // SAFETY: the caller's. First: from then on nothing is answered that would make the connection a translated one.
+    let over_at = unsafe { settle(config, flow, Flow::RESET) };
+    if !element::is_translated(config, place) {
+        table::mark_over(place, over_at);
+        element::close(config, place, over_at);
+    }
+}
+
+/// The writes of a flow in this state settle. Returns the time at which they have.
+#[inline(always)]
+unsafe fn settle(config: &Config, flow: *mut Flow, state: u32) -> u64 {
     let over_at = clock::now() + config.settle_ns;
     // SAFETY: the caller's.
     unsafe {
@@ -211,8 +237,7 @@ pub unsafe fn close(config: &Config, flow: *mut Flow, place: u32, state: u32) {
             stop_waiting(flow);
         }
     }
-    table::mark_over(place, over_at);
-    element::close(config, place, over_at);
+    over_at
 }
 
 /// A flow goes on that was taken for closed.

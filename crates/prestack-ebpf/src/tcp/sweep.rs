@@ -63,7 +63,7 @@ pub fn end(ctx: &TcContext) -> i32 {
             return 0;
         }
         if is_same(flow, &found) && table::end(found.name, found.place, over_at) {
-            flow::close(config, flow, found.place, Flow::CLOSED);
+            flow::close(config, flow, found.place);
             end_translation(found.place, last, over_at);
             is_ours = true;
         }

@@ -7,7 +7,7 @@ use tracing::{debug, error, info, warn};
 
 use super::Daemon;
 use crate::{
-    discovery::procnet::connections_at_rest,
+    discovery::procnet::standings,
     drain::{Carried, destroy},
     host::{from_words, has_fast_open, list},
     maps::{self, MapsError},
@@ -93,7 +93,7 @@ impl Daemon {
     pub(super) fn sweep(&mut self) -> anyhow::Result<()> {
         let open = maps::open_flows(&self.datapath.maps)?;
         // Later, so that a connection that is opened meanwhile is among them.
-        let connections = connections_at_rest(&self.watch.ports())?;
+        let connections = standings(&self.watch.ports())?;
         for found in self.sweep.look(open, &connections) {
             if self.datapath.end_flow(&found)? {
                 let what = match found.what {

@@ -14,6 +14,10 @@ const TABLES: &str = "/proc/thread-self/net";
 
 /// `TCP_LISTEN` (include/net/tcp_states.h).
 const LISTEN: u8 = 0x0a;
+/// States in which a FIN of this host is not acknowledged (there).
+const FIN_WAIT1: u8 = 0x04;
+const LAST_ACK: u8 = 0x09;
+const CLOSING: u8 = 0x0b;
 /// `TCP_CLOSE`: of a UDP socket, that it is not connected.
 const UNCONNECTED: u8 = 0x07;
 
@@ -121,15 +125,24 @@ pub fn unix_sockets() -> io::Result<HashMap<u64, String>> {
 /// # Errors
 /// A table cannot be read.
 pub fn connections(ports: &[u16]) -> io::Result<HashSet<FlowKey>> {
-    Ok(connections_at_rest(ports)?.into_keys().collect())
+    Ok(standings(ports)?.into_keys().collect())
 }
 
-/// The same, with whether they are at rest: the process has read all that has come, and all that it has sent has been
-/// acknowledged.
+/// What is known of a TCP connection.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Standing {
+    /// The process has read all that has come, and all that it has sent has been acknowledged.
+    pub is_at_rest: bool,
+    /// This host has closed it, and waits for the other end to acknowledge that: what is lost it sends again, though no
+    /// process may have the socket any more.
+    pub is_ending: bool,
+}
+
+/// The same, with what is known of them.
 ///
 /// # Errors
 /// A table cannot be read.
-pub fn connections_at_rest(ports: &[u16]) -> io::Result<HashMap<FlowKey, bool>> {
+pub fn standings(ports: &[u16]) -> io::Result<HashMap<FlowKey, Standing>> {
     let mut connections = HashMap::new();
     for name in ["tcp", "tcp6"] {
         match File::open(format!("{TABLES}/{name}")) {
@@ -145,8 +158,8 @@ pub fn connections_at_rest(ports: &[u16]) -> io::Result<HashMap<FlowKey, bool>> 
     Ok(connections)
 }
 
-/// Reads a line of a connection: how the datapath names it, and whether it is at rest.
-fn parse_connection(line: &str, ports: &[u16]) -> Option<(FlowKey, bool)> {
+/// Reads a line of a connection: how the datapath names it, and what is known of it.
+fn parse_connection(line: &str, ports: &[u16]) -> Option<(FlowKey, Standing)> {
     let mut fields = line.split_ascii_whitespace().skip(1);
     let mut end = || {
         let (address, port) = fields.next()?.split_once(':')?;
@@ -174,9 +187,15 @@ fn parse_connection(line: &str, ports: &[u16]) -> Option<(FlowKey, bool)> {
         client_port: client.1.to_be(),
         server_port: server.1.to_be(),
     };
-    // The state, then the bytes that are sent and not acknowledged, and those that are received and not read.
-    let is_at_rest = fields.nth(1) == Some("00000000:00000000");
-    Some((key, is_at_rest))
+    let state = u8::from_str_radix(fields.next()?, 16).ok()?;
+    // The bytes that are sent and not acknowledged, and those that are received and not read.
+    let is_at_rest = fields.next() == Some("00000000:00000000");
+    let is_ending = [FIN_WAIT1, CLOSING, LAST_ACK].contains(&state);
+    let standing = Standing {
+        is_at_rest,
+        is_ending,
+    };
+    Some((key, standing))
 }
 
 fn read_table(
@@ -317,11 +336,22 @@ mod tests {
             client_port: 0x8000_u16.to_be(),
             server_port: 11211_u16.to_be(),
         };
-        assert_eq!(found, [(expected, true)]);
+        let standing = |is_at_rest, is_ending| Standing {
+            is_at_rest,
+            is_ending,
+        };
+        assert_eq!(found, [(expected, standing(true, false))]);
         let six = " 1: 0000000000000000FFFF00000100000A:2BCB 0000000000000000FFFF00000200000A:8000 01 \
              00000000:00000001 0";
-        assert_eq!(parse_connection(six, &[11211]), Some((expected, false)));
+        let found = parse_connection(six, &[11211]);
+        assert_eq!(found, Some((expected, standing(false, false))));
         assert_eq!(parse_connection(six, &[11212]), None);
+        // FIN_WAIT2 and TIME_WAIT wait for the other end's FIN, or for nothing.
+        for (state, is_ending) in [(4, true), (5, false), (6, false), (9, true), (0xb, true)] {
+            let line = six.replace(" 01 ", &format!(" {state:02X} "));
+            let found = parse_connection(&line, &[11211]);
+            assert_eq!(found, Some((expected, standing(false, is_ending))));
+        }
     }
 
     #[test]

@@ -35,7 +35,7 @@ pub extern "C" fn prestack_tcp_leave(read: u64) -> u64 {
     // SAFETY: a map element. The kernel sends the segments of a connection one after the other.
     unsafe {
         if segment.has(TCP_RST) {
-            flow::close(config, flow, segment.flow, Flow::CLOSED);
+            flow::close(config, flow, segment.flow);
             return 0;
         }
         let scale = (*flow).window_scale;
@@ -71,7 +71,7 @@ pub extern "C" fn prestack_tcp_leave(read: u64) -> u64 {
         }
         let is_new = segment.len != 0 && look_at_order(flow, &mut segment);
         if segment.has(TCP_FIN) && (*flow).state != Flow::CLOSED {
-            flow::close(config, flow, segment.flow, Flow::CLOSED);
+            flow::close(config, flow, segment.flow);
             element::linger(config, segment.flow);
         }
         if !is_new {

@@ -155,9 +155,13 @@ unsafe fn is_acceptable(config: &Config, flow: *mut Flow, segment: &Segment) -> 
         }
         if segment.has(TCP_RST) {
             if (*flow).is_seen != 0 && segment.sequence == (*flow).next {
-                flow::close(config, flow, segment.flow, Flow::RESET);
+                flow::reset(config, flow, segment.flow);
             }
             return false;
+        }
+        if (*flow).state == Flow::RESET {
+            // Its client goes on. What follows must not settle by the reset.
+            flow::reopen(config, flow, segment.flow);
         }
         true
     }
