@@ -3,13 +3,13 @@
 use std::{net::IpAddr, time::Duration};
 
 use ipnet::IpNet;
-use prestack_abi::cache::BUCKET_BYTES;
+use prestack_abi::{cache::BUCKET_BYTES, stats::Stats};
 use serde::Serialize;
 
 use super::{Running, serving::Serving};
 use crate::{
-    clock,
-    state::{AsideState, AttachedState, BackendState, current_netns},
+    clock, maps,
+    state::{AsideState, AttachedState, BackendState, State, current_netns},
     translations::Translations,
     units::InstanceName,
 };
@@ -164,7 +164,7 @@ impl Report {
                 false => None,
             },
             unseen: unseen(running),
-            problems: state.problems.clone(),
+            problems: problems(state, &maps::counters(&state.maps)?),
             backends,
         })
     }
@@ -210,6 +210,23 @@ impl Backend {
             description: backend.describe_doors(),
         }
     }
+}
+
+/// What the daemon has noted, and what the counters say.
+fn problems(state: &State, counters: &Stats) -> Vec<String> {
+    let mut problems = state.problems.clone();
+    problems.extend(strangers(counters));
+    problems
+}
+
+/// Says so if most GETs come from where nobody is answered.
+fn strangers(counters: &Stats) -> Option<String> {
+    const FEW: u64 = 100;
+    let gets = counters.udp_hits + counters.udp_misses + counters.tcp_hits + counters.tcp_misses;
+    let strange = counters.not_allowed;
+    (strange >= FEW && strange > gets / 2).then(|| {
+        format!("{strange} of {gets} GETs came from outside the allowed networks, which are not answered: give --allow")
+    })
 }
 
 /// For how long nothing is stored yet of any memcached that is served.
@@ -289,6 +306,20 @@ mod tests {
             problems: vec!["trouble".into()],
             unseen: Vec::new(),
         }
+    }
+
+    #[test]
+    fn clients_from_elsewhere_are_a_problem() {
+        let counters = |udp_misses, udp_hits, not_allowed| Stats {
+            udp_misses,
+            udp_hits,
+            not_allowed,
+            ..Stats::default()
+        };
+        let told = strangers(&counters(150, 50, 101)).expect("a problem");
+        assert!(told.starts_with("101 of 200 GETs"), "{told}");
+        assert!(strangers(&counters(150, 50, 100)).is_none());
+        assert!(strangers(&counters(99, 0, 99)).is_none());
     }
 
     /// The names of all members.
