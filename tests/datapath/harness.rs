@@ -47,6 +47,8 @@ pub struct Setup {
     pub allow: Vec<IpNet>,
     pub links: Vec<Link>,
     pub serve_reserved_ports: bool,
+    /// Whether partial checksums are not answered over TCP.
+    pub whole_sums: bool,
     /// Zero means no limit.
     pub rate_interval: Duration,
     pub rate_burst: Duration,
@@ -74,6 +76,7 @@ impl Default for Setup {
                 .to_vec(),
             links: usual_links(),
             serve_reserved_ports: false,
+            whole_sums: false,
             rate_interval: Duration::ZERO,
             rate_burst: Duration::ZERO,
             wall_offset: Duration::ZERO,
@@ -154,6 +157,7 @@ impl Setup {
             controls: self.buckets,
             mtu: self.mtu,
             serve_reserved_ports: self.serve_reserved_ports.into(),
+            whole_sums: self.whole_sums.into(),
             rate_interval_ns: clock::nanoseconds(self.rate_interval),
             rate_burst_ns: clock::nanoseconds(self.rate_burst),
             wall_offset_ns: clock::nanoseconds(self.wall_offset),

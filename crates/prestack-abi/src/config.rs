@@ -86,6 +86,10 @@ pub struct Config {
     /// Coarse monotonic time in ns at which `parts` became more; 0 if it never did. Of the entries of
     /// before, half are no longer looked for.
     pub grown_ns: u64,
+    /// Non-zero if only segments with whole checksums are answered. A partial one, the sum of the pseudo header alone,
+    /// may then be that of what the kernel has put together of several segments (GRO): it would take the answer apart
+    /// again, and spoil its checksum.
+    pub whole_sums: u64,
 }
 
 /// What becomes of what comes to memcached and leaves it.
@@ -279,6 +283,7 @@ impl Config {
             ports: [0; 1024],
             wall_offset_ns: 0,
             grown_ns: 0,
+            whole_sums: 0,
         }
     }
 

@@ -100,4 +100,4 @@ pub mod names {
 
 /// Changes with every incompatible change of a map layout: what is pinned under another number
 /// is not adopted.
-pub const LAYOUT: u32 = 15;
+pub const LAYOUT: u32 = 16;

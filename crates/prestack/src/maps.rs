@@ -168,6 +168,13 @@ impl Controls {
         self.config().has_fast_open != 0
     }
 
+    /// Says whether segments are answered only if their checksums are whole (`Config::whole_sums`).
+    pub fn want_whole_sums(&self, are_wanted: bool) {
+        self.config
+            .atomic_u64(0, offset_of!(Config, whole_sums))
+            .store(are_wanted.into(), Ordering::SeqCst);
+    }
+
     /// Says what becomes of requests. Not for beginning or ending to stand aside: see
     /// [`stand_aside`](Self::stand_aside) and [`attend`](Self::attend).
     pub fn set_attention(&self, attention: Attention) {

@@ -117,6 +117,38 @@ fn partial_checksums_are_right() {
     }
 }
 
+/// But not where the host may have put segments together, and leaves it too: what is sent in the place of such a one
+/// would be spoilt.
+#[test]
+fn what_the_host_has_put_together_passes() {
+    for request in REQUESTS {
+        for v6 in [false, true] {
+            let mut path = filled();
+            let mut ready = answered(&mut path, connection(4602, v6), request);
+            path.configure(&Setup {
+                whole_sums: true,
+                ..setup()
+            });
+            let merged_passes = |path: &Datapath, segment: &PacketBuilder| {
+                let packet = segment.clone().checksum(Checksum::Partial).build();
+                let ran = path.kernel().programs.rx(&packet);
+                assert_eq!(ran.action, 2, "{request:?}");
+            };
+            // What is to be answered.
+            merged_passes(&path, &ready.segment(ACK | PSH, request));
+            ready.connection.client = ready.connection.client.wrapping_add(request.len() as u32);
+            ready.replies(&path, hit("key", "value"));
+            ready.passed(&path, &ready.segment(ACK, ""));
+            // What asks again for an answer that was lost.
+            let segment = ready.segment(ACK | PSH, request);
+            ready.served(&path, request, hit("key", "value"));
+            merged_passes(&path, &segment);
+            // With whole checksums both are answered.
+            assert_eq!(ready.resent(&path, &segment).data, hit("key", "value"));
+        }
+    }
+}
+
 /// Whose ends may mark congestion (ECT(1) and ECT(0), RFC 3168), without any being there.
 #[test]
 fn segments_that_may_be_marked_are_answered() {

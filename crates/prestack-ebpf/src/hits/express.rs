@@ -25,6 +25,7 @@ use prestack_translate::Segment;
 use super::arrive::{self, FOLLOW, NOTHING, PLAIN};
 use super::element;
 use super::growth;
+use super::merged::is_partial_sum;
 use super::numbered::{TIMESTAMPS_LEN, USUAL_OPTIONS};
 use super::requests::may_answer;
 use crate::cache::find::{Query, find_with};
@@ -261,7 +262,8 @@ fn get(ctx: &XdpContext) -> Option<u64> {
     } else {
         CRLF.swap_bytes()
     });
-    if !checksum_holds(packet, header_sum + sum, len + TCP_LEN as u64 + options) {
+    let sum = header_sum + sum;
+    if !checksum_holds(config, packet, sum, len + TCP_LEN as u64 + options) {
         return None;
     }
     let query = Query {
@@ -373,14 +375,13 @@ fn header_sum(packet: Packet, options: u64, len: u64) -> Option<u64> {
     Some(sum)
 }
 
-/// Whether the TCP checksum holds, given the sum of everything; a segment of a stack on this host may have a partial
-/// one, the sum of its pseudo header alone.
+/// Whether the TCP checksum holds, given the sum of everything.
 #[inline(always)]
-fn checksum_holds(packet: Packet, sum: u64, l4_len: u64) -> bool {
+fn checksum_holds(config: &Config, packet: Packet, sum: u64, l4_len: u64) -> bool {
     // SAFETY: the packet reaches further.
     let (addresses, field) = unsafe { (packet.fixed::<u64>(26), packet.fixed::<u16>(L4 + 16)) };
     let addresses = (addresses & 0xffff_ffff) + (addresses >> 32);
     let l4_len = u64::from((l4_len as u16).to_be());
     let pseudo = addresses + u64::from(u16::to_be(PROTO_TCP.into())) + l4_len;
-    fold(sum) == 0xffff || field == fold(pseudo)
+    fold(sum) == 0xffff || is_partial_sum(config, field, pseudo)
 }

@@ -16,6 +16,7 @@ use prestack_proto::window::{Source as _, WINDOW, Window};
 use prestack_translate::Ends;
 
 use super::element;
+use super::merged::is_partial_sum;
 use crate::cache::fence;
 use crate::clock;
 use crate::inbound::Inbound as _;
@@ -109,8 +110,7 @@ fn load(ctx: &XdpContext) -> Option<()> {
     let field = packet.read::<u16>(headers.l4 + 16)?;
     let pseudo = pseudo_header(&headers.addresses, total as u16, PROTO_TCP);
     let sum = prestack_hits_sum(total);
-    // A segment of a stack on this host may have a partial checksum, the sum of its pseudo header alone.
-    if fold(pseudo + sum) != 0xffff && field != fold(pseudo) {
+    if fold(pseudo + sum) != 0xffff && !is_partial_sum(config, field, pseudo) {
         count!(bad_checksums);
         return None;
     }

@@ -9,7 +9,7 @@ use super::Daemon;
 use crate::{
     discovery::procnet::standings,
     drain::{Carried, destroy},
-    host::{from_words, has_fast_open, list},
+    host::{LOOPBACK, from_words, has_fast_open, list},
     maps::{self, MapsError},
     receipts::Lost,
     translations::Translations,
@@ -87,6 +87,17 @@ impl Daemon {
                 "TCP Fast Open is on for all listeners: data that comes with a SYN empties the cache"
             );
         }
+    }
+
+    /// Has nothing sent in the place of segments that the host has put together of several, before a program in generic
+    /// mode has seen them. What comes over veth pairs and the loopback interface has partial checksums for another
+    /// reason.
+    pub(super) fn look_at_sums(&self) {
+        let may_merge = self.attachments.iter().any(|at| {
+            let interface = at.interface();
+            !at.is_native() && interface.other_end.is_none() && interface.name != LOOPBACK
+        });
+        self.controls.want_whole_sums(may_merge);
     }
 
     /// Closes the TCP flows that have lost their sockets, and stops waiting for those that are idle.

@@ -51,6 +51,8 @@ pub(super) fn config(options: &Options, mtu: u32) -> io::Result<Config> {
         flow_sets: options.flow_sets.into(),
         serve_reserved_ports: options.serve_reserved_ports.into(),
         has_fast_open: crate::host::has_fast_open().into(),
+        // Until it is known what is attached.
+        whole_sums: 1,
         rate_interval_ns,
         rate_burst_ns,
         ..Config::empty()

@@ -245,6 +245,7 @@ impl Daemon {
 
     /// Begins to serve.
     fn begin(&mut self, options: &Options) -> anyhow::Result<()> {
+        self.look_at_sums();
         if options.tcp_hits
             && let Err(error) = destroy::check()
         {
@@ -338,6 +339,7 @@ impl Daemon {
         loop {
             self.controls.set_wall_clock();
             self.look_at_fast_open();
+            self.look_at_sums();
             let has_changed =
                 self.adaptation
                     .adapt(&self.controls, &mut self.datapath, &self.watch);
