@@ -141,21 +141,40 @@ fn a_reply_that_is_under_way_meanwhile() {
 /// memcached may carry it out as late as it answers.
 #[test]
 fn a_flush_that_is_answered_late() {
-    let mut path = Datapath::with(&setup());
-    let mut connection = Connection::open(&path, 4000);
-    connection.send(&path, "flush_all 10\r\n");
-    let udp = path.request("flush_all 20\r\n");
-    path.pass(&udp);
-    let before = path.kernel().flushes();
-    wait(Duration::from_millis(500));
-    connection.reply(&path, "OK\r\n");
-    path.tx(&udp.reply("OK\r\n"));
-    let after = path.kernel().flushes();
-    assert_eq!((before.len(), after.len()), (2, 2));
-    for (before, after) in before.iter().zip(&after) {
-        assert_eq!(before.from, after.from);
-        let later = after.until - before.until;
-        assert!((400_000_000..SECOND).contains(&later), "{later}");
+    for text in [
+        "flush_all 20\r\n",
+        "flush_all 20\r\nget x\r\n",
+        "get x\r\nflush_all 20\r\n",
+    ] {
+        let mut path = Datapath::with(&setup());
+        let mut connection = Connection::open(&path, 4000);
+        connection.send(&path, "flush_all 10\r\n");
+        let udp = path.request(text);
+        path.pass(&udp);
+        let before = path.kernel().flushes();
+        wait(Duration::from_millis(500));
+        connection.reply(&path, "OK\r\n");
+        path.tx(&udp.reply("OK\r\n"));
+        let after = path.kernel().flushes();
+        assert_eq!((before.len(), after.len()), (2, 2), "{text:?}");
+        for (before, after) in before.iter().zip(&after) {
+            assert_eq!(before.from, after.from);
+            let later = after.until - before.until;
+            assert!((400_000_000..SECOND).contains(&later), "{text:?}: {later}");
+        }
+    }
+}
+
+/// What is to be at once does not come late.
+#[test]
+fn flushes_at_once_among_other_commands_are_over() {
+    for text in ["flush_all\r\nget x\r\n", "get x\r\nflush_all 0\r\n"] {
+        let mut path = Datapath::with(&setup());
+        let udp = path.request(text);
+        path.pass(&udp);
+        wait(Duration::from_millis(20));
+        path.tx(&udp.reply("OK\r\n"));
+        assert!(path.kernel().flushes().is_empty(), "{text:?}");
     }
 }
 

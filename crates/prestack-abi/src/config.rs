@@ -178,6 +178,13 @@ impl Link {
         interface as u64 | (tags as u64) << 32
     }
 
+    /// Number of the interface at which its frames arrive.
+    #[inline(always)]
+    #[must_use]
+    pub const fn interface(&self) -> u32 {
+        self.place as u32
+    }
+
     /// A VLAN tag in 16 bits; 0 if its VLAN is 0, as it then tells a priority and nothing else
     /// (IEEE 802.1Q, 6.9). `control` is the tag's second half in host byte order.
     #[inline(always)]

@@ -193,7 +193,8 @@ pub struct Walk {
     pub epoch: u64,
     /// 0 while the walk is as expected.
     pub odd: u64,
-    /// Non-zero once a `flush_all` has been among the commands.
+    /// Non-zero once a `flush_all` has been among the commands: when the last of them is due in coarse monotonic time
+    /// in ns, 1 for at once.
     pub flushes: u64,
     /// What the walk goes over: one of [`Walk::COMMANDS`] and the following.
     pub over: u64,

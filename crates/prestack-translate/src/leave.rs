@@ -207,7 +207,7 @@ mod tests {
         connection.translation.got = KERNEL.wrapping_add(ANSWER + 30);
         let departure = leave(&mut connection, &reset);
         assert_eq!(departure.sequence, KERNEL.wrapping_add(ANSWER));
-        assert_eq!(connection.translation.is_closing, 1);
+        assert_eq!(connection.translation.is_closing, Translation::RESET);
     }
 
     #[test]

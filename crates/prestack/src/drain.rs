@@ -56,31 +56,34 @@ impl Carried {
         }
     }
 
-    /// The connections that are carried, and that this host still has. Of those that are closed, if it may send
-    /// again what the client lacks, which would be taken for something else if it were not translated.
+    /// The connections that are carried, and that this host still has.
     ///
     /// # Errors
     /// They cannot be looked at.
-    pub fn left(&self) -> anyhow::Result<Vec<FlowKey>> {
+    pub fn left(&self) -> anyhow::Result<Left> {
         let translations = match self {
             Self::Translated(_, translations) => translations,
-            Self::Unknown(ports) => return Ok(connections(ports)?.into_iter().collect()),
+            Self::Unknown(ports) => {
+                return Ok(Left {
+                    open: connections(ports)?.into_iter().collect(),
+                    closed: Vec::new(),
+                });
+            }
         };
-        let mut keys = translations.keys()?;
+        let mut open = translations.keys()?;
         let mut closed = translations.closed_keys(clock::now_ns())?;
-        if keys.is_empty() && closed.is_empty() {
-            return Ok(keys);
+        if open.is_empty() && closed.is_empty() {
+            return Ok(Left { open, closed });
         }
-        let all = keys.iter().chain(&closed);
+        let all = open.iter().chain(&closed);
         let ports = all.map(|key| u16::from_be(key.server_port));
         let mut ports: Vec<_> = ports.collect();
         ports.sort_unstable();
         ports.dedup();
         let there = standings(&ports)?;
-        keys.retain(|key| there.contains_key(key));
+        open.retain(|key| there.contains_key(key));
         closed.retain(|key| there.get(key).is_some_and(|standing| standing.is_ending));
-        keys.append(&mut closed);
-        Ok(keys)
+        Ok(Left { open, closed })
     }
 
     /// Whether something of a closed connection may still be sent again.
@@ -89,6 +92,35 @@ impl Carried {
             Self::Translated(_, translations) => Ok(translations.lingering(clock::now_ns())? > 0),
             Self::Unknown(_) => Ok(false),
         }
+    }
+}
+
+/// Connections that are carried.
+#[derive(Debug)]
+pub struct Left {
+    /// That are open.
+    pub open: Vec<FlowKey>,
+    /// That are closed, of which this host may send again what the client lacks: it would be taken for something else
+    /// if it were not translated.
+    pub closed: Vec<FlowKey>,
+}
+
+impl Left {
+    /// How many.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.open.len() + self.closed.len()
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// All of them.
+    pub fn keys(self) -> impl Iterator<Item = FlowKey> {
+        self.open.into_iter().chain(self.closed)
     }
 }
 
@@ -158,22 +190,27 @@ pub fn drain(
 /// Has the kernel reset connections, and waits until they are gone. Returns how many there were.
 fn end(
     carried: &Carried,
-    mut left: Vec<FlowKey>,
+    mut left: Left,
     pause: &mut impl FnMut(Duration) -> io::Result<bool>,
 ) -> anyhow::Result<usize> {
     let start = Instant::now();
     let mut reset = HashSet::new();
     while !left.is_empty() {
-        let keys = left.into_iter().collect();
+        let keys = left.keys().collect();
         let refused = destroy(&keys, &mut reset);
         left = carried.left()?;
         if left.is_empty() {
             break;
         }
         if start.elapsed() >= LINGER {
+            if left.open.is_empty() {
+                // Kernels before 6.12, and the oldest of its predecessors' stable releases, do not end sockets that no
+                // process has.
+                break;
+            }
             let reason = refused.err().map(|error| error.to_string());
             return Err(NotEnded {
-                left: left.len(),
+                left: left.open.len(),
                 reason: reason.unwrap_or_else(|| "they do not go".into()),
             }
             .into());

@@ -42,6 +42,8 @@ fn send(socket: &OsStr, message: &str) -> io::Result<()> {
         _ => SocketAddr::from_pathname(socket)?,
     };
     let sender = UnixDatagram::unbound()?;
+    // Serving waits for nobody.
+    sender.set_nonblocking(true)?;
     sender.send_to_addr(message.as_bytes(), &address).map(drop)
 }
 

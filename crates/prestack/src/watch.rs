@@ -171,9 +171,17 @@ impl Watch {
         self.rescan(controls, attached, |_| {}).map(drop)
     }
 
-    /// Nobody is served at the interfaces of these numbers, from the next look at the host on.
-    pub fn withhold(&mut self, interfaces: BTreeSet<u32>) {
+    /// Nobody is served at the interfaces of these numbers; at others that were among them again from the next look at
+    /// the host on.
+    pub fn withhold(&mut self, controls: &Controls, interfaces: BTreeSet<u32>) {
         self.withheld = interfaces;
+        let mut layout = self.layout.clone();
+        for link in &mut layout.links {
+            if self.withheld.contains(&link.interface()) {
+                link.allow = 0;
+            }
+        }
+        self.apply(layout, &Changes::default(), controls);
     }
 
     /// Writes doors and allow list into a configuration.

@@ -1,4 +1,4 @@
-//! Finding an entry: one load from the index tells a miss.
+//! Finding an entry: the index alone tells a miss.
 
 use prestack_abi::cache::{BLOCK_BYTES, EntryHeader, GROUPS, Group, Place};
 use prestack_abi::config::Config;

@@ -14,9 +14,9 @@ use crate::tcp::{flow, table};
 /// both ends are seen to have got everything: what is lost is sent again for about as long
 /// (`TCP_TIMEWAIT_LEN` in include/net/tcp.h).
 const LINGER_NS: u64 = 60_000_000_000;
-/// How long in ns it is translated after the kernel has sent something again that the client lacks: the kernel waits
-/// no longer until it does so once more (`TCP_RTO_MAX` there, and some more). A client without room is asked for as long
-/// as it answers.
+/// How long in ns it is translated after the kernel has sent something else once it has closed, while the client lacks
+/// something: it waits no longer until it sends that again (`TCP_RTO_MAX` there, and some more). A client without room
+/// is asked for as long as it answers.
 const AGAIN_NS: u64 = 125_000_000_000;
 /// How long in ns it is translated at least once they are. The acknowledgement of the last FIN may still be lost, which
 /// is then sent again: four times in this time (after 200, 600, 1,400 and 3,000 ms, by `TCP_RTO_MIN` there).

@@ -38,6 +38,16 @@ pub fn are_understood() -> bool {
     }
 }
 
+/// When the last `flush_all` of the walk is due, in coarse monotonic time in ns; 0 if it is at once, or there is none.
+#[inline(always)]
+pub fn flush_due() -> u64 {
+    // SAFETY: this CPU's scratch.
+    let due = scratch().map_or(0, |scratch| unsafe {
+        (&raw const (*scratch).walk.flushes).read_volatile()
+    });
+    due & !1
+}
+
 /// Whether the data block that ends at `end` ends as memcached wants it to.
 #[inline(always)]
 pub fn is_closed(window: &Window, end: u64) -> bool {
@@ -84,10 +94,7 @@ extern "C" fn act(_: u32, _: *mut c_void) -> i64 {
             }
         }
         // Each is executed, so each is noted.
-        Effect::Flush => {
-            flushes::arrived(walk.backend as u8);
-            walk.flushes = 1;
-        }
+        Effect::Flush => walk.flushes = flushes::arrived(walk.backend as u8) | 1,
         Effect::Incomplete | Effect::Unknown => return 1,
     }
     walk.odd = 0;

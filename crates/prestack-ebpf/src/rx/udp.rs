@@ -209,6 +209,7 @@ pub extern "C" fn prestack_pass_commands() -> u64 {
             Kind::Odd
         };
         datagram.remember(&Request {
+            key: commands::flush_due(),
             kind: kind as u8,
             ..request_to(datagram.door)
         });

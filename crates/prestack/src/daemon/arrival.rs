@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use tracing::{debug, info};
+use tracing::info;
 
 use super::Daemon;
 use crate::{
@@ -27,7 +27,7 @@ impl Daemon {
                 Ok(Some(Some(reason))) => {
                     let problem = format!(
                         "nothing is answered at {name}, as answers would be lost there: {reason}. Give it one, such as \
-                         one that passes everything, or start prestack with --mode generic"
+                         one that passes everything, or `prestack detach` and start it with --mode generic"
                     );
                     if self.astray.insert(name.clone(), problem.clone()).as_ref() != Some(&problem)
                     {
@@ -35,21 +35,29 @@ impl Daemon {
                     }
                 }
                 Ok(_) => {
+                    self.unseen_ends.remove(name);
                     if self.astray.remove(name).is_some() {
                         info!("requests at {name} are answered again");
                     }
                 }
-                Err(error) => debug!("cannot look at the other end of {name}: {error}"),
+                Err(error) => {
+                    let problem = format!(
+                        "whether answers at {name} arrive is not known, as the other end of its veth pair cannot be \
+                         looked at ({error}): it must have an XDP program"
+                    );
+                    if !self.unseen_ends.contains_key(name) {
+                        new.push(problem.clone());
+                    }
+                    self.unseen_ends.insert(name.clone(), problem);
+                }
             }
         }
-        let attached: BTreeSet<_> = self
-            .attachments
-            .iter()
-            .map(|at| &at.interface().name)
-            .collect();
-        self.astray.retain(|name, _| attached.contains(name));
+        let native = self.attachments.iter().filter(|at| at.is_native());
+        let native: BTreeSet<_> = native.map(|at| &at.interface().name).collect();
+        self.astray.retain(|name, _| native.contains(name));
+        self.unseen_ends.retain(|name, _| native.contains(name));
         let unserved = self.unserved().map(|interface| interface.index).collect();
-        self.watch.withhold(unserved);
+        self.watch.withhold(&self.controls, unserved);
         new
     }
 

@@ -126,7 +126,7 @@ impl Daemon {
         is_meant: impl Fn(&FlowKey) -> bool,
     ) -> anyhow::Result<()> {
         let carried = Carried::by(&self.state)?;
-        let mut keys: HashSet<_> = carried.left()?.into_iter().collect();
+        let mut keys: HashSet<_> = carried.left()?.keys().collect();
         keys.retain(is_meant);
         if keys.is_empty() {
             return Ok(());
@@ -137,7 +137,7 @@ impl Daemon {
             info!("{} reset", counted(reset.len(), "translated connection"));
         }
         // Nobody may see their end. Those that are left go on, and are translated on.
-        let left = carried.left()?;
+        let left: HashSet<_> = carried.left()?.keys().collect();
         keys.retain(|key| reset.contains(key) || !left.contains(key));
         for flow in maps::open_flows(&self.datapath.maps)? {
             if keys.contains(&flow.key) {

@@ -91,6 +91,8 @@ pub struct Daemon {
     unanswered: Option<&'static str>,
     /// Why nothing is answered at interfaces that are attached to, by their names.
     astray: BTreeMap<String, String>,
+    /// Where it cannot be seen whether answers arrive.
+    unseen_ends: BTreeMap<String, String>,
     /// Why no more answers are given anywhere.
     lost_answers: Option<&'static str>,
     /// What has changed could not be written down.
@@ -165,6 +167,7 @@ impl Daemon {
             indestructible: None,
             unanswered: None,
             astray: BTreeMap::new(),
+            unseen_ends: BTreeMap::new(),
             lost_answers: None,
             unwritten: false,
             trouble: None,
@@ -507,7 +510,8 @@ impl Daemon {
         let missing = self.missing.values();
         let missing = missing.map(|missing| missing.problem.clone());
         self.state.problems.extend(missing);
-        self.state.problems.extend(self.astray.values().cloned());
+        let ends = self.astray.values().chain(self.unseen_ends.values());
+        self.state.problems.extend(ends.cloned());
         let unserved = self.unserved().map(|interface| interface.name.clone());
         self.state.unserved = unserved.collect();
         self.state.lo = match &self.lo {

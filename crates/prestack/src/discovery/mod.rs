@@ -91,7 +91,7 @@ pub enum Problem {
     NotMemcached { port: u16, pid: u32, name: String },
     #[error(
         "cannot find the process that listens on port {port}: it may run in another pid namespace; \
-         run prestack as root in the host's pid namespace"
+         run prestack as root in the host's pid namespace, with CAP_SYS_PTRACE and CAP_DAC_READ_SEARCH"
     )]
     UnknownProcess { port: u16 },
     #[error(

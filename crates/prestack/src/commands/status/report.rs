@@ -140,7 +140,7 @@ impl Report {
         Ok(Self {
             instance: name.clone(),
             version: state.version.clone(),
-            serving: backends.iter().all(|backend| backend.unserved.is_none()),
+            serving: are_served(&backends),
             daemon: match serving {
                 _ if !serving.has_daemon => Daemon::None,
                 _ if serving.is_silent() => Daemon::Silent,
@@ -201,7 +201,7 @@ impl Backend {
             pid: backend.pid,
             alive: backend.alive,
             unserved: match backend.alive {
-                true => serving.why_not(),
+                true => serving.why_not().or_else(|| why_nowhere(running, backend)),
                 false => Some("it is gone"),
             },
             epoch: running.controls.epoch_of(backend.number),
@@ -227,6 +227,19 @@ fn strangers(counters: &Stats) -> Option<String> {
     (strange >= FEW && strange > gets / 2).then(|| {
         format!("{strange} of {gets} GETs came from outside the allowed networks, which are not answered: give --allow")
     })
+}
+
+/// Whether there is a memcached, and every one is served.
+fn are_served(backends: &[Backend]) -> bool {
+    !backends.is_empty() && backends.iter().all(|backend| backend.unserved.is_none())
+}
+
+/// Why a memcached is served at none of its doors.
+fn why_nowhere(running: &Running, backend: &BackendState) -> Option<&'static str> {
+    let tcp_hits = running.state.tcp_hits;
+    let mut doors = backend.doors.iter();
+    let is_served = doors.any(|door| door.serve_udp || door.serve_tcp && tcp_hits);
+    (!is_served).then_some("it listens at no address that is served, see problem")
 }
 
 /// For how long nothing is stored yet of any memcached that is served.
@@ -306,6 +319,15 @@ mod tests {
             problems: vec!["trouble".into()],
             unseen: Vec::new(),
         }
+    }
+
+    #[test]
+    fn nothing_serves_nothing() {
+        let mut backends = report().backends;
+        assert!(are_served(&backends));
+        backends[0].unserved = Some("it is gone");
+        assert!(!are_served(&backends));
+        assert!(!are_served(&[]));
     }
 
     #[test]
