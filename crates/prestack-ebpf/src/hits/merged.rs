@@ -6,7 +6,6 @@ use aya_ebpf::programs::XdpContext;
 use prestack_abi::config::Config;
 use prestack_proto::checksum::fold;
 use prestack_proto::net::PROTO_TCP;
-use prestack_proto::window::Source as _;
 
 use crate::inbound::Inbound as _;
 use crate::ledger::backend;
