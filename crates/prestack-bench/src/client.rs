@@ -147,8 +147,8 @@ impl Asker {
             (Kind::Get { .. }, Answer::Missing) => self.tally.missing += 1,
             (kind, _) => {
                 self.tally.refused += 1;
-                if let (Kind::Set(_), Some(versions)) = (kind, &self.versions) {
-                    versions.refused(n);
+                if let (Kind::Set(write), Some(versions)) = (kind, &self.versions) {
+                    versions.refused(n, write);
                 }
             }
         }

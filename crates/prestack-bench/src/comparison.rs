@@ -333,12 +333,10 @@ impl Comparison {
         self.bed.separate_cpus(&self.split)?;
         if is_filled && self.workload.max_age != BRIEF {
             let sweep = self.load.sweep();
-            warm_up::until_settled(&prestack, is_always_on, || {
-                self.measure(&sweep, FILL_LIMIT, &[]).map(drop)
-            })?;
+            warm_up::until_settled(&prestack, is_always_on, || self.warm_up(&sweep, FILL_LIMIT))?;
         }
         warm_up::until_settled(&prestack, is_always_on, || {
-            self.measure(&self.load, warm_up::LOOK, &[]).map(drop)
+            self.warm_up(&self.load, warm_up::LOOK)
         })?;
 
         let hits = prestack.stats()?.get(self.hits())?;
@@ -347,6 +345,17 @@ impl Comparison {
         prestack.stop()?;
         let hit_ratio = hits as f64 / median.answered.max(1) as f64;
         Ok(Side { median, hit_ratio })
+    }
+
+    /// Offers a load while the cache fills, grows, or is stood aside of.
+    fn warm_up(&self, load: &Load, duration: Duration) -> Result<()> {
+        let outcome = self.measure(load, duration, &[])?;
+        let wrong = outcome.wrong;
+        ensure!(
+            wrong == 0,
+            "{wrong} answers were not memcached's while the cache was filled"
+        );
+        Ok(())
     }
 
     fn measure(&self, load: &Load, duration: Duration, prestack: &[i32]) -> Result<Outcome> {

@@ -163,6 +163,12 @@ pub fn run(options: &LoadOptions) -> Result<()> {
         with_bar(duration, what, run)
     };
     let warmed_up = offer(warm_up, "warming up")?.total;
+    if warmed_up.wrong > 0 {
+        bail!(
+            "{} answers were wrong while it was warmed up",
+            warmed_up.wrong
+        );
+    }
     if warmed_up.timeouts > 0 {
         check_answered(&warmed_up, options.transport)?;
     }

@@ -1,8 +1,7 @@
 //! Which versions of a value a read may return while values are written.
 //!
 //! Writes are numbered when they are sent. Of two that are under way at a time memcached may execute
-//! either first, so what is certainly over is told by the times at which nothing was: a write that is
-//! sent while no other is outstanding replaces all that went before, from its answer on.
+//! either first. So a write replaces, from its answer on, all that were answered before it was sent.
 //!
 //! A write that is given up may be executed at any time, or never. Later ones are judged as if it had never
 //! been, and what it wrote may be read from then on.
@@ -18,16 +17,14 @@ pub(crate) struct Versions {
     lost: Mutex<HashMap<u32, Vec<u32>>>,
 }
 
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Debug, Default)]
 struct Key {
     /// The version sent last.
     sent: u32,
     /// The oldest version that a read may still return.
     oldest: u32,
-    /// Writes that were sent, and neither answered nor given up.
-    outstanding: u32,
-    /// The first of the versions sent since there were none.
-    busy_since: u32,
+    /// The versions that were sent, and neither answered nor given up, the oldest first.
+    outstanding: Vec<u32>,
 }
 
 /// A write under way.
@@ -37,6 +34,13 @@ pub(crate) struct Write {
     pub(crate) version: u32,
     /// The oldest version that may be read after its answer.
     oldest: u32,
+}
+
+impl Key {
+    /// A write is not outstanding any more.
+    fn end(&mut self, write: Write) {
+        self.outstanding.retain(|version| *version != write.version);
+    }
 }
 
 impl Versions {
@@ -67,13 +71,10 @@ impl Versions {
     pub(crate) fn write(&self, n: u32) -> Write {
         self.with(n, |key| {
             key.sent += 1;
-            if key.outstanding == 0 {
-                key.busy_since = key.sent;
-            }
-            key.outstanding += 1;
+            key.outstanding.push(key.sent);
             Write {
                 version: key.sent,
-                oldest: key.busy_since,
+                oldest: key.outstanding[0],
             }
         })
     }
@@ -81,14 +82,14 @@ impl Versions {
     /// A write was answered.
     pub(crate) fn written(&self, n: u32, write: Write) {
         self.with(n, |key| {
-            key.outstanding -= 1;
+            key.end(write);
             key.oldest = key.oldest.max(write.oldest);
         });
     }
 
     /// memcached refused a write: nothing was written, and there may be nothing now.
-    pub(crate) fn refused(&self, n: u32) {
-        self.with(n, |key| key.outstanding -= 1);
+    pub(crate) fn refused(&self, n: u32, write: Write) {
+        self.with(n, |key| key.end(write));
     }
 
     /// Nobody waits for a write's answer any longer.
@@ -96,7 +97,7 @@ impl Versions {
         let mut lost = self.lost.lock().unwrap_or_else(PoisonError::into_inner);
         lost.entry(n).or_default().push(write.version);
         drop(lost);
-        self.with(n, |key| key.outstanding -= 1);
+        self.with(n, |key| key.end(write));
     }
 
     /// The versions of the writes that were given up.
@@ -137,6 +138,18 @@ mod tests {
     }
 
     #[test]
+    fn a_write_replaces_what_was_over_though_others_overlap_both() {
+        let versions = Versions::new(1);
+        let (a, b) = (versions.write(0), versions.write(0));
+        versions.written(0, a);
+        let c = versions.write(0);
+        versions.written(0, b);
+        assert_eq!(versions.oldest(0), 1);
+        versions.written(0, c);
+        assert_eq!((versions.oldest(0), versions.newest(0)), (2, 3));
+    }
+
+    #[test]
     fn a_write_given_up_hides_none_that_follow() {
         let versions = Versions::new(1);
         let lost = versions.write(0);
@@ -151,8 +164,8 @@ mod tests {
     #[test]
     fn a_refused_write_hides_none_that_follow() {
         let versions = Versions::new(1);
-        versions.write(0);
-        versions.refused(0);
+        let refused = versions.write(0);
+        versions.refused(0, refused);
         assert_eq!((versions.oldest(0), versions.newest(0)), (0, 1));
         let write = versions.write(0);
         versions.written(0, write);

@@ -268,6 +268,7 @@ fn tenant_doors(
         alive,
     } = *tenant;
     let on_wire = |address: IpAddr| local.iter().any(|l| l.attached && l.address() == address);
+    let is_here = |address: IpAddr| local.iter().any(|l| l.address() == address);
     let mut doors: Vec<Wanted> = Vec::new();
     let mut add = |address: Option<IpAddr>, port, serve_tcp, serve_udp, optional| {
         let transports = Transports::of(memcached, address, port);
@@ -293,7 +294,9 @@ fn tenant_doors(
             let address = socket.address;
             let reachable = !address.is_loopback() || on_wire(address);
             if reachable || watches_lo {
-                let served = reachable && chosen(address);
+                // memcached may be bound to an address that the host has no more, or not yet: another host may have it,
+                // and what arrives for it the kernel does not take.
+                let served = reachable && chosen(address) && is_here(address);
                 add(
                     Some(address),
                     port,

@@ -204,6 +204,7 @@ fn judge(
     // A socket that several processes hold belongs to the memcached among them: the others, such
     // as a supervisor that opened it, do not read from it.
     let mut owners: Vec<(&Socket, u32)> = Vec::new();
+    let mut unknown: Vec<&Socket> = Vec::new();
     for socket in chosen {
         let port = socket.port;
         let holders = holders.get(&socket.inode).map_or(&[][..], Vec::as_slice);
@@ -212,7 +213,10 @@ fn judge(
             .filter(|process| processes[&process.pid].is_memcached())
             .collect();
         match (memcacheds.as_slice(), holders.first()) {
-            ([], None) => problems.push(Problem::UnknownProcess { port }),
+            ([], None) => {
+                problems.push(Problem::UnknownProcess { port });
+                unknown.push(socket);
+            }
             ([], Some(process)) => {
                 let names = &processes[&process.pid].names;
                 problems.push(Problem::NotMemcached {
@@ -223,6 +227,12 @@ fn judge(
                 owners.push((socket, process.pid));
             }
             (processes, _) => owners.extend(processes.iter().map(|p| (socket, p.pid))),
+        }
+    }
+    // Who knows which of the two gets what is sent there.
+    for (socket, pid) in &owners {
+        if unknown.iter().any(|other| other.overlaps(socket)) {
+            excluded.insert(*pid);
         }
     }
     for (at, (one, first)) in owners.iter().enumerate() {

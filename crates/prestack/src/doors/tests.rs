@@ -154,6 +154,26 @@ fn explicit_addresses_are_doors_served_or_not() {
     );
 }
 
+/// As a virtual one that another host has now.
+#[test]
+fn addresses_that_the_host_has_lost_are_not_served() {
+    assert_eq!(
+        one(
+            &[
+                "udp 10.0.0.1:11211",
+                "udp 10.0.0.7:11211",
+                "udp [fd00::7]:11211"
+            ],
+            &select(&[11211], &[])
+        ),
+        [
+            "0 10.0.0.1 11211 serve",
+            "0 10.0.0.7 11211",
+            "0 fd00::7 11211"
+        ]
+    );
+}
+
 #[test]
 fn tcp_alone_is_not_served_over_udp() {
     assert_eq!(
