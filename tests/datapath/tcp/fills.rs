@@ -5,6 +5,7 @@ use super::filled;
 use crate::binary::{self, GET, GETK};
 use crate::bytes::{hit, item};
 use crate::harness::{Datapath, Verdict};
+use crate::packet::{ACK, PSH};
 
 #[test]
 fn a_key_that_is_read_over_tcp_is_served_over_udp() {
@@ -140,6 +141,33 @@ fn a_get_that_comes_again_gets_no_ticket() {
     path.pass(&get);
     connection.reply(&path, hit("new", "old"));
     path.assert_miss("new");
+}
+
+/// A segment that is damaged on its way to the kernel asks for another key than that which is sent again.
+#[test]
+fn a_reply_without_key_fills_nothing_after_another_was_asked_for() {
+    for is_binary in [false, true] {
+        let mut path = filled();
+        let mut connection = Connection::open(&path, 1);
+        let ask = |key: &str| match is_binary {
+            true => binary::get(GET, key.as_bytes(), 1),
+            false => format!("mg {key} v f\r\n").into_bytes(),
+        };
+        let reply = match is_binary {
+            true => binary::hit(GET, b"aaa", 0, 8, b"value", 1),
+            false => b"VA 5 f0\r\nvalue\r\n".to_vec(),
+        };
+        path.pass(&connection.segment(ACK | PSH, ask("aab")));
+        connection.exchange(&path, ask("aaa"), &reply);
+        for key in ["aaa", "aab"] {
+            let asked = path.request(ask(key));
+            assert_eq!(path.rx(&asked), Verdict::Passed, "{key}");
+        }
+        // Later ones fill.
+        connection.exchange(&path, ask("aac"), &reply);
+        let asked = path.request(ask("aac"));
+        assert_eq!(path.rx(&asked), Verdict::Served(reply));
+    }
 }
 
 /// memcached has lost what is cached.

@@ -55,6 +55,23 @@ fn segments_outside_the_window() {
     assert_untouched(&mut path);
 }
 
+/// A filter of this host answers a segment that it does not take for one of the connection's (`REJECT` with a reset). The
+/// client does not heed it, and goes on.
+#[test]
+fn resets_that_a_filter_has_sent() {
+    for off in [1_u32, 1000, 1 << 30, 0_u32.wrapping_sub(1)] {
+        let mut path = filled();
+        let mut connection = Connection::open(&path, 1);
+        connection.exchange(&path, "get x\r\n", "END\r\n");
+        let mut elsewhere = connection.clone();
+        elsewhere.server = elsewhere.server.wrapping_add(off);
+        path.tx(&elsewhere.answer(RST, ""));
+        path.assert_hit("key", "value");
+        connection.send(&path, "set key 0 0 3 noreply\r\nnew\r\n");
+        path.assert_miss("key");
+    }
+}
+
 #[test]
 fn acknowledgements_change_nothing() {
     let mut path = filled();

@@ -207,8 +207,8 @@ pub unsafe fn close(config: &Config, flow: *mut Flow, place: u32) {
     element::close(config, place, over_at);
 }
 
-/// The client has reset a flow, which has ended if the kernel heeds that. What is dropped on its way there (by a
-/// filter, or for its checksum) it does not: then a connection that is translated breaks unless it stays so. It stays
+/// The client has reset a flow, or a filter of this host for it, which has ended if the other end heeds that. What is
+/// dropped on its way to the kernel (by a filter, or for its checksum) that does not: then a connection that is translated breaks unless it stays so. It stays
 /// until the kernel resets it, or it is found to have no socket.
 ///
 /// # Safety

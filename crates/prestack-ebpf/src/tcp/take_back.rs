@@ -157,6 +157,10 @@ unsafe fn take_back(flow: *mut Flow, [sequence, end]: [u32; 2], [from, until]: [
         if (has_carried && !is_kept) || answered > (*snapshot).asked {
             return false;
         }
+        if (*flow).kept_number >= (*snapshot).asked {
+            // Another key may be asked for now: memcached has not seen the first copy if that was damaged.
+            (&raw mut (*flow).kept.len).write_volatile(0);
+        }
         let next = (*flow).next;
         take(flow, next, &raw mut (*flow).before);
         if end == next {

@@ -35,7 +35,13 @@ pub extern "C" fn prestack_tcp_leave(read: u64) -> u64 {
     // SAFETY: a map element. The kernel sends the segments of a connection one after the other.
     unsafe {
         if segment.has(TCP_RST) {
-            flow::close(config, flow, segment.flow);
+            let is_next = (*flow).is_seen != 0 && segment.sequence == (*flow).sent;
+            if is_next {
+                flow::close(config, flow, segment.flow);
+            } else {
+                // A filter may have answered a segment of somebody's, which no socket has heard of.
+                flow::reset(config, flow, segment.flow);
+            }
             return 0;
         }
         let scale = (*flow).window_scale;

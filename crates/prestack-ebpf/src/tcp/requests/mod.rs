@@ -225,7 +225,15 @@ fn take_up(config: &Config, segment: &Segment, beginning: Beginning) -> Option<u
             if matches!(beginning, Beginning::Part) {
                 (*flow).doubt |= Flow::PART;
             }
-            if matches!(beginning, Beginning::Midway | Beginning::Part) {
+            let has_other_numbers = match beginning {
+                Beginning::Fresh { next, sent } => next != (*flow).next || sent != (*flow).sent,
+                _ => false,
+            };
+            if has_other_numbers {
+                // It is the connection of another SYN of that name: with SYN cookies the host agrees to several.
+                (&raw mut (*flow).is_seen).write_volatile(0);
+            }
+            if has_other_numbers || matches!(beginning, Beginning::Midway | Beginning::Part) {
                 doubt::requests(config, flow);
             }
         }
