@@ -251,6 +251,24 @@ fn a_half_open_flow_that_is_established() {
     assert_eq!(path.stats().strays, 0);
 }
 
+/// With SYN cookies the host agrees to more than one SYN of a name, and keeps none: the client may go on with the first.
+#[test]
+fn a_half_open_flow_of_another_syn() {
+    for ahead in [1_u32, 1000, 1 << 20, 1 << 30, 0_u32.wrapping_sub(1000)] {
+        let (_listener, server) = listen(Ipv4Addr::LOCALHOST);
+        let client = Client::connect(server);
+        let mut path = filled(server);
+        let agreed = client.segment(0, "").reversed().flags(SYN | ACK);
+        let sequence = client.acknowledges.wrapping_sub(1).wrapping_add(ahead);
+        path.tx(&agreed
+            .sequence(sequence)
+            .acknowledging(client.next.wrapping_add(ahead)));
+        path.pass(&client.at(0, "get x\r\n"));
+        path.pass(&client.at(7, "delete key\r\n"));
+        path.assert_miss("key");
+    }
+}
+
 /// A client that is in doubt, and what reads its commands.
 struct Doubted {
     path: Datapath,
