@@ -251,6 +251,35 @@ fn a_half_open_flow_that_is_established() {
     assert_eq!(path.stats().strays, 0);
 }
 
+/// More than is taken for replies that were missed by chance.
+#[test]
+fn replies_that_leave_where_they_are_not_seen() {
+    const REPLY: usize = 100_000;
+    let (listener, server) = listen(Ipv4Addr::LOCALHOST);
+    let mut client = Client::connect(server);
+    let (mut accepted, _) = listener.accept().expect("a client");
+    let mut path = filled(server);
+    path.pass(&client.at(0, "get x\r\n"));
+    client.stream.write_all(b"get x\r\n").expect("a connection");
+    accepted.read_exact(&mut [0; 7]).expect("a request");
+    accepted.write_all(&[0; REPLY]).expect("a connection");
+    client.stream.read_exact(&mut [0; REPLY]).expect("a reply");
+    assert_untouched(&mut path);
+    // What acknowledges what was never sent is dropped.
+    let behind = |ahead: u32, data| {
+        let acknowledges = client.acknowledges.wrapping_add(ahead);
+        client.at(7, data).acknowledging(acknowledges)
+    };
+    path.pass(&behind(REPLY as u32 + 1, "delete key\r\n"));
+    path.pass(&behind(1 << 30, "delete key\r\n"));
+    let far = behind(REPLY as u32, "delete key\r\n");
+    path.pass(&far.sequence(client.next.wrapping_add(1 << 30)));
+    assert_untouched(&mut path);
+    assert_eq!(path.stats().strays, 3);
+    path.pass(&behind(REPLY as u32, "delete key\r\n"));
+    assert_forgotten(&mut path);
+}
+
 /// With SYN cookies the host agrees to more than one SYN of a name, and keeps none: the client may go on with the first.
 #[test]
 fn a_half_open_flow_of_another_syn() {

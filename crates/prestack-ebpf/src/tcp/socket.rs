@@ -166,6 +166,42 @@ unsafe fn of_connection(socket: *mut bpf_sock, segment: &Segment) -> Taker {
     }
 }
 
+/// How far before and behind the next byte that the kernel expects a segment may begin, in bytes, for [`takes`] to take
+/// it for one that lies in the window, which is not asked for.
+const NEAR_BEFORE: u32 = 1 << 20;
+const NEAR_BEHIND: u32 = 1 << 24;
+
+/// Whether the host's connection with the segment's name may take it: it acknowledges nothing that was not sent, and
+/// begins about where data is expected. No, if the kernel does not say.
+#[inline(always)]
+pub fn takes<C: EbpfContext>(ctx: &C, segment: &Segment) -> bool {
+    let Some(fields) = fields() else {
+        return false;
+    };
+    // SAFETY: as in `reading`.
+    unsafe {
+        let socket = look_up(ctx, &segment.key);
+        if socket.is_null() {
+            return false;
+        }
+        let mut is_taken = false;
+        // What is left of a closed connection is none, and neither is a listener.
+        let connection: *const c_void = bpf_skc_to_tcp_sock(socket.cast()).cast();
+        if !connection.is_null() && (&raw const (*socket).state).read_volatile() != LISTEN {
+            let next = field::<u32>(connection, &raw const (*fields).rcv_nxt);
+            let sent = field::<u32>(connection, &raw const (*fields).snd_nxt);
+            let from = segment
+                .sequence
+                .wrapping_sub(next.wrapping_sub(NEAR_BEFORE));
+            is_taken = from < NEAR_BEFORE + NEAR_BEHIND
+                && segment.has(TCP_ACK)
+                && !is_before(sent, segment.acknowledgement);
+        }
+        bpf_sk_release(socket.cast());
+        is_taken
+    }
+}
+
 /// What the kernel says of a connection of which data leaves.
 #[derive(Clone, Copy)]
 pub struct Reading {

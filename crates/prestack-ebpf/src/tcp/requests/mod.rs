@@ -13,7 +13,7 @@ use prestack_proto::net::{TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN};
 pub use chunks::CHUNK;
 use chunks::prestack_tcp_carry;
 use commands::prestack_tcp_walk;
-use plan::{COMPARE, EARLY, PARSE, prestack_tcp_begin};
+use plan::{COMPARE, EARLY, PARSE, STRAY, prestack_tcp_begin};
 pub use steps::Steps;
 
 use super::flow::{self, Beginning};
@@ -88,6 +88,7 @@ pub fn segment<C: Steps>(ctx: &C) {
             };
         }
         COMPARE => return ctx.compare(),
+        STRAY => return ctx.stray(),
         _ => return,
     }
     let mut is_kept = 0;
@@ -239,6 +240,30 @@ fn take_up(config: &Config, segment: &Segment, beginning: Beginning) -> Option<u
         }
     }
     Some(place)
+}
+
+/// The segment in the packet and in the scratch lies outside of what was seen of its flow. If the host's connection
+/// takes it all the same, replies have left where they are not seen, and nothing of it is certain any more.
+#[inline(always)]
+fn stray<C: Inbound>(ctx: &C) -> u64 {
+    let (Some(scratch), Some(config)) = (scratch(), backend::config()) else {
+        return 0;
+    };
+    // SAFETY: this CPU's scratch.
+    let segment = unsafe { &(*scratch).segment };
+    if segment.len == 0 || segment.has(TCP_RST) || !socket::takes(ctx, segment) {
+        count!(strays);
+        return 0;
+    }
+    let Some(flow) = flow::at(segment.flow) else {
+        return 0;
+    };
+    // SAFETY: a map element.
+    unsafe {
+        (&raw mut (*flow).is_seen).write_volatile(0);
+        doubt::requests(config, flow);
+    }
+    0
 }
 
 /// The segment has been gone over.

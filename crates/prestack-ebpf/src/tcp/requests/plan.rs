@@ -39,6 +39,8 @@ enum Plan {
 pub const PARSE: u64 = 1;
 pub const EARLY: u64 = 2;
 pub const COMPARE: u64 = 3;
+/// It lies outside of what was seen of its flow: the host's socket may know better.
+pub const STRAY: u64 = 4;
 
 /// Decides whether the segment's data is to be parsed, and sets the flow accordingly.
 #[unsafe(no_mangle)]
@@ -56,11 +58,12 @@ pub extern "C" fn prestack_tcp_begin() -> u64 {
     // no avail it does not touch the requests, but makes them doubtful.
     unsafe {
         let is_mine = seize(flow);
-        if !is_acceptable(config, flow, segment) {
+        let fits = fits(config, flow, segment);
+        if fits != Fit::Inside {
             if is_mine != 0 {
                 (&raw mut (*flow).busy).write_volatile(0);
             }
-            return 0;
+            return if fits == Fit::Outside { STRAY } else { 0 };
         }
         if is_mine == 0 {
             doubt::requests(config, flow);
@@ -127,14 +130,24 @@ extern "C" fn take_over(look: u32, _: *mut c_void) -> i64 {
     }
 }
 
-/// Whether the kernel may take the segment in: it lies in the window, and acknowledges nothing that was
-/// not sent. Closes the flow if the segment resets it.
+/// Whether the kernel may take a segment in.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Fit {
+    /// It lies in the window, and acknowledges nothing that was not sent.
+    Inside,
+    /// It does not, as far as was seen.
+    Outside,
+    /// It brings nothing.
+    Nothing,
+}
+
+/// Whether the kernel may take the segment in. Closes the flow if the segment resets it.
 #[inline(always)]
-unsafe fn is_acceptable(config: &Config, flow: *mut Flow, segment: &Segment) -> bool {
+unsafe fn fits(config: &Config, flow: *mut Flow, segment: &Segment) -> Fit {
     // SAFETY: the caller's: a map element.
     unsafe {
         if (*flow).state == Flow::CLOSED {
-            return false;
+            return Fit::Nothing;
         }
         if (*flow).is_seen != 0 {
             let sent = (&raw const (*flow).sent).read_volatile();
@@ -149,21 +162,20 @@ unsafe fn is_acceptable(config: &Config, flow: *mut Flow, segment: &Segment) -> 
                 doubt::requests(config, flow);
                 (&raw mut (*flow).is_seen).write_volatile(0);
             } else if is_ahead || is_before(edge, segment.sequence) {
-                count!(strays);
-                return false;
+                return Fit::Outside;
             }
         }
         if segment.has(TCP_RST) {
             if (*flow).is_seen != 0 && segment.sequence == (*flow).next {
                 flow::reset(config, flow, segment.flow);
             }
-            return false;
+            return Fit::Nothing;
         }
         if (*flow).state == Flow::RESET {
             // Its client goes on. What follows must not settle by the reset.
             flow::reopen(config, flow, segment.flow);
         }
-        true
+        Fit::Inside
     }
 }
 

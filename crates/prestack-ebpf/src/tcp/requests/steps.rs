@@ -3,7 +3,7 @@
 use aya_ebpf::bindings::{__sk_buff, xdp_md};
 use aya_ebpf::programs::{TcContext, XdpContext};
 
-use super::{adopt, arrive, chunks};
+use super::{adopt, arrive, chunks, stray};
 use crate::inbound::Inbound;
 use crate::tcp::{copies, hole};
 
@@ -14,6 +14,8 @@ pub trait Steps: Inbound {
     fn arrive(&self) -> u64;
     /// Takes up its flow, if the host has a connection for it: see [`adopt`].
     fn adopt(&self) -> u64;
+    /// Asks the host whether it takes the segment all the same: see [`stray`].
+    fn stray(&self);
     /// Loads its next chunk: see [`chunks::load`].
     fn load_chunk(&self, is_kept: u64) -> u64;
     /// Keeps its data: see [`hole::keep`].
@@ -33,6 +35,12 @@ impl Steps for XdpContext {
     fn adopt(&self) -> u64 {
         // SAFETY: the program's context.
         unsafe { prestack_tcp_adopt(self.ctx) }
+    }
+
+    #[inline(always)]
+    fn stray(&self) {
+        // SAFETY: the program's context.
+        unsafe { prestack_tcp_stray(self.ctx) };
     }
 
     #[inline(always)]
@@ -65,6 +73,12 @@ impl Steps for TcContext {
     fn adopt(&self) -> u64 {
         // SAFETY: the program's context.
         unsafe { prestack_lo_adopt(self.skb.skb) }
+    }
+
+    #[inline(always)]
+    fn stray(&self) {
+        // SAFETY: the program's context.
+        unsafe { prestack_lo_stray(self.skb.skb) };
     }
 
     #[inline(always)]
@@ -111,6 +125,18 @@ unsafe extern "C" fn prestack_lo_arrive(ctx: *mut __sk_buff) -> u64 {
 #[inline(never)]
 unsafe extern "C" fn prestack_lo_adopt(ctx: *mut __sk_buff) -> u64 {
     adopt(&TcContext::new(ctx))
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+unsafe extern "C" fn prestack_tcp_stray(ctx: *mut xdp_md) -> u64 {
+    stray(&XdpContext::new(ctx))
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+unsafe extern "C" fn prestack_lo_stray(ctx: *mut __sk_buff) -> u64 {
+    stray(&TcContext::new(ctx))
 }
 
 #[unsafe(no_mangle)]
