@@ -12,11 +12,12 @@ use crate::{
 
 impl Daemon {
     /// Looks at which interfaces, of those found, what XDP sends back is lost. Returns what there is to tell that was
-    /// not so before.
+    /// not so before, and whether anything has changed.
     ///
-    /// A look at the host has to follow, which tells the datapath.
-    pub(super) fn look_at_arrival(&mut self, found: &[Interface]) -> Vec<String> {
+    /// A look at the host has to follow, which tells the datapath where requests are answered again.
+    pub(super) fn look_at_arrival(&mut self, found: &[Interface]) -> (Vec<String>, bool) {
         let mut new = Vec::new();
+        let before = (self.astray.clone(), self.unseen_ends.clone());
         for attachment in self.attachments.iter().filter(|at| at.is_native()) {
             let Interface { name, index, .. } = attachment.interface();
             // The other end may be elsewhere by now.
@@ -58,7 +59,8 @@ impl Daemon {
         self.unseen_ends.retain(|name, _| native.contains(name));
         let unserved = self.unserved().map(|interface| interface.index).collect();
         self.watch.withhold(&self.controls, unserved);
-        new
+        let has_changed = before != (self.astray.clone(), self.unseen_ends.clone());
+        (new, has_changed)
     }
 
     /// The interfaces that are attached to, and at which nothing is answered.

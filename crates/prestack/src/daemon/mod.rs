@@ -270,7 +270,8 @@ impl Daemon {
             }
         };
         let moves = self.look_at_interfaces(&found)?;
-        for problem in self.look_at_arrival(&found) {
+        let (problems, has_arrival_changed) = self.look_at_arrival(&found);
+        for problem in problems {
             error!("{problem}");
         }
         let attached = self.attached();
@@ -286,8 +287,8 @@ impl Daemon {
             Ok(changed) => (self.note_unwatched(watched) | changed, None),
             Err(error) => (true, Some(error.to_string())),
         };
-        let is_regained = self.look_at_lo();
-        Ok(self.follow(moves, &before) | self.note_trouble(trouble) | changed | is_regained)
+        let changed = self.look_at_lo() | changed | has_arrival_changed;
+        Ok(self.follow(moves, &before) | self.note_trouble(trouble) | changed)
     }
 
     /// Notes why the host cannot be looked at. Returns whether that is new.

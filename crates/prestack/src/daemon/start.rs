@@ -185,7 +185,7 @@ impl Daemon {
             warn!("{problem}");
         }
         let found = self.find_interfaces()?;
-        let astray = self.look_at_arrival(&found);
+        let (astray, _) = self.look_at_arrival(&found);
         for problem in &astray {
             warn!("{problem}");
         }
