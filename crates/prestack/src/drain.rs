@@ -23,7 +23,7 @@ use crate::{
 /// How often it is looked at what is left.
 const LOOK: Duration = Duration::from_millis(200);
 /// How long a connection that was closed, or reset, may take to show it.
-const LINGER: Duration = Duration::from_secs(2);
+pub const LINGER: Duration = Duration::from_secs(2);
 
 /// The connections that the programs of an instance carry.
 #[derive(Debug)]

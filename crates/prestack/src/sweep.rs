@@ -16,7 +16,8 @@ use crate::{discovery::procnet::Standing, maps::OpenFlow};
 pub struct Sweep(HashMap<u32, Finding>);
 
 impl Sweep {
-    /// Compares the open flows, looked at first, with the connections that the host has. Returns what was found twice in a row of flows to which nothing has happened in between.
+    /// Compares the open flows, looked at first, with the connections that the host has. Returns what was found twice in
+    /// a row of flows to which nothing has happened in between.
     pub fn look(
         &mut self,
         open: Vec<OpenFlow>,

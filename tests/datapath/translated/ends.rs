@@ -117,16 +117,22 @@ fn one_end_may_go_on() {
     assert_eq!(path.stats().doubted_requests, 0);
 }
 
+/// A later connection from this port, with numbers of its own.
+fn opened_again(path: &Datapath, port: u16) -> Connection {
+    let mut again = Connection::new(port);
+    again.client = again.client.wrapping_add(1_000_000);
+    again.server = again.server.wrapping_add(2_000_000);
+    again.acked = again.client;
+    again.shake_hands(path);
+    again
+}
+
 #[test]
 fn a_new_connection_of_the_same_name_is_not_closed() {
     let (mut path, mut ready) = answered(4708);
     close(&path, &mut ready);
     ready.passed(&path, &ready.segment(ACK, ""));
-    let mut again = Connection::new(4708);
-    again.client = again.client.wrapping_add(1_000_000);
-    again.server = again.server.wrapping_add(2_000_000);
-    again.acked = again.client;
-    again.shake_hands(&path);
+    let again = opened_again(&path, 4708);
     assert_eq!(free_in(&mut path), None);
     // Its numbers are its own, and one FIN does not end it.
     let mut ready = Ready::of(&mut path, again, None);
@@ -230,11 +236,7 @@ fn a_reset_that_does_not_arrive_at_the_kernel_ends_nothing() {
 fn a_reset_is_followed_by_another_connection() {
     let (mut path, ready) = answered(4713);
     ready.passed(&path, &ready.segment(RST, ""));
-    let mut again = Connection::new(4713);
-    again.client = again.client.wrapping_add(1_000_000);
-    again.server = again.server.wrapping_add(2_000_000);
-    again.acked = again.client;
-    again.shake_hands(&path);
+    let again = opened_again(&path, 4713);
     let mut ready = Ready::of(&mut path, again, None);
     ready.served(&path, GET, hit("key", "value"));
 }

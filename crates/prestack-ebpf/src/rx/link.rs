@@ -44,8 +44,9 @@ pub fn admits(
 }
 
 /// What [`admits`] says, and why not in the counters. `asked` are the position of the IP header (8 bits),
-/// the network of the source (8), the ports (32) and whether it is UDP (1), in one for want of stack. A global function (by its
-/// unmangled name): the verifier checks it once, for all arguments, and not again on every path to it.
+/// the network of the source (8), the ports (32) and whether it is UDP (1), in one for want of stack. A
+/// global function (by its unmangled name): the verifier checks it once, for all arguments, and not again on
+/// every path to it.
 ///
 /// # Safety
 ///

@@ -208,8 +208,8 @@ pub unsafe fn close(config: &Config, flow: *mut Flow, place: u32) {
 }
 
 /// The client has reset a flow, or a filter of this host for it, which has ended if the other end heeds that. What is
-/// dropped on its way to the kernel (by a filter, or for its checksum) that does not: then a connection that is translated breaks unless it stays so. It stays
-/// until the kernel resets it, or it is found to have no socket.
+/// dropped on its way (by a filter, or for its checksum) it does not: then a connection that is translated breaks unless
+/// it stays so. It does until the kernel resets it, or it is found to have no socket.
 ///
 /// # Safety
 ///

@@ -2,6 +2,7 @@ use super::*;
 
 struct Table {
     candidates: Vec<Candidate>,
+    unknown: Vec<Socket>,
     selection: Selection,
 }
 
@@ -9,6 +10,7 @@ impl Table {
     fn new(ports: &[u16]) -> Self {
         Self {
             candidates: Vec::new(),
+            unknown: Vec::new(),
             selection: Selection {
                 ports: ports.to_vec(),
                 addresses: Vec::new(),
@@ -42,8 +44,14 @@ impl Table {
         self
     }
 
+    /// A socket that no visible process holds.
+    fn beside(mut self, socket: Socket) -> Self {
+        self.unknown.push(socket);
+        self
+    }
+
     fn judge(self) -> (Vec<u32>, Vec<Problem>) {
-        let (mut all, mut chosen) = (Vec::new(), Vec::new());
+        let (mut all, mut chosen) = (self.unknown.clone(), self.unknown.clone());
         let mut holders: HashMap<u64, Vec<ProcessId>> = HashMap::new();
         for candidate in &self.candidates {
             all.extend(&candidate.memcached.sockets);
@@ -192,6 +200,19 @@ fn a_shared_port_is_refused_once() {
             second: 11
         }]
     );
+}
+
+/// Who answers there is not known.
+#[test]
+fn a_port_shared_with_an_unknown_process_is_not_served() {
+    let table = Table::new(&[11211]).process(10, "memcached", &BOTH);
+    let unknown = Socket::sample("udp 0.0.0.0:11211", 7);
+    let (pids, problems) = table.beside(unknown).judge();
+    assert!(pids.is_empty());
+    assert_eq!(problems, [Problem::UnknownProcess { port: 11211 }]);
+    let elsewhere = Socket::sample("udp 10.0.0.1:11211", 7);
+    let table = Table::new(&[11211]).process(10, "memcached", &["udp 10.0.0.2:11211"]);
+    assert_eq!(table.beside(elsewhere).judge().0, [10]);
 }
 
 #[test]
