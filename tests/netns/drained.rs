@@ -208,7 +208,7 @@ fn a_stranger_with_the_pid_of_the_daemon_is_not_ended() -> Result<()> {
 /// kernel.
 #[test]
 fn what_is_lost_at_the_end_is_waited_for() -> Result<()> {
-    let (mut stage, mut tcp) = stage("1m")?;
+    let (stage, mut tcp) = stage("1m")?;
     // More than is answered from the cache.
     let value: Vec<_> = (0..20_000_u32).map(|at| b'a' + (at % 23) as u8).collect();
     store(&mut tcp, b"large", &value)?;
