@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use prestack_testbed::pace::wait_for;
 use prestack_testbed::{TcpClient, UdpClient};
+use prestack_tests::base64::base64;
 use prestack_tests::binary::{self, COUNT, EXPIRED, Opcode, STORAGE};
 use prestack_tests::stage::{Stage, store, until_hit};
 
@@ -203,17 +204,6 @@ fn show(value: &Option<Vec<u8>>) -> String {
     value.as_ref().map_or("nothing".into(), |value| {
         String::from_utf8_lossy(value).into()
     })
-}
-
-/// Base64 of bytes whose number is a multiple of 3.
-fn base64(bytes: &[u8]) -> String {
-    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    assert_eq!(bytes.len() % 3, 0);
-    let group = |group: &[u8]| {
-        let bits = u32::from_be_bytes([0, group[0], group[1], group[2]]);
-        [18, 12, 6, 0].map(|shift| char::from(DIGITS[(bits >> shift) as usize & 63]))
-    };
-    bytes.chunks_exact(3).flat_map(group).collect()
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! What the tests share.
 
 pub mod attached;
+pub mod base64;
 pub mod binary;
 pub mod classic;
 pub mod crafted;

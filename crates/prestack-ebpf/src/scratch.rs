@@ -150,6 +150,8 @@ pub struct Item {
     pub cas: u64,
     /// Non-zero if the command's base64 key is the only way to write it.
     pub is_canonical: u64,
+    /// Non-zero if there is a line feed in the command's key, which is written in base64.
+    pub has_line_end: u64,
 }
 
 impl Item {

@@ -14,6 +14,8 @@ pub struct Decoded {
     /// Whether the bytes, encoded again, give the same text: the bits of the last digit that stand
     /// for nothing are 0.
     pub is_canonical: bool,
+    /// Whether there is a line feed among the bytes.
+    pub has_line_end: bool,
 }
 
 /// Decodes the `len` characters at `at` of `source` to position 0 of `target`, where up to seven
@@ -33,7 +35,7 @@ pub fn decode(source: &Window, at: u64, len: u64, target: &mut Window) -> Option
     let padding = padding(source, at + len);
     let at = source.forgotten(at);
     let digits = source.forgotten(len - padding);
-    let (mut done, mut out) = (0, 0);
+    let (mut done, mut out, mut line_ends) = (0, 0, 0);
     for _ in 0..MAX_LEN / 8 {
         // Forgotten, or the verifier follows every length to the end.
         if done >= source.forgotten(digits) {
@@ -48,7 +50,9 @@ pub fn decode(source: &Window, at: u64, len: u64, target: &mut Window) -> Option
             word
         };
         let values = values(source.forgotten(word))?;
-        target.set_word(out, join(values));
+        let bytes = join(values);
+        line_ends |= swar::equal(bytes, b'\n');
+        target.set_word(out, bytes);
         done += 8;
         out += 6;
     }
@@ -58,6 +62,7 @@ pub fn decode(source: &Window, at: u64, len: u64, target: &mut Window) -> Option
     Some(Decoded {
         len: source.forgotten((len >> 2) * 3 - padding),
         is_canonical: unused == 0,
+        has_line_end: source.forgotten(line_ends) != 0,
     })
 }
 
@@ -154,7 +159,8 @@ mod tests {
         let mut target = Window::showing(&[b'#'; 300]);
         let decoded = decode(&Window::showing(&shown), at, text.len() as u64, &mut target)?;
         assert!((decoded.len + 7..300).all(|at| target.byte(at) == b'#'));
-        let bytes = (0..decoded.len).map(|at| target.byte(at)).collect();
+        let bytes: Vec<_> = (0..decoded.len).map(|at| target.byte(at)).collect();
+        assert_eq!(decoded.has_line_end, bytes.contains(&b'\n'));
         Some((bytes, decoded.is_canonical))
     }
 

@@ -66,6 +66,9 @@ pub struct Command {
     /// stands for no digit there, so a key that [does not decode](crate::base64::decode) may be
     /// that of any item.
     pub is_base64: bool,
+    /// The letters of a meta command's flags, a bit each ([`letters`](crate::text::scan::letters)); all bits if they
+    /// were not understood, 0 of other commands.
+    pub letters: u64,
 }
 
 impl Command {
@@ -83,6 +86,7 @@ impl Command {
             next: 0,
             quiet: false,
             is_base64: false,
+            letters: 0,
         }
     }
 }

@@ -1,5 +1,7 @@
 //! Replies over TCP fill the cache.
 
+use prestack_tests::base64::base64;
+
 use super::connection::Connection;
 use super::filled;
 use crate::binary::{self, GET, GETK};
@@ -101,6 +103,76 @@ fn refused_commands_that_are_quiet_are_owed_nothing() {
             "{refused:?}"
         );
     }
+}
+
+/// The binary protocol can store a key with line ends, which memcached shows in text as it is: what it shows is no
+/// reply to others.
+#[test]
+fn keys_that_look_like_replies() {
+    // The forged reply takes what follows the key, and the reply to the next command, for its data.
+    let next = "VA 4 f0\r\ngood";
+    let key = |start: &str, behind: &str| {
+        let len = "BAD".len() + behind.len() + next.len();
+        format!("{start}\r\nVA {len} f0\r\nBAD")
+    };
+    let line = key("x", "\r\n");
+    let value = key("x\r\nval", "\r\nval\r\n");
+    let marked = key("x\r\nval", " b\r\nval\r\n");
+    let debug = key("x", " exp=-1 la=0 cas=1 fetch=no cls=1 size=64\r\n");
+    let dump = key("x\r\nEND", " [1 b; 0 s]\r\nEND\r\n");
+    let of = |flags: &str, key: &str| format!("mg {} {flags}\r\n", base64(key));
+    for (command, reply) in [
+        (of("b k", &line), format!("HD k{line}\r\n")),
+        (of("b k q v", &value), format!("VA 3 k{value}\r\nval\r\n")),
+        (of("v k b", &marked), format!("VA 3 k{marked} b\r\nval\r\n")),
+        (
+            format!("mg {}!!!! b k\r\n", base64(&line)),
+            format!("HD k{line}\r\n"),
+        ),
+        (
+            format!("me {} b\r\n", base64(&debug)),
+            format!("ME {debug} exp=-1 la=0 cas=1 fetch=no cls=1 size=64\r\n"),
+        ),
+        (
+            "stats  cachedump 1 0\r\n".into(),
+            format!("ITEM {dump} [1 b; 0 s]\r\nEND\r\n"),
+        ),
+        (
+            "stats detail dump\r\n".into(),
+            format!("PREFIX {dump} [1 b; 0 s]\r\nEND\r\n"),
+        ),
+    ] {
+        let mut path = filled();
+        let mut connection = Connection::open(&path, 1);
+        connection.exchange(&path, "mg other v f\r\n", "VA 3 f0\r\nold\r\n");
+        connection.send(&path, format!("{command}mg victim v f\r\n"));
+        connection.reply(&path, format!("{reply}{next}\r\n"));
+        connection.exchange(&path, "mg a v f\r\n", "VA 1 f0\r\na\r\n");
+        for name in ["victim", "a"] {
+            let get = path.request(format!("mg {name} v f\r\n"));
+            assert_eq!(path.rx(&get), Verdict::Passed, "{command:?}, {name}");
+        }
+        assert_eq!(path.stats().doubted_replies, 1, "{command:?}");
+    }
+    // What has no line end in its key, or does not show it, puts nothing in doubt.
+    let mut path = filled();
+    let mut connection = Connection::open(&path, 1);
+    for (command, reply) in [
+        ("mg eCB5 b k v\r\n".to_owned(), "VA 3 kx y\r\nval\r\n"),
+        (of("b v", &line), "VA 3\r\nval\r\n"),
+        (
+            format!("ms {} 3 b k\r\nnew\r\n", base64(&line)),
+            "HD k... b\r\n",
+        ),
+        ("stats items\r\n".into(), "END\r\n"),
+    ] {
+        connection.exchange(&path, command, reply);
+    }
+    let stats = path.stats();
+    assert_eq!(stats.doubted_requests + stats.doubted_replies, 0);
+    connection.exchange(&path, "mg a v f\r\n", "VA 1 f0\r\na\r\n");
+    let get = path.request("mg a v f\r\n");
+    assert_eq!(path.rx(&get), Verdict::Served(b"VA 1 f0\r\na\r\n".to_vec()));
 }
 
 /// Between the question and its answer.

@@ -1,5 +1,7 @@
 //! Commands of the meta protocol.
 
+use prestack_tests::base64::base64;
+
 use super::command::Datagram;
 use super::source::Source;
 use super::text::{line_end, spaces};
@@ -13,7 +15,7 @@ pub fn plain_get(source: &mut Source, flags: &[&str]) -> Datagram {
     let mut key = source.hot_key();
     if flags.contains(&"b") {
         key.truncate(BASE64_KEY);
-        payload.extend(base64(&key));
+        payload.extend(base64(&key).bytes());
     } else {
         payload.extend(key);
     }
@@ -145,7 +147,7 @@ fn command(
         flags.push("b".to_owned());
         let key = key.unwrap_or_else(|| source.any_key());
         line.extend(if calm {
-            base64(&key[..key.len().min(BASE64_KEY)])
+            base64(&key[..key.len().min(BASE64_KEY)]).into_bytes()
         } else {
             odd_base64(source, &key)
         });
@@ -174,23 +176,9 @@ fn command(
 
 const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
 
-/// Bytes in base64.
-pub fn base64(bytes: &[u8]) -> Vec<u8> {
-    let mut text = Vec::new();
-    for chunk in bytes.chunks(3) {
-        let mut word = [0; 4];
-        word[1..=chunk.len()].copy_from_slice(chunk);
-        let word = u32::from_be_bytes(word);
-        let digits = (0..4).map(|i| ALPHABET[(word >> (18 - 6 * i)) as usize & 63]);
-        text.extend(digits.take(chunk.len() + 1));
-        text.extend(std::iter::repeat_n(b'=', 3 - chunk.len()));
-    }
-    text
-}
-
 /// Base64, rarely with bits behind the last byte, without padding, or with an odd digit.
 fn odd_base64(source: &mut Source, bytes: &[u8]) -> Vec<u8> {
-    let mut text = base64(bytes);
+    let mut text = base64(bytes).into_bytes();
     let last = text.iter().rposition(|&b| b != b'=').unwrap_or(0);
     match source.below(12) {
         0 => text[last] = ALPHABET[source.below(64)],

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use fastrand::Rng;
+use prestack_tests::base64::base64;
 
 use super::command::{Action, Command, Shape};
 use super::keys::{self, KINDS, Kind, REGISTERS};
@@ -124,7 +125,7 @@ impl Source {
         match self.random.u8(..8) {
             0 => meta(format!("mg {name} v")),
             1 => meta(format!("mg {name} s v f k")),
-            2 => meta(format!("mg {} b v k", base64(key))),
+            2 => meta(format!("mg {} b v k", base64(keys::name(key)))),
             3 => items(format!("gets {name}"), vec![key]),
             4 => {
                 let more = self.random.usize(1..4);
@@ -199,7 +200,11 @@ impl Source {
 
     fn meta_write(&mut self, key: usize, is_quiet: bool, way: Way) -> Command {
         let is_base64 = self.random.u8(..4) == 0;
-        let name = if is_base64 { base64(key) } else { shown(key) };
+        let name = if is_base64 {
+            base64(keys::name(key))
+        } else {
+            shown(key)
+        };
         let mut end = if is_base64 { " b" } else { "" }.to_owned();
         if is_quiet {
             end.push_str(" q");
@@ -313,19 +318,4 @@ pub fn start(key: usize, number: u64) -> Command {
 
 fn shown(key: usize) -> String {
     String::from_utf8_lossy(&keys::name(key)).into_owned()
-}
-
-/// The name of a key in base64.
-fn base64(key: usize) -> String {
-    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let mut text = String::new();
-    for three in keys::name(key).chunks(3) {
-        let bits = three.iter().chain([&0; 2]).take(3);
-        let bits = bits.fold(0, |bits, &byte| bits << 8 | u32::from(byte));
-        for i in 0..4 {
-            let digit = DIGITS[(bits >> (18 - 6 * i)) as usize & 63];
-            text.push(if i <= three.len() { digit.into() } else { '=' });
-        }
-    }
-    text
 }

@@ -97,6 +97,7 @@ extern "C" fn prestack_key(seed: u64) -> u64 {
         };
         item.key_len = decoded.len;
         item.is_canonical = u64::from(decoded.is_canonical);
+        item.has_line_end = u64::from(decoded.has_line_end);
         return hash_key(&*key, 0, decoded.len, seed).unwrap_or(0);
     }
     item.is_canonical = 0;

@@ -89,7 +89,8 @@ pub fn token_end(window: &Window, at: u64, end: u64, max_words: usize) -> u64 {
 }
 
 /// A set of letters, the flags of meta commands.
-pub(super) const fn letters(names: &[u8]) -> u64 {
+#[must_use]
+pub const fn letters(names: &[u8]) -> u64 {
     let mut set = 0;
     let mut i = 0;
     while i < names.len() {

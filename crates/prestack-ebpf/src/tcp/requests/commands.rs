@@ -11,6 +11,7 @@ use prestack_proto::text::scan::{LineEnd, line_end, skip_spaces, token_end};
 use prestack_proto::window::{Source, WINDOW, Window};
 use prestack_proto::{MAX_KEY, binary};
 
+use super::shown;
 use crate::atomic;
 use crate::clock;
 use crate::ledger::writes::{self, End};
@@ -158,6 +159,7 @@ unsafe fn heed(
             }
             is_quiet = false;
         }
+        let is_plain = is_binary || !shown::may_break(walk.at, walk.seed);
         match command.effect {
             Effect::Write => {
                 let key = command::key(walk.seed)?;
@@ -197,7 +199,7 @@ unsafe fn heed(
                 }
             }
             Effect::Get => {
-                if command.form as u32 >= Form::Meta as u32 && !is_quiet {
+                if command.form as u32 >= Form::Meta as u32 && !is_quiet && is_plain {
                     let hash = command::key(walk.seed)?;
                     let len = (*scratch()?).item.key_len;
                     tickets::take(segment.flow, number, hash, tickets::KEPT, len);
@@ -209,10 +211,9 @@ unsafe fn heed(
         let ask = if is_binary {
             (first >> 8) as u8
         } else {
-            let asked = stream::ask(first, command.effect);
-            match asked {
-                Some(ask) => ask as u8,
-                None => {
+            match stream::ask(first, command.effect) {
+                Some(ask) if is_plain => ask as u8,
+                _ => {
                     doubt::replies(flow);
                     return Some(u64::MAX);
                 }

@@ -4,6 +4,7 @@ mod chunks;
 mod commands;
 pub mod express;
 mod plan;
+mod shown;
 mod steps;
 
 use prestack_abi::config::Config;

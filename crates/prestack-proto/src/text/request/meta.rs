@@ -74,6 +74,7 @@ pub(super) fn parse(arguments: &mut Arguments<'_>, verb: u64, command: &mut Comm
     let (set, odd) = (window.forgotten(flags.set), window.forgotten(flags.odd));
     command.quiet = set & QUIET != 0;
     command.is_base64 = set & BASE64 != 0;
+    command.letters = set;
     let is_whole_key = !command.is_base64 || command.key_len & 3 == 0;
     let verb = window.forgotten(verb);
     if verb == META_DEBUG {

@@ -160,6 +160,13 @@ fn slow_meta(verb: &str, words: &[(usize, &[u8])], command: &mut Command) {
     let only = |known: &[u8]| is_known && letters.iter().all(|f| known.contains(f));
     command.quiet = has(b'q');
     command.is_base64 = has(b'b');
+    command.letters = if is_known && letters.len() < 12 {
+        letters
+            .iter()
+            .fold(0, |set, &letter| set | 1 << (letter & 63))
+    } else {
+        u64::MAX
+    };
     let is_whole_key = !has(b'b') || command.key_len.is_multiple_of(4);
     if verb == "me" {
         command.effect = Effect::Read;
