@@ -3,6 +3,7 @@
 pub mod connection;
 mod doubt;
 mod fills;
+mod late;
 mod order;
 mod outstanding;
 pub mod requests;

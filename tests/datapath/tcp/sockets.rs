@@ -398,6 +398,67 @@ fn what_is_unread_is_waited_for() {
     assert!(doubted.path.can_fill("key", "new"));
 }
 
+/// Where its replies leave unseen, too, whatever the numbers were before.
+#[test]
+fn what_a_connection_with_unseen_replies_has_not_read_is_waited_for() {
+    const UNSEEN: usize = 100_000;
+    // The numbers are the kernel's: several connections, as some would do by chance.
+    for _ in 0..6 {
+        let (listener, server) = listen(Ipv4Addr::LOCALHOST);
+        let mut client = Client::connect(server);
+        let (mut accepted, _) = listener.accept().expect("a client");
+        let mut path = Datapath::with(&Setup {
+            settle: SETTLE,
+            ..of(server)
+        });
+        path.pass(&client.at(0, "get x\r\n"));
+        client.stream.write_all(b"get x\r\n").expect("sent");
+        accepted.read_exact(&mut [0; 7]).expect("a request");
+        accepted.write_all(&vec![0; UNSEEN]).expect("sent");
+        let mut reply = vec![0; UNSEEN];
+        client.stream.read_exact(&mut reply).expect("a reply");
+        client.acknowledges = client.acknowledges.wrapping_add(UNSEEN as u32);
+        path.pass(&client.at(7, "delete key\r\n"));
+        client.stream.write_all(b"delete key\r\n").expect("sent");
+        wait(SETTLE * 2);
+        assert_eq!(path.kernel().backend().waits, 1);
+        // More of the reply before it leaves.
+        accepted.write_all(b"more").expect("sent");
+        let more = client.segment(0, "").reversed().flags(ACK | PSH);
+        let more = more.sequence(client.acknowledges).payload("more");
+        path.tx(&more.acknowledging(client.next.wrapping_add(19)));
+        assert_eq!(path.kernel().backend().waits, 1);
+        wait(SETTLE * 2);
+        assert!(!path.can_fill("key", "old"));
+    }
+}
+
+/// A filter of this host answers a segment of a connection that is at rest with a reset that looks like the socket's, and
+/// lets the next one through.
+#[test]
+fn a_connection_that_a_filter_seemed_to_end() {
+    let (listener, server) = listen(Ipv4Addr::LOCALHOST);
+    let mut client = Client::connect(server);
+    let (mut accepted, _) = listener.accept().expect("a client");
+    let mut path = filled(server);
+    path.pass(&client.at(0, "get x\r\n"));
+    client.stream.write_all(b"get x\r\n").expect("sent");
+    accepted.read_exact(&mut [0; 7]).expect("a request");
+    client.next = client.next.wrapping_add(7);
+    let reset = client.segment(0, "").reversed().flags(RST);
+    path.tx(&reset.sequence(client.acknowledges));
+    path.pass(&client.at(0, "delete key\r\n"));
+    assert_forgotten(&mut path);
+    // But not one that has no socket.
+    let mut path = filled(server);
+    let mut gone = Connection::open(&path, 1);
+    gone.exchange(&path, "get x\r\n", "END\r\n");
+    path.tx(&gone.answer(RST, ""));
+    path.pass(&gone.segment(ACK | PSH, "delete key\r\n"));
+    assert_untouched(&mut path);
+    assert_eq!(path.stats().strays, 1);
+}
+
 /// A raw socket that sends and sees TCP segments over IPv4.
 struct Raw(OwnedFd);
 

@@ -33,7 +33,6 @@ use arrive::{prestack_hits_arrive, prestack_hits_find, prestack_hits_options};
 pub use errors::hear;
 use express::{ANSWER, LOOK, NO_ANSWER, OTHER, prestack_hits_find_plain, prestack_hits_get};
 pub use leave::{NOT_OURS, depart_plain, leave, leaves};
-use merged::prestack_hits_is_merged;
 use odd::{FRAGMENT, prestack_hits_bare, prestack_hits_odd};
 use pass::{prestack_hits_pass, prestack_hits_rewrite};
 
@@ -63,10 +62,7 @@ pub fn arrives(ctx: &XdpContext) -> u32 {
             UNUSUAL if prestack_hits_options(ctx.ctx) == 0 => return XDP_PASS,
             _ => {}
         }
-        let mut arrived = prestack_hits_arrive();
-        if (arrived == RESEND || arrived == ACKNOWLEDGE) && prestack_hits_is_merged(ctx.ctx) != 0 {
-            arrived = GO;
-        }
+        let arrived = prestack_hits_arrive();
         if is_odd && arrived != GO {
             prestack_hits_bare();
         }

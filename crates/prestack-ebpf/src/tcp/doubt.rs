@@ -50,6 +50,31 @@ pub unsafe fn requests(config: &Config, flow: *mut Flow) {
     }
 }
 
+/// [`requests`], from what has come on, and a segment that ends with this byte: that memcached has read it all is
+/// waited for.
+///
+/// # Safety
+///
+/// `flow` is an element of `FLOWS`.
+#[inline(always)]
+pub unsafe fn all(config: &Config, flow: *mut Flow, end: u32) {
+    // SAFETY: the caller's.
+    unsafe {
+        doubt_until(flow, end);
+        requests(config, flow);
+    }
+}
+
+/// What is waited for is that memcached has read up to this byte, and what has come.
+#[inline(always)]
+unsafe fn doubt_until(flow: *mut Flow, end: u32) {
+    // SAFETY: the caller's.
+    unsafe {
+        let until = later((*flow).next, end);
+        (&raw mut (*flow).doubted_until).write_volatile(until);
+    }
+}
+
 /// What came while something before it was missing is not followed any more. memcached gets it all the same.
 #[inline(always)]
 unsafe fn give_up_hole(flow: *mut Flow) {
@@ -174,26 +199,30 @@ pub unsafe fn wait_for_flush(flow: *mut Flow, number: u64, end: u32) {
     unsafe {
         wait_for(flow, number);
         if (&raw const (*flow).doubt).read_volatile() != 0 {
-            let until = later((*flow).next, end);
-            (&raw mut (*flow).doubted_until).write_volatile(until);
+            doubt_until(flow, end);
             wait_for_any(flow);
         }
     }
 }
 
-/// No tickets until all commands before the one with this number have been answered, and the settle time is
-/// over since then.
+/// No tickets until all commands before the one with this number, which is in a segment that ends with this byte, have
+/// been answered, and the settle time is over since then. If that would not be told, until memcached has read it.
 ///
 /// # Safety
 ///
 /// `flow` is an element of `FLOWS`.
 #[inline(always)]
-pub unsafe fn wait_until_answered(config: &Config, flow: *mut Flow, number: u64) {
+pub unsafe fn wait_until_answered(config: &Config, flow: *mut Flow, number: u64, end: u32) {
     // SAFETY: the caller's.
     unsafe {
+        if (&raw const (*flow).doubt).read_volatile() != 0 {
+            doubt_until(flow, end);
+            wait_for_any(flow);
+            return;
+        }
         let is_open = (&raw const (*flow).answered).read_volatile() < number
             || (&raw const (*flow).is_reply_data).read_volatile() != 0;
-        if is_open && (*flow).doubt == 0 {
+        if is_open {
             wait_for(flow, number.wrapping_sub(1));
             // It may have been answered at this moment, by whom nobody was seen to wait.
             pay(config, flow);

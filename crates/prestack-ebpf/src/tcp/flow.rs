@@ -125,9 +125,13 @@ unsafe fn set_up(config: &Config, flow: *mut Flow, segment: &Segment) {
     let now = clock::now();
     // SAFETY: the caller's: an element of `FLOWS`.
     unsafe {
-        let state = (*flow).state;
-        if (*flow).over_at == 0 && state != Flow::CLOSED && state != Flow::OPENING {
-            // The end of the old connection was not seen, and its writes may be under way.
+        let (state, over_at) = ((*flow).state, (*flow).over_at);
+        let is_unseen = over_at == 0 && state != Flow::CLOSED && state != Flow::OPENING;
+        // Of one of the same name that has just ended commands may wait to be read: memcached gets them all the same.
+        let is_settling = over_at > now
+            && ((*flow).asked != (*flow).answered || (*flow).quiet_at != 0 || (*flow).doubt != 0);
+        if is_unseen || is_settling {
+            // The end of the old connection was not seen, or its writes settle, and their marks end with what follows.
             backend::be_quiet(config, (*flow).backend as u8);
         }
         stop_waiting(flow);

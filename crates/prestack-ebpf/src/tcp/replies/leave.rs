@@ -56,12 +56,14 @@ pub extern "C" fn prestack_tcp_leave(read: u64) -> u64 {
             (*flow).sent = segment.sequence;
             (&raw mut (*flow).is_seen).write_volatile(1);
         }
+        let mut is_new_doubt = false;
         if is_before((*flow).acked, ack) {
             let next = (&raw const (*flow).next).read_volatile();
             let is_open = (*flow).state != Flow::CLOSED;
             if is_open && is_before(next, ack) && (*flow).doubt & Flow::REQUESTS == 0 {
-                // The kernel has taken in what was not seen.
-                doubt::requests(config, flow);
+                // The kernel has taken in what was not seen. Whether memcached has read it the next segment tells.
+                doubt::all(config, flow, ack);
+                is_new_doubt = true;
             }
             (&raw mut (*flow).acked).write_volatile(ack);
             acknowledged(config, flow, ack, next, clock::now());
@@ -94,10 +96,12 @@ pub extern "C" fn prestack_tcp_leave(read: u64) -> u64 {
             owes == Flow::OWES_ANY && !is_before(taken, doubted_until)
         };
         if (&raw const (*flow).owes).read_volatile() == Flow::OWES_ANY
+            && !is_new_doubt
             && has_taken_all(flow, Flow::OWES_ANY)
         {
             // memcached goes on; what it was at settles.
             backend::be_quiet(config, (*flow).backend as u8);
+            postpone_flush(flow);
             doubt::paid(flow, has_taken_all);
         }
         let is_unsettled = (&raw const (*flow).is_unsettled).read_volatile() != 0;
@@ -141,9 +145,14 @@ pub(super) unsafe fn acknowledged(config: &Config, flow: *mut Flow, ack: u32, ne
             // It was held up, and quiet writes among it are executed only now.
             if (&raw const (*flow).quiet_flush_at).read_volatile() >= since {
                 backend::forget(config, (*flow).backend as u8);
+                postpone_flush(flow);
             } else {
                 backend::be_quiet(config, (*flow).backend as u8);
             }
+        }
+        if is_all && (&raw const (*flow).owes).read_volatile() == 0 {
+            // No reply is waited for that would postpone it.
+            (*flow).flush_due = 0;
         }
         let marked_at = (*flow).marked_at;
         (*flow).marked = next;
@@ -160,6 +169,20 @@ pub(super) unsafe fn acknowledged(config: &Config, flow: *mut Flow, ack: u32, ne
         if is_all && (&raw const (*flow).next).read_volatile() != next {
             // More has come at this moment.
             (&raw mut (*flow).acked_before).write_volatile(marked_at);
+        }
+    }
+}
+
+/// The delayed `flush_all` of the flow that was last asked for, if it waits for anything, takes effect as if it had been
+/// asked for only now.
+#[inline(always)]
+unsafe fn postpone_flush(flow: *mut Flow) {
+    // SAFETY: the caller's: a map element.
+    unsafe {
+        let due = (*flow).flush_due;
+        if due != 0 {
+            (*flow).flush_due = 0;
+            flushes::answered((*flow).backend as u8, due, (*flow).flush_asked);
         }
     }
 }
@@ -355,10 +378,8 @@ pub extern "C" fn prestack_tcp_left(read: u64) -> u64 {
             }
         }
         let answered = (*flow).answered;
-        let due = (*flow).flush_due;
-        if due != 0 && answered > (&raw const (*flow).owed_number).read_volatile() {
-            (*flow).flush_due = 0;
-            flushes::answered((*flow).backend as u8, due, (*flow).flush_asked);
+        if answered > (&raw const (*flow).owed_number).read_volatile() {
+            postpone_flush(flow);
         }
         doubt::pay(config, flow);
         let is_ended =

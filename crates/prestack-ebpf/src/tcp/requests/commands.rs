@@ -191,7 +191,10 @@ unsafe fn heed(
                     // Known before anybody waits for a reply because of it.
                     (&raw mut (*flow).quiet_at).write_volatile(now);
                     // memcached comes to it when it has answered what precedes it.
-                    doubt::wait_until_answered(config, flow, number);
+                    doubt::wait_until_answered(config, flow, number, segment.end());
+                    // Until then, or until the kernel has it: then it is known when it takes effect.
+                    (*flow).flush_asked = now;
+                    (*flow).flush_due = due;
                 } else {
                     doubt::wait_for_flush(flow, number, segment.end());
                     (*flow).flush_asked = clock::now();

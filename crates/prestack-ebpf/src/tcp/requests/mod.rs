@@ -261,8 +261,12 @@ fn stray<C: Inbound>(ctx: &C) -> u64 {
     };
     // SAFETY: a map element.
     unsafe {
+        if (*flow).state == Flow::CLOSED {
+            // What has reset it was a filter's, in the socket's name.
+            flow::reopen(config, flow, segment.flow);
+        }
         (&raw mut (*flow).is_seen).write_volatile(0);
-        doubt::requests(config, flow);
+        doubt::all(config, flow, segment.end());
     }
     0
 }

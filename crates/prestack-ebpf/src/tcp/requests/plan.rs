@@ -12,7 +12,7 @@ use crate::ledger::backend;
 use crate::maps::count;
 use crate::scratch::{Walk, scratch};
 use crate::tcp::segment::Segment;
-use crate::tcp::{doubt, flow, is_before, later, take_back};
+use crate::tcp::{doubt, flow, is_before, take_back};
 
 /// How far beyond what was seen leaving an acknowledgement may be, in bytes, for the connection to be
 /// taken for one whose replies leave elsewhere.
@@ -66,7 +66,7 @@ pub extern "C" fn prestack_tcp_begin() -> u64 {
             return if fits == Fit::Outside { STRAY } else { 0 };
         }
         if is_mine == 0 {
-            doubt::requests(config, flow);
+            doubt::all(config, flow, segment.end());
             return 0;
         }
         match plan(config, flow, segment) {
@@ -147,7 +147,12 @@ unsafe fn fits(config: &Config, flow: *mut Flow, segment: &Segment) -> Fit {
     // SAFETY: the caller's: a map element.
     unsafe {
         if (*flow).state == Flow::CLOSED {
-            return Fit::Nothing;
+            // A filter may have answered a segment with a reset that looks like the socket's.
+            return if segment.len == 0 {
+                Fit::Nothing
+            } else {
+                Fit::Outside
+            };
         }
         if (*flow).is_seen != 0 {
             let sent = (&raw const (*flow).sent).read_volatile();
@@ -242,17 +247,6 @@ unsafe fn plan(config: &Config, flow: *mut Flow, segment: &mut Segment) -> Plan 
     }
 }
 
-/// The segment, and what has come, is in doubt.
-#[inline(always)]
-unsafe fn doubt_all(config: &Config, flow: *mut Flow, segment: &Segment) {
-    // SAFETY: the caller's: a map element.
-    unsafe {
-        let until = later((*flow).next, segment.end());
-        (&raw mut (*flow).doubted_until).write_volatile(until);
-        doubt::requests(config, flow);
-    }
-}
-
 /// Decides on a segment of a flow whose requests are known up to `next`.
 #[inline(always)]
 unsafe fn in_order(config: &Config, flow: *mut Flow, segment: &mut Segment) -> Plan {
@@ -294,7 +288,7 @@ unsafe fn in_order(config: &Config, flow: *mut Flow, segment: &mut Segment) -> P
         // Of what is sent again together with more, or cut in another way, it could not be told afterwards whether it
         // is the same.
         if is_before(next, end) || !take_back::to(segment.flow, sequence, end) {
-            doubt_all(config, flow, segment);
+            doubt::all(config, flow, segment.end());
             return Plan::Pass;
         }
         count!(reparsed);
