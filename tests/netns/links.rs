@@ -134,3 +134,42 @@ fn a_source_from_the_subnet_of_another_interface() -> Result<()> {
     }
     Ok(())
 }
+
+/// What comes over the wire for a loopback address the kernel drops.
+#[test]
+fn a_neighbour_that_asks_for_a_loopback_address() -> Result<()> {
+    let bed = Testbed::new()?;
+    let memcached = Memcached::start(&bed.server, MemcachedOptions::default())?;
+    let prestack = start_prestack(&bed, 0, &[&["--interface", "lo"], &LASTING[..]].concat())?;
+    let server = (Ipv4Addr::LOCALHOST, PORT).into();
+    store(
+        &mut behind(&bed, Ipv4Addr::LOCALHOST.into(), PORT)?,
+        b"key",
+        b"value",
+    )?;
+    let link = &bed.links[0];
+    let mut local = UdpClient::connect(&bed.server, server)?;
+    until_hit(&prestack, &mut local, b"key", b"value")?;
+    // To the client's kernel it is an address like others.
+    bed.client.ip(["addr", "flush", "dev", "lo"])?;
+    let by = ["via", &link.server4.to_string(), "dev", &link.client_dev].map(str::to_owned);
+    let by = by.each_ref().map(String::as_str);
+    bed.client
+        .ip([&["route", "add", "127.0.0.1/32"], &by[..]].concat())?;
+    bed.client
+        .run(|| std::fs::write("/proc/sys/net/ipv4/conf/all/route_localnet", "1"))?;
+    let mut neighbour = UdpClient::connect_from(&bed.client, link.client4, server)?;
+    let before = prestack.stats()?;
+    for _ in 0..5 {
+        neighbour.send(b"get key\r\n")?;
+    }
+    wait_for("the requests to be seen", Duration::from_secs(5), || {
+        let now = prestack.stats()?;
+        let more = |name: &str| anyhow::Ok(now.get(name)? - before.get(name)?);
+        ensure!(more("udp.hits")? == 0, "a neighbour was answered");
+        Ok((more("udp.passed")? + more("udp.misses")? == 5).then_some(()))
+    })?;
+    until_hit(&prestack, &mut local, b"key", b"value")?;
+    drop((prestack, memcached));
+    Ok(())
+}

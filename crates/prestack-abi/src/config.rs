@@ -117,7 +117,7 @@ pub struct Door {
     pub port: u16,
     /// Which backend: index into `BACKENDS`.
     pub backend: u8,
-    /// [`Door::ANY_ADDRESS`], [`Door::SERVE_UDP`], [`Door::SERVE_TCP`], and what memcached has here:
+    /// [`Door::ANY_ADDRESS`], [`Door::SERVE_UDP`], [`Door::SERVE_TCP`], [`Door::LOOPBACK`], and what memcached has here:
     /// [`Door::HAS_UDP`], [`Door::HAS_TCP4`], [`Door::HAS_TCP6`].
     pub flags: u8,
 }
@@ -134,10 +134,15 @@ impl Door {
     pub const HAS_TCP4: u8 = 8;
     /// The same for IPv6.
     pub const HAS_TCP6: u8 = Self::HAS_TCP4 << 1;
+    /// A loopback address: only what arrives on the loopback interface is for it (a frame from elsewhere the kernel
+    /// drops).
+    pub const LOOPBACK: u8 = 1 << 5;
     /// Hits may be served over TCP, if they are at all. Translation does not depend on it.
     pub const SERVE_TCP: u8 = 1 << 6;
     /// The flags of the doors that most traffic is for: exact, served over UDP.
     pub const SERVED: u8 = Self::SERVE_UDP | Self::HAS_UDP;
+    /// The flags that those doors have or have not.
+    pub const SERVED_MASK: u8 = Self::SERVED | Self::LOOPBACK;
 }
 
 /// Frames that the kernel takes: with these VLAN tags, at this interface, to this MAC address. Any other

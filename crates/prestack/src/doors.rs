@@ -104,13 +104,17 @@ impl DoorSpec {
         } else {
             0
         };
+        let loopback = match self.address {
+            Some(address) if address.is_loopback() => Door::LOOPBACK,
+            _ => 0,
+        };
         let serve_tcp = if self.serve_tcp { Door::SERVE_TCP } else { 0 };
         let serve = if self.serve_udp { Door::SERVE_UDP } else { 0 };
         Door {
             address,
             port: self.port.to_be(),
             backend: self.backend,
-            flags: any | serve_tcp | serve | self.transports.flags(),
+            flags: any | loopback | serve_tcp | serve | self.transports.flags(),
         }
     }
 }

@@ -23,6 +23,9 @@ use crate::maps::count;
 use crate::packet::Packet;
 use crate::scratch::{Scratch, scratch};
 
+/// The number of the loopback interface in every network namespace (`LOOPBACK_IFINDEX` in include/net/net_namespace.h).
+const LOOPBACK_IFINDEX: usize = 1;
+
 /// Answers the GET of the key of `key_len` bytes with this `hash`: the action for the kernel, [`MISS`] or
 /// [`AGEING`]. `sum` is the one's-complement sum of the payload. With `is_second` the GET has been here
 /// before, and is not to fetch the entry anew.
@@ -206,6 +209,7 @@ pub fn is_servable(
 ) -> bool {
     let (config, door, headers) = (datagram.config, datagram.door, datagram.headers);
     if door.flags & Door::SERVE_UDP == 0
+        || door.flags & Door::LOOPBACK != 0 && ctx.ingress_ifindex() != LOOPBACK_IFINDEX
         || !backend::answers_udp(state)
         || now >= config.serve_until
         || reply_len > MAX_REPLY as u64

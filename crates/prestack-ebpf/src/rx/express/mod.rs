@@ -185,7 +185,7 @@ fn express(ctx: &XdpContext) -> Option<u32> {
     {
         return None;
     }
-    if at_door | u64::from((door.flags ^ Door::SERVED) & Door::SERVED) != 0
+    if at_door | u64::from((door.flags ^ Door::SERVED) & Door::SERVED_MASK) != 0
         || config.doors_len == 0
         || config.rate_interval_ns != 0
     {
