@@ -3,12 +3,13 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use prestack_testbed::{Memcached, MemcachedOptions, Prestack, TcpClient, Testbed, pace};
+use prestack_tests::kernel;
 use prestack_tests::pinned::carry;
-use prestack_tests::stage::{LASTING, PORT, Stage, start_prestack, store};
+use prestack_tests::stage::{LASTING, PORT, Stage, counted, start_prestack, store};
 
 const HITS: [&str; 1] = ["--tcp-hits"];
 
@@ -267,18 +268,7 @@ fn a_client_that_throws_away_what_it_has_no_memory_for() -> Result<()> {
 
 /// How many segments this network namespace has thrown away although they were in the window.
 fn thrown_away() -> Result<u64> {
-    let counters = std::fs::read_to_string("/proc/thread-self/net/netstat")?;
-    let mut lines = counters.lines().filter(|line| line.starts_with("TcpExt:"));
-    let (names, values) = (lines.next(), lines.next());
-    let (names, values) = names.zip(values).context("no counters of TCP")?;
-    names
-        .split(' ')
-        .zip(values.split(' '))
-        .find(|(name, _)| *name == "TCPRcvQDrop")
-        .context("no TCPRcvQDrop")?
-        .1
-        .parse()
-        .context("not a number")
+    kernel::counted("TCPRcvQDrop")
 }
 
 /// GETs on the connection are answered again.
@@ -288,6 +278,37 @@ fn carry_on(stage: &Stage, client: &mut TcpClient, value: &[u8]) -> Result<()> {
         ensure!(client.get(b"key")?.as_deref() == Some(value));
         Ok((tcp_hits(stage)? > before).then_some(()))
     })
+}
+
+/// Of a connection on which all GETs hit one in a while (`--tcp-trickle`) reaches memcached, and no more.
+#[test]
+fn one_request_in_a_while_passes() -> Result<()> {
+    const WHILES: u64 = 5;
+    let stage = stage(&["--tcp-trickle", "1s"])?;
+    let (mut client, mut behind) = (stage.tcp()?, stage.behind()?);
+    store(&mut client, b"key", b"value")?;
+    carry(&stage.prestack, &mut client)?;
+    let before = (tcp_hits(&stage)?, counted(&mut behind, "cmd_get")?);
+    let start = Instant::now();
+    let mut asked = 0;
+    while start.elapsed() < Duration::from_secs(WHILES) {
+        ensure!(client.get(b"key")?.as_deref() == Some(&b"value"[..]));
+        asked += 1;
+        // Time enough for the client's kernel to acknowledge without a request: else one passes for that alone.
+        thread::sleep(Duration::from_millis(60));
+    }
+    let hits = tcp_hits(&stage)? - before.0;
+    let passed = counted(&mut behind, "cmd_get")? - before.1;
+    println!("{asked} GETs: {hits} hits, {passed} passed");
+    assert_eq!(hits + passed, asked);
+    ensure!(passed + 2 >= WHILES, "only {passed} passed");
+    // A slow machine acknowledges late.
+    ensure!(
+        pace::is_slow() || passed <= 2 * WHILES + 2,
+        "{passed} passed"
+    );
+    ensure!(hits > 2 * passed, "only {hits} hits, and {passed} passed");
+    Ok(())
 }
 
 /// One end closes, or half of it, or resets the connection, with answers under way or without.

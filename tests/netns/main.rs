@@ -39,6 +39,7 @@ mod restart;
 mod reuseport;
 mod status;
 mod testbed;
+mod untouched;
 mod values;
 mod vanished;
 mod writes;

@@ -11,7 +11,7 @@ use prestack_testbed::{
     Memcached, MemcachedOptions, Namespace, Prestack, TcpClient, UdpClient, pace,
 };
 
-use crate::stage::{PORT, store};
+use crate::stage::{PORT, counted, store};
 
 const KEY: &[u8] = b"key";
 const VALUE: &[u8] = b"value";
@@ -77,18 +77,7 @@ impl Classic {
 
     /// The GETs that memcached has counted.
     fn gets(&self) -> Result<u64> {
-        let mut memcached = self.tcp()?;
-        memcached.send(b"stats\r\n")?;
-        let mut gets = None;
-        loop {
-            let line = String::from_utf8(memcached.line()?)?;
-            if line == "END\r\n" {
-                return gets.context("memcached does not count GETs");
-            }
-            if let Some(count) = line.strip_prefix("STAT cmd_get ") {
-                gets = Some(count.trim_end().parse()?);
-            }
-        }
+        counted(&mut self.tcp()?, "cmd_get")
     }
 
     /// GETs per second of one client that sends each when the one before it is answered: `count` of

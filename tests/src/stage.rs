@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use prestack_testbed::{
     Memcached, MemcachedOptions, Prestack, TcpClient, Testbed, UdpClient, pace,
 };
@@ -145,6 +145,24 @@ pub fn store(client: &mut TcpClient, key: &[u8], value: &[u8]) -> Result<()> {
         String::from_utf8_lossy(&answer)
     );
     Ok(())
+}
+
+/// One of the numbers that memcached counts by (`stats`).
+///
+/// # Errors
+/// When it does not tell.
+pub fn counted(memcached: &mut TcpClient, name: &str) -> Result<u64> {
+    memcached.send(b"stats\r\n")?;
+    let (start, mut number) = (format!("STAT {name} "), None);
+    loop {
+        let line = String::from_utf8(memcached.line()?)?;
+        if line == "END\r\n" {
+            return number.with_context(|| format!("memcached does not count {name}"));
+        }
+        if let Some(count) = line.strip_prefix(&start) {
+            number = Some(count.trim_end().parse()?);
+        }
+    }
 }
 
 /// A text command that sets `key` to `value`.

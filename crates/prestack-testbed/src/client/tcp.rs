@@ -36,6 +36,14 @@ impl TcpClient {
     pub fn connect_here(server: SocketAddr) -> Result<Self> {
         let stream = TcpStream::connect_timeout(&server, patience(TIMEOUT))
             .with_context(|| format!("connecting to {server}"))?;
+        Self::over(stream)
+    }
+
+    /// A client over a connection that has been made some other way.
+    ///
+    /// # Errors
+    /// When the socket reports one.
+    pub fn over(stream: TcpStream) -> Result<Self> {
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(patience(TIMEOUT)))?;
         stream.set_write_timeout(Some(patience(TIMEOUT)))?;
