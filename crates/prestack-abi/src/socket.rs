@@ -45,6 +45,8 @@ pub struct SocketFields {
     /// `tcp_sock.ecn_flags`: one byte, `TCP_ECN_OK` to `TCP_ECN_SEEN` (include/net/tcp.h) in the lower four bits,
     /// in the others what accurate ECN has agreed to. 0 if it is a bit field, as on kernels without that.
     pub ecn_flags: u32,
+    /// `tcp_sock.syn_data_acked`: offset in bits of one bit, whether data has come with the SYN (TCP Fast Open).
+    pub syn_data_acked_bit: u32,
 }
 
 impl SocketFields {
@@ -68,5 +70,6 @@ impl SocketFields {
         ao_info: 0,
         is_mptcp: 0,
         ecn_flags: 0,
+        syn_data_acked_bit: 0,
     };
 }

@@ -96,6 +96,7 @@ fn read(btf: &[u8]) -> Option<SocketFields> {
         ao_info: optional("ao_info"),
         is_mptcp: optional("is_mptcp"),
         ecn_flags: optional("ecn_flags"),
+        syn_data_acked_bit: types.place(connection, "syn_data_acked")?.0,
     })
 }
 
@@ -223,9 +224,10 @@ mod tests {
         let mut words = vec![name("u32"), plain(KIND_INT, 0), 4, 32];
         words.extend([name("tcp_sock"), plain(KIND_UNION, 1), 4, name("x"), 1, 0]);
         let bit_fields = 1 << 31;
-        words.extend([name("tcp_sock"), plain(KIND_STRUCT, 11) | bit_fields, 64]);
+        words.extend([name("tcp_sock"), plain(KIND_STRUCT, 12) | bit_fields, 64]);
         words.extend([name("flag"), 1, 3 << 24 | 800]);
         words.extend([name("chrono_type"), 1, 2 << 24 | 808]);
+        words.extend([name("syn_data_acked"), 1, 1 << 24 | 815]);
         words.extend([name("mss_cache"), 1, 8 * 60]);
         words.extend([name("rx_opt"), 1, 8 * 100]);
         words.extend([name("is_mptcp"), 1, 8 * 130]);
@@ -282,6 +284,7 @@ mod tests {
             ao_info: 0,
             is_mptcp: 130,
             ecn_flags: 0,
+            syn_data_acked_bit: 815,
         };
         assert_eq!(read(&types()), Some(expected));
     }

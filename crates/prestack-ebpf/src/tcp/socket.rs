@@ -297,8 +297,8 @@ unsafe fn goes_by(socket: *mut bpf_sock, key: &FlowKey) -> bool {
 }
 
 /// What the two ends of the connection with this name have agreed to whose segment this is: not servable if the kernel
-/// does not say, if segments are signed, if the connection is a part of another one, or if its socket has another
-/// name.
+/// does not say, if segments are signed, if the connection is a part of another one, if it began with data (TCP Fast
+/// Open), or if its socket has another name.
 ///
 /// # Safety
 ///
@@ -324,7 +324,9 @@ pub unsafe fn agreement(skb: *mut __sk_buff, key: &FlowKey) -> Agreement {
         let is_part = is_part(connection, fields);
         let counts_marks = has(&raw const (*fields).ecn_flags)
             && field::<u8>(connection, &raw const (*fields).ecn_flags) & !PLAIN_ECN != 0;
-        if !has(&raw const (*fields).mss_cache) || is_signed || is_part || counts_marks {
+        let began_with_data = bits(connection, &raw const (*fields).syn_data_acked_bit) & 1 != 0;
+        let is_special = is_signed || is_part || counts_marks || began_with_data;
+        if !has(&raw const (*fields).mss_cache) || is_special {
             return Agreement::default();
         }
         let has_timestamps = bits(connection, &raw const (*fields).tstamp_ok_bit) & 1 != 0;
