@@ -280,6 +280,30 @@ fn carry_on(stage: &Stage, client: &mut TcpClient, value: &[u8]) -> Result<()> {
     })
 }
 
+/// A connection that was used before prestack started is answered once it is certain what it is at.
+#[test]
+fn a_connection_of_before() -> Result<()> {
+    let bed = Testbed::new()?;
+    let memcached = Memcached::start(&bed.server, MemcachedOptions::default())?;
+    let mut older = TcpClient::connect(&bed.client, (bed.links[0].server4, PORT).into())?;
+    store(&mut older, b"key", b"value")?;
+    let prestack = start_prestack(&bed, 0, &[&LASTING[..], &HITS].concat())?;
+    let stage = Stage {
+        prestack,
+        memcached,
+        bed,
+    };
+    // It is closed before prestack ends, which would wait for that.
+    let mut client = older;
+    carry_on(&stage, &mut client, b"value")?;
+    assert_eq!(stage.prestack.stats()?.get("regained")?, 1);
+    for value in [&b"1"[..], b"2"] {
+        store(&mut client, b"key", value)?;
+        carry_on(&stage, &mut client, value)?;
+    }
+    Ok(())
+}
+
 /// Of a connection on which all GETs hit one in a while (`--tcp-trickle`) reaches memcached, and no more.
 #[test]
 fn one_request_in_a_while_passes() -> Result<()> {

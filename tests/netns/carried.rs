@@ -426,6 +426,82 @@ fn a_small_table_is_a_limit() -> Result<()> {
     Ok(())
 }
 
+/// Who comes when the table is full passes: nobody that is carried gives way.
+#[test]
+fn a_full_table_keeps_who_is_carried() -> Result<()> {
+    const PLACES: usize = 16;
+    const MORE: usize = 20;
+    let stage = stage(&["--max-flows", &PLACES.to_string()])?;
+    let tcp_hits = || stage.prestack.stats()?.get("tcp.hits");
+    let mut carried = Vec::new();
+    for _ in 0..PLACES {
+        let mut client = stage.tcp()?;
+        store(&mut client, b"key", b"value")?;
+        carry(&stage.prestack, &mut client)?;
+        carried.push(client);
+    }
+    let mut more = (0..MORE).map(|_| stage.tcp()).collect::<Result<Vec<_>>>()?;
+    for round in 0..2_u32 {
+        let value = round.to_string().into_bytes();
+        store(&mut carried[0], b"key", &value)?;
+        for client in &mut more {
+            assert_eq!(client.get(b"key")?.as_ref(), Some(&value));
+        }
+        // What those have said has emptied the cache.
+        for client in &mut carried {
+            let before = tcp_hits()?;
+            pace::wait_for("a hit over TCP", Duration::from_secs(10), || {
+                ensure!(client.get(b"key")?.as_ref() == Some(&value));
+                Ok((tcp_hits()? > before).then_some(()))
+            })?;
+        }
+        store(&mut more[0], b"key", b"other")?;
+        for client in &mut carried {
+            assert_eq!(client.get(b"key")?.as_deref(), Some(&b"other"[..]));
+        }
+    }
+    let stats = stage.prestack.stats()?;
+    ensure!(stats.get("flows_refused")? >= MORE as u64, "{stats:?}");
+    assert_eq!(stats.get("flows_displaced")?, 0);
+    let status = stage.prestack.instance().command(&["status"])?;
+    let all = format!("{PLACES} connections translated");
+    ensure!(status.contains(&all), "{status}");
+    Ok(())
+}
+
+/// More than 4 GB leave on a carried connection, with hits between: sequence numbers come round.
+#[test]
+fn a_long_stream() -> Result<()> {
+    const LARGE: usize = 8_000_000;
+    let options = MemcachedOptions {
+        memory_mib: 256,
+        args: ["-I", "16m"].map(Into::into).into(),
+        ..MemcachedOptions::default()
+    };
+    let stage = Stage::watching(options, &SETTINGS)?;
+    let mut client = stage.tcp()?;
+    store(&mut client, b"key", b"value")?;
+    let value: Vec<u8> = (0..LARGE).map(|at| (at % 251) as u8).collect();
+    store(&mut client, b"large", &value)?;
+    carry(&stage.prestack, &mut client)?;
+    let before = stage.prestack.stats()?.get("tcp.hits")?;
+    let wanted = (pace::volume(u32::MAX as usize) / LARGE) as u64 + 1;
+    for _ in 0..wanted {
+        ensure!(client.get(b"key")?.as_deref() == Some(&b"value"[..]));
+        client.send(b"get large\r\n")?;
+        ensure!(client.line()? == format!("VALUE large 0 {LARGE}\r\n").as_bytes());
+        ensure!(client.bytes(LARGE)? == value);
+        ensure!(client.line()? == b"\r\n");
+        ensure!(client.line()? == b"END\r\n");
+    }
+    let hits = stage.prestack.stats()?.get("tcp.hits")? - before;
+    ensure!(
+        hits > wanted / 2,
+        "only {hits} hits among {wanted} long answers"
+    );
+    Ok(())
+}
+
 #[test]
 fn without_a_bpf_file_system_it_refuses() -> Result<()> {
     let bed = Testbed::new()?;

@@ -47,7 +47,7 @@ fn stage(args: &[&str]) -> Result<Stage> {
     Stage::with(MemcachedOptions::default(), &[&LASTING[..], args].concat())
 }
 
-/// libmemcached's test of a server.
+/// libmemcached's test of a server: every command, answered as the protocol says.
 fn capable(protocol: &str, args: &[&str]) -> Result<()> {
     if !are_installed() {
         return Ok(());
@@ -56,17 +56,23 @@ fn capable(protocol: &str, args: &[&str]) -> Result<()> {
     let (host, port) = (stage.server4().ip().to_string(), PORT.to_string());
     let said = succeed(&stage, "memccapable", &["-h", &host, "-p", &port, protocol])?;
     ensure!(said.contains("All tests passed"), "{said}");
+    if protocol == "-b" {
+        // In text it reads nothing twice.
+        stage.prestack.check_tcp_hits()?;
+    }
     Ok(())
 }
 
 #[test]
 fn libmemcached_finds_the_text_protocol_complete() -> Result<()> {
-    capable("-a", &[])
+    capable("-a", &[])?;
+    capable("-a", HITS)
 }
 
 #[test]
 fn libmemcached_finds_the_binary_protocol_complete() -> Result<()> {
-    capable("-b", &[])
+    capable("-b", &[])?;
+    capable("-b", HITS)
 }
 
 #[test]
@@ -296,5 +302,6 @@ fn crate_works(scheme: &str, protocol: &str, args: &[&str]) -> Result<()> {
     }
     client.flush()?;
     assert_eq!(client.get::<String>("large")?, None);
+    assert_eq!(stage.prestack.stats()?.get("tcp.hits")?, 0);
     Ok(())
 }

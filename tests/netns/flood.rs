@@ -9,7 +9,10 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use prestack_testbed::{MemcachedOptions, TcpClient, UdpClient, pace};
 use prestack_tests::flood::{Flood, SOURCES};
+use prestack_tests::pinned::carry;
 use prestack_tests::stage::{Stage, set, store, until_hit};
+
+use crate::mixed::HITS;
 
 /// SYNs in all.
 const SYNS: usize = 50_000;
@@ -19,16 +22,21 @@ const BURST: u32 = 50;
 const TRIES: u32 = 4;
 /// Writers that were connected before.
 const WRITERS: usize = 4;
+/// Connections that are carried, if there are hits over TCP.
+const CARRIED: usize = 4;
+
+/// Settings of all runs here.
+const SETTINGS: [&str; 6] = ["--memory", "8MiB", "--max-age", "60s", "--settle", "1s"];
 
 /// A flood goes on while clients read and write. Those that are connected notice nothing, and the cache
-/// goes on to serve; if the host answers SYNs with cookies, clients can connect as well.
-fn survive(has_cookies: bool) -> Result<()> {
+/// goes on to serve, carried connections as well; if the host answers SYNs with cookies, clients can connect as well.
+fn survive(has_cookies: bool, more: &[&str]) -> Result<()> {
     let stage = Stage::with(
         MemcachedOptions {
             threads: 4,
             ..MemcachedOptions::default()
         },
-        &["--memory", "8MiB", "--max-age", "60s", "--settle", "1s"],
+        &[&SETTINGS[..], more].concat(),
     )?;
     let (bed, link) = (&stage.bed, &stage.bed.links[0]);
     let cookies = if has_cookies { "1" } else { "0" };
@@ -48,6 +56,15 @@ fn survive(has_cookies: bool) -> Result<()> {
             Ok(writer)
         })
         .collect::<Result<Vec<_>>>()?;
+    let mut carried = Vec::new();
+    if stage.prestack.carries_connections() {
+        store(&mut stage.behind()?, b"key", b"value")?;
+        for _ in 0..CARRIED {
+            let mut client = stage.tcp()?;
+            carry(&stage.prestack, &mut client)?;
+            carried.push(client);
+        }
+    }
     // It says nothing until the flood is over.
     let mut silent = stage.tcp()?;
     let before = stage.prestack.stats()?;
@@ -78,6 +95,11 @@ fn survive(has_cookies: bool) -> Result<()> {
                 round(&mut late, &mut udp, WRITERS, rounds)?;
             }
             ensure!(read(&mut udp, b"hot")?.as_deref() == Some(&b"value"[..]));
+            if !carried.is_empty() {
+                let value = carried[rounds as usize % CARRIED].get(b"key");
+                let value = value.context("a carried connection")?;
+                ensure!(value.as_deref() == Some(&b"value"[..]), "got {value:?}");
+            }
         }
         flood.join().expect("no panic")
     })?;
@@ -90,7 +112,10 @@ fn survive(has_cookies: bool) -> Result<()> {
         more("flows_displaced")?,
         more("flows_adopted")?,
     );
-    println!("{rounds} rounds, {hits} hits, {displaced} displaced, {adopted} adopted");
+    let carried_hits = more("tcp.hits")?;
+    println!(
+        "{rounds} rounds, {hits} hits, {carried_hits} over TCP, {displaced} displaced, {adopted} adopted"
+    );
     for name in [
         "doubted_requests",
         "doubted_replies",
@@ -100,6 +125,10 @@ fn survive(has_cookies: bool) -> Result<()> {
         ensure!(more(name)? == 0, "{name}: {}", more(name)?);
     }
     ensure!(hits >= rounds, "the hot key was not served throughout");
+    ensure!(
+        carried.is_empty() || carried_hits > rounds / 2,
+        "only {carried_hits} of {rounds} GETs on carried connections were answered"
+    );
     if has_cookies && !pace::is_slow() {
         ensure!(displaced > SYNS as u64 / 2, "the flood was none");
         ensure!(adopted > 0, "the silent connection was not displaced");
@@ -131,10 +160,15 @@ fn round(writer: &mut TcpClient, udp: &mut UdpClient, key: usize, round: u64) ->
 
 #[test]
 fn a_flood_of_syns_that_are_answered_with_cookies() -> Result<()> {
-    survive(true)
+    survive(true, &[])
+}
+
+#[test]
+fn a_flood_of_syns_while_connections_are_carried() -> Result<()> {
+    survive(true, HITS)
 }
 
 #[test]
 fn a_flood_of_syns() -> Result<()> {
-    survive(false)
+    survive(false, &[])
 }

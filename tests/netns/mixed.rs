@@ -85,7 +85,7 @@ const READING: Course = Course {
 };
 
 /// Where nothing is lost.
-const CLEAN: [Course; 7] = [
+const CLEAN: [Course; 8] = [
     PLAIN,
     READING,
     Course {
@@ -117,6 +117,12 @@ const CLEAN: [Course; 7] = [
         name: "many connections",
         connections: 64,
         ..PLAIN
+    },
+    Course {
+        name: "several queues",
+        connections: 64,
+        queues: 4,
+        ..READING
     },
 ];
 

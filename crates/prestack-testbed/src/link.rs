@@ -73,6 +73,23 @@ impl Link {
         Self::set_up([(server, server_dev), (client, client_dev)], n, Vec::new())
     }
 
+    /// The same with so many queues for each direction: what is sent goes to one or the other by its connection.
+    pub(crate) fn with_queues(
+        server: &Namespace,
+        client: &Namespace,
+        n: u8,
+        queues: u8,
+    ) -> Result<Self> {
+        let [server_dev, client_dev] = names(["vs", "vc"]);
+        let queues = queues.to_string();
+        let settings = ["numrxqueues", &queues, "numtxqueues", &queues];
+        add_pair_of(
+            [(server, &server_dev), (client, &client_dev)],
+            [&settings, &settings],
+        )?;
+        Self::set_up([(server, server_dev), (client, client_dev)], n, Vec::new())
+    }
+
     /// The link again, after its devices were removed: with the same names and addresses, and the server's
     /// device with this index if one is given.
     pub(crate) fn again(
@@ -145,10 +162,22 @@ fn names<const N: usize>(prefixes: [&str; N]) -> [String; N] {
 
 /// Makes a veth pair; `settings` are those of the first device.
 fn add_pair(ends: [(&Namespace, &str); 2], settings: &[&str]) -> Result<()> {
+    add_pair_of(ends, [settings, &[]])
+}
+
+/// Makes a veth pair with settings of both devices.
+fn add_pair_of(
+    ends: [(&Namespace, &str); 2],
+    [settings, peer_settings]: [&[&str]; 2],
+) -> Result<()> {
     let [(namespace, dev), (other, peer_dev)] = ends;
     let add = [&["link", "add", dev], settings, &["type", "veth"]].concat();
-    let peer = ["peer", "name", peer_dev, "netns", &other.path()];
-    namespace.ip(add.into_iter().chain(peer))?;
+    let path = other.path();
+    let peer = ["peer", "name", peer_dev, "netns", &path];
+    namespace.ip(add
+        .into_iter()
+        .chain(peer)
+        .chain(peer_settings.iter().copied()))?;
     ends.into_iter()
         .try_for_each(|(namespace, dev)| ready(namespace, dev))
 }

@@ -46,6 +46,21 @@ impl Testbed {
         })
     }
 
+    /// Namespaces joined by one veth pair with so many queues for each direction.
+    ///
+    /// # Errors
+    /// Without root's privileges or `ip`.
+    pub fn with_queues(queues: u8) -> Result<Self> {
+        require_root()?;
+        let (server, client) = (Namespace::new()?, Namespace::new()?);
+        let link = Link::with_queues(&server, &client, 0, queues)?;
+        Ok(Self {
+            server,
+            client,
+            links: vec![link],
+        })
+    }
+
     /// Namespaces joined through a third one, whose two devices are not joined yet.
     ///
     /// # Errors

@@ -31,6 +31,8 @@ pub struct Course {
     pub threads: u32,
     pub habit: Habit,
     pub connections: usize,
+    /// Of each device, for each direction; one where there is a relay.
+    pub queues: u8,
     /// Commands of all clients together, unless the environment says otherwise.
     pub commands: u64,
     /// Bytes of the largest values.
@@ -68,6 +70,7 @@ pub const PLAIN: Course = Course {
     threads: 4,
     habit: Habit::Mixed,
     connections: 8,
+    queues: 1,
     commands: 20_000,
     largest: 2 << 20,
     is_v6: false,
@@ -111,6 +114,8 @@ impl Ground {
         let (mut bed, middle) = if course.relay.is_some() {
             let (bed, middle) = Testbed::with_middle()?;
             (bed, Some(middle))
+        } else if course.queues > 1 {
+            (Testbed::with_queues(course.queues)?, None)
         } else {
             (Testbed::new()?, None)
         };
