@@ -118,30 +118,6 @@ fn a_flood_is_answered_and_misses_reach_memcached() -> Result<()> {
     Ok(())
 }
 
-/// Over TCP as well all answers are memcached's, and most of them come from the cache where all GETs could.
-#[test]
-fn most_are_hits_over_tcp() -> Result<()> {
-    if pace::is_slow() {
-        return Ok(());
-    }
-    let (json, failure) = bench(&["--only", "tcp-hits", "--keys", "100"])?;
-    assert_eq!(failure, None);
-    println!("{json:#}");
-    let comparisons = json["comparisons"].as_array().context("comparisons")?;
-    for comparison in comparisons {
-        for side in ["without", "with"] {
-            let of = |name: &str| number(&comparison[side][name]);
-            ensure!(
-                of("rate")? > 0.0 && of("wrong")? == 0.0,
-                "{side}: {comparison}"
-            );
-        }
-    }
-    let first = comparisons.first().context("a comparison")?;
-    ensure!(number(&first["with"]["hit_ratio"])? > 0.5, "{first}");
-    Ok(())
-}
-
 /// A peer takes its turn in the closed loop: here one that lets everything pass.
 #[test]
 fn a_peer_takes_its_turn_in_the_closed_loop() -> Result<()> {
