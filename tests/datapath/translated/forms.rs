@@ -4,7 +4,7 @@ use prestack_proto::binary::opcode::NOOP;
 
 use super::connection::Ready;
 use super::filled;
-use crate::binary::{GETK, GETKQ, done, get, hit as item, not_found, request};
+use crate::binary::{GET, GETK, GETKQ, GETQ, done, get, hit as item, not_found, request};
 use crate::bytes::hit;
 use crate::harness::Datapath;
 use crate::packet::ACK;
@@ -50,6 +50,37 @@ fn text_requests_that_hit_are_answered() {
     ready.served(&path, "get key\r\n", hit("key", "value"));
 }
 
+/// Keys whose unique numbers are known.
+fn numbered() -> Datapath {
+    let mut path = filled();
+    path.exchange("gets one\r\n", "VALUE one 3 5 77\r\nvalue\r\nEND\r\n");
+    path.exchange("gets two\r\n", "VALUE two 0 1 78\r\n2\r\nEND\r\n");
+    path
+}
+
+#[test]
+fn requests_for_unique_numbers_are_answered() {
+    const ONE: &str = "VALUE one 3 5 77\r\nvalue\r\n";
+    const TWO: &str = "VALUE two 0 1 78\r\n2\r\n";
+    let mut path = numbered();
+    let mut ready = Ready::open(&mut path, 4204);
+    for (request, answer) in [
+        ("gets one\r\n", format!("{ONE}END\r\n")),
+        ("gets one two\r\n", format!("{ONE}{TWO}END\r\n")),
+        (
+            "gets two\r\nget key\r\n",
+            format!("{TWO}END\r\n{KEY}END\r\n"),
+        ),
+    ] {
+        ready.served(&path, request, answer);
+    }
+    // One whose number is not known passes with the others.
+    ready.sends(&path, "gets one key\r\n");
+    ready.replies(&path, format!("{ONE}VALUE key 0 5 7\r\nvalue\r\nEND\r\n"));
+    ready.served(&path, "gets one\r\n", format!("{ONE}END\r\n"));
+    assert_eq!(path.stats().tcp_hits, 4);
+}
+
 /// The data passes as it came, and memcached answers it; then the connection is answered on again.
 fn passes(path: &Datapath, ready: &mut Ready, request: &str, reply: &str) {
     ready.sends(path, request);
@@ -88,8 +119,7 @@ fn what_does_not_hit_as_a_whole_passes_whole() {
 
 #[test]
 fn binary_runs_are_answered() {
-    let mut path = filled();
-    path.exchange("gets one\r\n", "VALUE one 3 5 77\r\nvalue\r\nEND\r\n");
+    let mut path = numbered();
     let mut connection = Connection::open(&path, 4202);
     connection.exchange(&path, get(GETK, b"nothing", 1), not_found(GETK, 1));
     let mut ready = Ready::earned(&mut path, connection, None);
@@ -110,6 +140,19 @@ fn binary_runs_are_answered() {
         &path,
         run.concat(),
         [one(GETKQ, 1), one(GETKQ, 2), noop(3)].concat(),
+    );
+    // Without keys in the answers.
+    let two = |opaque| item(GETQ, b"two", 0, 78, b"2", opaque);
+    ready.served(&path, get(GET, b"one", 5), one(GET, 5));
+    let run = [
+        get(GETQ, b"one", 6),
+        get(GETQ, b"two", 7),
+        get(NOOP, b"", 8),
+    ];
+    ready.served(
+        &path,
+        run.concat(),
+        [one(GETQ, 6), two(7), noop(8)].concat(),
     );
     // A miss in a run.
     ready.sends(
