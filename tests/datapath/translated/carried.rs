@@ -8,7 +8,7 @@ use super::connection::Ready;
 use super::{filled, setup};
 use crate::bytes::hit;
 use crate::harness::{Datapath, Setup, Verdict, wait};
-use crate::packet::{ACK, FIN, PSH, RST, URG};
+use crate::packet::{ACK, FIN, PSH, RST, SYN, URG};
 use crate::tcp::connection::Connection;
 
 const GET: &str = "get key\r\n";
@@ -123,6 +123,111 @@ fn blocks_and_timestamps_are_translated() {
             ready.leaves(&path, &segment.tcp_options(&kernel)).options,
             wire
         );
+    }
+}
+
+/// What was got twice stands first (D-SACK, RFC 2883): it is no loss, and lies before the acknowledgement.
+#[test]
+fn several_blocks_are_translated() {
+    let mut path = filled();
+    let connection = Connection::open(&path, 4315);
+    let mut ready = Ready::of(&mut path, connection, Some((500, 900)));
+    ready.served(&path, GET, answer());
+    let (client, server) = (ready.connection.client, ready.connection.server);
+    let (taken, given) = (ready.taken, ready.given);
+    let options = |timestamps: [u32; 2], blocks: [(u32, u32); 3]| {
+        let mut options = vec![1, 1, 8, 10];
+        options.extend(timestamps.map(u32::to_be_bytes).concat());
+        options.extend([1, 1, 5, 26]);
+        for (start, end) in blocks {
+            options.extend([start.to_be_bytes(), end.to_be_bytes()].concat());
+        }
+        options
+    };
+    // Something from before what was answered, and two pieces of what is behind it.
+    let spread = |base: u32, shift: u32| {
+        let at = |offset: u32| base.wrapping_add(shift).wrapping_add(offset);
+        let old = (base.wrapping_sub(5), base.wrapping_sub(1));
+        [old, (at(10), at(20)), (at(30), at(45))]
+    };
+    let clients = |blocks| options([500, 900], blocks);
+    let wire = ready
+        .segment(ACK, "")
+        .tcp_options(&clients(spread(server, given)));
+    let passed = ready.passed(&path, &wire);
+    assert_eq!(passed.options, clients(spread(server, 0)));
+    // The answer is nothing to the kernel.
+    let twice = clients([(server, server.wrapping_add(given)); 3]);
+    let passed = ready.passed(&path, &ready.segment(ACK, "").tcp_options(&twice));
+    assert_eq!(passed.options, clients([(server, server); 3]));
+    let kernels = |blocks| options([900, 500], blocks);
+    let kernel = ready
+        .connection
+        .answer(ACK, "")
+        .tcp_options(&kernels(spread(client, 0)));
+    let left = ready.leaves(&path, &kernel);
+    assert_eq!(left.options, kernels(spread(client, taken)));
+    ready.served(&path, GET, answer());
+}
+
+/// Its numbers come to their end with the first request, in what is answered, and in what passes behind that.
+#[test]
+fn the_clients_numbers_may_wrap_anywhere() {
+    let mut path = filled();
+    for before in 0..45 {
+        let mut connection = Connection::new(4330 + before);
+        connection.client = u32::MAX.wrapping_sub(before.into());
+        connection.shake_hands(&path);
+        let mut ready = Ready::of(&mut path, connection, None);
+        let first = ready.served(&path, GET, answer());
+        let again = behind(&ready, ACK | PSH, GET);
+        let (sequence, _) = again.numbers();
+        let again = again.sequence(sequence.wrapping_sub(GET.len() as u32));
+        assert_eq!(ready.resent(&path, &again).data, first.data);
+        ready.sends(&path, "version\r\n");
+        ready.replies(&path, "VERSION 1\r\n");
+        ready.served(&path, GET, answer());
+    }
+    assert_eq!(path.stats().doubted_requests, 0);
+}
+
+/// Whoever sends one in the client's name does not know its numbers. Or he does.
+#[test]
+fn a_syn_in_the_clients_name_changes_nothing() {
+    // A new connection's, with and without data (TCP Fast Open, with its cookie).
+    let plain = [2, 4, 5, 0xb4, 1, 3, 3, 9];
+    let cookie = [34, 10, 1, 2, 3, 4, 5, 6, 7, 8, 1, 1];
+    for v6 in [false, true] {
+        let mut path = filled();
+        let mut connection = Connection::new(4316);
+        connection.v6 = v6;
+        connection.shake_hands(&path);
+        let mut ready = Ready::of(&mut path, connection, None);
+        ready.served(&path, GET, answer());
+        for offset in [0, 1, u32::MAX, 1000, 1 << 30, 1 << 31] {
+            for (options, data) in [
+                (&plain[..], ""),
+                (&plain, "get nothing\r\n"),
+                (&cookie, GET),
+            ] {
+                let (sequence, _) = ready.segment(ACK, "").numbers();
+                let syn = ready
+                    .segment(SYN, data)
+                    .sequence(sequence.wrapping_add(offset))
+                    .acknowledging(0)
+                    .tcp_options(options);
+                // It is the kernel's to refuse, as it came.
+                path.pass(&syn);
+                // The kernel says what it has (RFC 5961 4.2).
+                let left = ready.leaves(&path, &ready.connection.answer(ACK, ""));
+                assert_eq!(left.sequence, ready.segment(ACK, "").numbers().1);
+                ready.served(&path, GET, answer());
+                ready.sends(&path, "version\r\n");
+                ready.replies(&path, "VERSION 1\r\n");
+                ready.served(&path, GET, answer());
+            }
+        }
+        assert_eq!(path.stats().tcp_hits, 1 + 2 * 18);
     }
 }
 

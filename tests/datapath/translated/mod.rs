@@ -2,12 +2,14 @@
 
 mod carried;
 pub mod connection;
+mod doubt;
 mod earning;
 mod ends;
 mod errors;
 mod forms;
 mod growth;
 mod long;
+mod now_and_then;
 mod odd;
 mod serving;
 mod unserved;

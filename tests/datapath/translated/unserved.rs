@@ -6,7 +6,7 @@ use super::connection::{Ready, Taken};
 use super::{filled, setup};
 use crate::bytes::hit;
 use crate::harness::{Datapath, Setup, Verdict};
-use crate::packet::{ACK, Checksum, FIN, PSH, PacketBuilder, URG, VLAN};
+use crate::packet::{ACK, CWR, Checksum, ECE, FIN, PSH, PacketBuilder, URG, VLAN};
 use crate::tcp::connection::Connection;
 
 /// The same request: the first is answered by the express way, the second by the steps for all forms.
@@ -53,10 +53,13 @@ fn is_unanswered(v6: bool, change: Change) {
 
 #[test]
 fn segments_that_are_not_plain() {
-    let changes: [Change; 8] = [
+    let changes: [Change; 10] = [
         |segment| segment.flags(ACK | PSH | URG),
         |segment| segment.flags(ACK | PSH | FIN),
         |segment| segment.checksum(Checksum::Wrong),
+        // The kernel is to answer congestion, or has been told that the client did (RFC 3168).
+        |segment| segment.flags(ACK | PSH | ECE),
+        |segment| segment.flags(ACK | PSH | CWR),
         // Congestion was experienced.
         |mut segment| {
             segment.traffic_class = 3;
