@@ -117,7 +117,7 @@ fn compare(setting: &Setting) -> Result<()> {
     result.with_context(|| format!("PRESTACK_SEED={seed}"))?;
     let (forms, least) = setting.served;
     tally.check(forms, least);
-    run.check_tcp_hits()
+    run.check_tcp_hits(least)
 }
 
 #[test]

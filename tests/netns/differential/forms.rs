@@ -57,6 +57,11 @@ impl Form {
         )
     }
 
+    /// Whether it is answered only if the item is there.
+    pub fn is_quiet(self) -> bool {
+        matches!(self, Self::BinaryQuiet | Self::BinaryKeyQuiet)
+    }
+
     /// A GET of this form.
     pub fn ask(self, source: &mut Source) -> Datagram {
         match self {
