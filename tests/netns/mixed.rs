@@ -89,7 +89,8 @@ const CLEAN: [Course; 8] = [
     PLAIN,
     READING,
     Course {
-        name: "one thread, IPv6, bare options",
+        name: "VLAN, one thread, IPv6, bare options",
+        relay: Some(TAGS),
         threads: 1,
         is_v6: true,
         has_timestamps: false,
@@ -97,8 +98,7 @@ const CLEAN: [Course; 8] = [
         ..PLAIN
     },
     Course {
-        name: "VLAN, small windows",
-        relay: Some(TAGS),
+        name: "small windows",
         has_small_windows: true,
         commands: 2_000,
         ..PLAIN
@@ -114,7 +114,8 @@ const CLEAN: [Course; 8] = [
         ..PLAIN
     },
     Course {
-        name: "many connections",
+        name: "many connections, ECN",
+        has_ecn: true,
         connections: 64,
         ..PLAIN
     },

@@ -44,6 +44,8 @@ pub struct Course {
     /// Whether both ends send the last segment again when nothing comes back for some milliseconds
     /// (`net.ipv4.tcp_early_retrans`), as happens on a busy machine.
     pub has_probes: bool,
+    /// Whether both ends ask for congestion marks (`net.ipv4.tcp_ecn`), and so say that routers may set them.
+    pub has_ecn: bool,
     /// Whether both ends have little room for what they receive.
     pub has_small_windows: bool,
     pub offloads: Offloads,
@@ -77,6 +79,7 @@ pub const PLAIN: Course = Course {
     has_timestamps: true,
     has_sack: true,
     has_probes: true,
+    has_ecn: false,
     has_small_windows: false,
     offloads: Offloads::Some,
     hits: 0.0,
@@ -125,6 +128,9 @@ impl Ground {
         for namespace in [client, server] {
             if !course.has_probes {
                 set(namespace, "tcp_early_retrans", false)?;
+            }
+            if course.has_ecn {
+                set(namespace, "tcp_ecn", true)?;
             }
             if course.has_small_windows {
                 write(namespace, "tcp_rmem", "4096 4096 4096")?;
@@ -266,9 +272,10 @@ impl Ground {
         if let Some(prestack) = &self.prestack {
             println!("{}", prestack.instance().command(&["stats"])?);
             let hits = prestack.stats()?.get("tcp.hits")?;
+            let share = hits as f64 / tally.commands as f64;
+            say(&format!("{}: {hits} hits, {share:.4} of all", course.name));
             ensure!(
-                !prestack.carries_connections()
-                    || hits as f64 >= course.hits * tally.commands as f64,
+                !prestack.carries_connections() || share >= course.hits,
                 "only {hits} hits"
             );
             // Small windows have no room for an answer but memcached's. On a slow machine the few commands over a bad
@@ -276,6 +283,10 @@ impl Ground {
             if !course.has_small_windows && !pace::is_slow() {
                 prestack.check_tcp_hits()?;
             }
+        }
+        if course.has_ecn {
+            let count = may_be_marked(&bed.server)?;
+            ensure!(count > 0, "nothing came that may be marked");
         }
         if let Some(wanted) = course.relay {
             let has_part = |share: f64, count| share == 0.0 || count > 0;
@@ -361,6 +372,17 @@ fn say_what_connections_are_at(bed: &Testbed) {
 pub fn run(course: &Course, prestack: Arguments) -> Result<Tally> {
     let seed = seed()?;
     Ground::new(course, prestack, seed)?.run(course, seed)
+}
+
+/// IP packets that the namespace has got and that may be marked (`InECT0Pkts` in /proc/net/netstat).
+fn may_be_marked(namespace: &Namespace) -> Result<u64> {
+    let counters = namespace.run(|| std::fs::read_to_string("/proc/thread-self/net/netstat"))?;
+    let mut lines = counters.lines().filter(|line| line.starts_with("IpExt:"));
+    let (names, values) = (lines.next(), lines.next());
+    let (names, values) = names.zip(values).context("two lines for IP")?;
+    let mut columns = names.split(' ').zip(values.split(' '));
+    let column = columns.find(|(name, _)| *name == "InECT0Pkts");
+    Ok(column.context("a count of them")?.1.parse()?)
 }
 
 /// Switches one of the namespace's `net.ipv4` settings.
