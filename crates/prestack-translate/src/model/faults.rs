@@ -14,6 +14,9 @@ pub enum Fate {
     /// It arrives with other numbers: sequence and acknowledgement are so much higher. The kernel drops it, for its
     /// checksum is wrong. To others than the host it is lost.
     Damaged(u32, u32),
+    /// It arrives as two, of which the first has so many bytes of its data: something on the way cuts segments anew. A
+    /// shorter one arrives as it is.
+    Cut(usize),
     /// It arrives at an end that has no memory for its data, if what came before has not been read.
     TooMuch,
 }

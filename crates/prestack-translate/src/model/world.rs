@@ -339,6 +339,13 @@ impl World {
                 self.schedule(delay, event(packet));
             }
             Fate::Lost | Fate::Damaged(..) => {}
+            Fate::Cut(len) => {
+                let rest = packet.cut_off(len);
+                self.schedule(delay, event(packet));
+                if let Some(rest) = rest {
+                    self.schedule(delay, event(rest));
+                }
+            }
             Fate::TooMuch => {
                 packet.is_too_much = true;
                 self.schedule(delay, event(packet));

@@ -31,6 +31,23 @@ pub struct Packet {
     pub is_too_much: bool,
 }
 
+impl Packet {
+    /// Cuts off what is behind so many bytes of data; `None` if there is nothing. Both have the same header but for what
+    /// says where the data ends.
+    pub fn cut_off(&mut self, len: usize) -> Option<Self> {
+        if len == 0 || len >= self.data.len() {
+            return None;
+        }
+        let mut rest = self.clone();
+        rest.data = self.data.split_off(len);
+        rest.segment.sequence = self.segment.sequence.wrapping_add(len as u32);
+        rest.segment.len -= len as u32;
+        self.segment.len = len as u32;
+        self.segment.flags &= !u32::from(TCP_FIN);
+        Some(rest)
+    }
+}
+
 /// How an end behaves.
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {

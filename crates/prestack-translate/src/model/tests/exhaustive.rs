@@ -6,7 +6,12 @@ use crate::model::memcached::Command;
 use crate::model::tcp::RTO;
 use crate::model::world::{Script, Step, World};
 
-const FATES: [Fate; 4] = [Fate::Arrives, Fate::Lost, Fate::Twice(150), Fate::Late(250)];
+/// Those that are tried together: with all of them at once there would be five times as many networks.
+const FATES: [&[Fate]; 2] = [
+    &[Fate::Arrives, Fate::Lost, Fate::Twice(150), Fate::Late(250)],
+    // Within a command, and within the first line of a reply.
+    &[Fate::Arrives, Fate::Lost, Fate::Cut(5)],
+];
 
 /// Every choice of fates for `len` packets.
 fn fates(of: &[Fate], len: u32) -> impl Iterator<Item = Vec<Fate>> {
@@ -26,23 +31,25 @@ fn fates(of: &[Fate], len: u32) -> impl Iterator<Item = Vec<Fate>> {
 fn in_every_network(script: &Script) -> (usize, usize) {
     let quiet = World::run(script).expect("without faults").took;
     let mut served = (usize::MAX, 0);
-    for up in fates(&FATES, 4) {
-        for down in fates(&FATES, 3) {
-            for inside in fates(&FATES[..2], 2) {
-                let script = Script {
-                    faults: Faults {
-                        up: up.clone(),
-                        inside: inside.clone(),
-                        down: down.clone(),
-                    },
-                    ..script.clone()
-                };
-                let outcome = World::run(&script).unwrap_or_else(|error| {
-                    panic!("{error}\n{:?}", script.faults);
-                });
-                let limit = outcome.last_fault + outcome.longest.max(RTO) + quiet;
-                assert!(outcome.took <= limit, "{outcome:?} {:?}", script.faults);
-                served = (served.0.min(outcome.served), served.1.max(outcome.served));
+    for some in FATES {
+        for up in fates(some, 4) {
+            for down in fates(some, 3) {
+                for inside in fates(&some[..2], 2) {
+                    let script = Script {
+                        faults: Faults {
+                            up: up.clone(),
+                            inside,
+                            down: down.clone(),
+                        },
+                        ..script.clone()
+                    };
+                    let outcome = World::run(&script).unwrap_or_else(|error| {
+                        panic!("{error}\n{:?}", script.faults);
+                    });
+                    let limit = outcome.last_fault + outcome.longest.max(RTO) + quiet;
+                    assert!(outcome.took <= limit, "{outcome:?} {:?}", script.faults);
+                    served = (served.0.min(outcome.served), served.1.max(outcome.served));
+                }
             }
         }
     }
@@ -58,10 +65,16 @@ fn steps(commands: &[(Command, bool)]) -> Vec<Step> {
     steps
 }
 
+/// The script of these commands behind two GETs, without faults.
+fn of(commands: &[(Command, bool)]) -> Script {
+    Script {
+        warm_up: 2,
+        ..script(steps(commands))
+    }
+}
+
 fn all(commands: &[(Command, bool)]) -> (usize, usize) {
-    let mut script = script(steps(commands));
-    script.warm_up = 2;
-    in_every_network(&script)
+    in_every_network(&of(commands))
 }
 
 #[test]
@@ -97,10 +110,35 @@ fn hits_without_waiting() {
 }
 
 #[test]
+fn a_write_behind_a_hit_without_options() {
+    let mut script = of(&[
+        (Command::Get(SHORT), true),
+        (Command::Set(100), false),
+        (Command::Get(SHORT), true),
+    ]);
+    for end in [&mut script.client, &mut script.server] {
+        (end.has_sack, end.has_timestamps) = (false, false);
+    }
+    assert_eq!(in_every_network(&script).1, 3);
+}
+
+/// The first request that meets faults begins with number 0, or that is its fifth byte's; and so it is with its answer.
+#[test]
+fn hits_where_numbers_wrap() {
+    let get = Command::Get(SHORT);
+    for at in [0, 4] {
+        let mut script = of(&[(get, true), (get, false), (get, true)]);
+        let first = |bytes: Vec<u8>| (2 * bytes.len() as u32 + 1 + at).wrapping_neg();
+        script.client.first = first(get.bytes());
+        script.server.first = first(get.reply());
+        assert_eq!(in_every_network(&script).1, 3);
+    }
+}
+
+#[test]
 fn memcached_hangs_up_behind_a_hit() {
     let get = (Command::Get(SHORT), true);
-    let mut script = script(steps(&[get, get]));
-    script.warm_up = 2;
+    let mut script = of(&[get, get]);
     script.hangs_up_at = Some(3);
     in_every_network(&script);
 }
