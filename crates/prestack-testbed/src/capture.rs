@@ -68,7 +68,7 @@ impl Capture {
     /// Ends the capture; counts what tshark flags in it.
     ///
     /// # Errors
-    /// When frames were missed, or tshark does not understand the capture.
+    /// When frames were missed, or tshark does not understand the capture, or finds nothing of TCP in it.
     pub fn flags(mut self) -> Result<BTreeMap<&'static str, u64>> {
         // It takes what has passed before it looks at signals, but for what has passed just now.
         std::thread::sleep(Duration::from_millis(200));
@@ -79,7 +79,7 @@ impl Capture {
             "tcpdump missed frames: {said}"
         );
         let mut command = Command::new("tshark");
-        command.args(["-r", &self.file, "-Y", "tcp.analysis.flags", "-T", "fields"]);
+        command.args(["-r", &self.file, "-Y", "tcp", "-T", "fields"]);
         for flag in FLAGS {
             command.args(["-e", &format!("tcp.analysis.{flag}")]);
         }
@@ -89,14 +89,16 @@ impl Capture {
             "tshark failed: {}",
             String::from_utf8_lossy(&output.stderr)
         );
-        let mut counts = BTreeMap::new();
+        let (mut counts, mut segments) = (BTreeMap::new(), 0);
         for line in String::from_utf8_lossy(&output.stdout).lines() {
+            segments += 1;
             for (flag, field) in FLAGS.into_iter().zip(line.split('\t')) {
                 if !field.is_empty() {
                     *counts.entry(flag).or_default() += 1;
                 }
             }
         }
+        ensure!(segments > 0, "tshark sees no TCP segment in the capture");
         Ok(counts)
     }
 }

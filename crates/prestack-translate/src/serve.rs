@@ -239,6 +239,21 @@ mod tests {
         }));
     }
 
+    /// They start again at 0 (RFC 7323 5.2).
+    #[test]
+    fn serves_where_timestamps_wrap() {
+        let is_served = |recent: u32, timestamp: u32| {
+            is_served(|connection, _, segment| {
+                connection.ends.recent = recent;
+                segment.timestamp = timestamp;
+            })
+        };
+        for (earlier, later) in [(u32::MAX, 0), (u32::MAX - 5, 7), (i32::MAX as u32, 1 << 31)] {
+            assert!(is_served(earlier, later), "{earlier} {later}");
+            assert!(!is_served(later, earlier), "{later} {earlier}");
+        }
+    }
+
     #[test]
     fn passes_one_now_and_then() {
         assert!(!is_served(|_, policy, _| policy.trickle = 10));
