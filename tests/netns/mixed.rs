@@ -41,9 +41,9 @@ pub const HITS: &[&str] = &["--tcp-hits"];
 /// The same where most connections come to be in doubt, which empties the cache and ends only with time.
 const SETTLING: &[&str] = &["--tcp-hits", "--settle", "300ms"];
 
-/// What may be flagged as often as you like where answers are lost: of one that is sent again in two pieces the
-/// second begins at a multiple of 8 bytes of it, some of which are in the first, and tshark takes the
-/// acknowledgement of such a piece for one of what it has not seen.
+/// What may be flagged as often as answers are sent again: of one that is sent in two pieces the second begins at a
+/// multiple of 8 bytes of it, some of which are in the first, and tshark takes the acknowledgement of such a piece for
+/// one of what it has not seen.
 const IN_PIECES: &str = "ack_lost_segment";
 
 /// What may be flagged so often over a bad network, whatever the server.
@@ -84,9 +84,13 @@ const READING: Course = Course {
     ..PLAIN
 };
 
-/// Where nothing is lost.
+/// Where nothing is lost. Shares of hits are about a third of the least that was seen; how often several segments are put
+/// together, which brings doubt, differs widely.
 const CLEAN: [Course; 8] = [
-    PLAIN,
+    Course {
+        hits: 0.07,
+        ..PLAIN
+    },
     READING,
     Course {
         name: "VLAN, one thread, IPv6, bare options",
@@ -95,6 +99,7 @@ const CLEAN: [Course; 8] = [
         is_v6: true,
         has_timestamps: false,
         has_sack: false,
+        hits: 0.07,
         ..PLAIN
     },
     Course {
@@ -106,17 +111,20 @@ const CLEAN: [Course; 8] = [
     Course {
         name: "all offloads",
         offloads: Offloads::All,
+        hits: 0.005,
         ..PLAIN
     },
     Course {
         name: "no offloads",
         offloads: Offloads::None,
+        hits: 0.05,
         ..PLAIN
     },
     Course {
         name: "many connections, ECN",
         has_ecn: true,
         connections: 64,
+        hits: 0.06,
         ..PLAIN
     },
     Course {
@@ -217,17 +225,24 @@ fn answers_are_right_over_bad_networks() -> Result<()> {
     all(&LOSSY, Some(&[]))
 }
 
-/// Runs a course while what passes the client's device is captured; what tshark flags in that.
-fn flags(course: &Course, prestack: Arguments, seed: u64) -> Result<BTreeMap<&'static str, u64>> {
+/// What tshark flags in a capture.
+type Flags = BTreeMap<&'static str, u64>;
+
+/// Runs a course while what passes the client's device is captured; what tshark flags in that, and how often answers
+/// were sent again.
+fn flags(course: &Course, prestack: Arguments, seed: u64) -> Result<(Flags, u64)> {
     let ground = Ground::new(course, prestack, seed)?;
     let directory = tempfile::tempdir()?;
     let file = directory.path().join("client.pcap");
     let file = file.to_str().context("a path in text")?;
     let capture = Capture::start(&ground.bed.client, &ground.bed.links[0].client_dev, file)?;
     ground.run(course, seed)?;
-    let flags = capture.flags()?;
-    say(&format!("{}, {prestack:?}: {flags:?}", course.name));
-    Ok(flags)
+    let (flags, resent) = (capture.flags()?, ground.resent()?);
+    say(&format!(
+        "{}, {prestack:?}: {flags:?}, {resent} answers sent again",
+        course.name
+    ));
+    Ok((flags, resent))
 }
 
 /// How often a course is run over a clean network before what tshark flags each time counts: now and then
@@ -246,13 +261,13 @@ fn nothing_flagged(prestack: Arguments) -> Result<()> {
             has_probes: false,
             ..course
         };
-        let mut odd = flags(&course, prestack, seed()?)?;
+        let (mut odd, _) = flags(&course, prestack, seed()?)?;
         odd.retain(|flag, _| !HARMLESS.contains(flag));
         for _ in 1..CAPTURES {
             if odd.is_empty() {
                 break;
             }
-            let flags = flags(&course, prestack, seed()?)?;
+            let (flags, _) = flags(&course, prestack, seed()?)?;
             odd.retain(|flag, _| flags.contains_key(flag));
         }
         ensure!(odd.is_empty(), "{}: {odd:?}", course.name);
@@ -262,7 +277,7 @@ fn nothing_flagged(prestack: Arguments) -> Result<()> {
 
 /// The same flags with one count for segments that are late, as tshark tells those that were overtaken
 /// from those that were sent again by how many milliseconds late they are.
-fn with_one_for_late(mut flags: BTreeMap<&'static str, u64>) -> BTreeMap<&'static str, u64> {
+fn with_one_for_late(mut flags: Flags) -> Flags {
     let overtaken = flags.remove("out_of_order").unwrap_or_default();
     *flags.entry("retransmission").or_default() += overtaken;
     flags
@@ -281,12 +296,13 @@ fn nothing_odd(prestack: Arguments) -> Result<()> {
             largest: 20_000,
             ..*course
         };
-        let bare = with_one_for_late(flags(course, None, seed)?);
-        let flags = with_one_for_late(flags(course, prestack, seed)?);
-        for (flag, count) in flags {
+        let bare = with_one_for_late(flags(course, None, seed)?.0);
+        let (flags, resent) = flags(course, prestack, seed)?;
+        for (flag, count) in with_one_for_late(flags) {
             let by_itself = bare.get(flag).copied().unwrap_or_default();
+            let pieces = if flag == IN_PIECES { resent } else { 0 };
             ensure!(
-                HARMLESS.contains(&flag) || flag == IN_PIECES || count <= 2 * by_itself + RARE,
+                HARMLESS.contains(&flag) || count <= 2 * by_itself + RARE + pieces,
                 "{}: {flag} {count} times, without prestack {by_itself} times",
                 course.name
             );

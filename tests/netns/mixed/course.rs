@@ -212,6 +212,12 @@ impl Ground {
         self.relay.as_ref().map(Relay::counts).unwrap_or_default()
     }
 
+    /// How often prestack has sent an answer, or a part of one, again.
+    pub fn resent(&self) -> Result<u64> {
+        let prestack = self.prestack.as_ref();
+        prestack.map_or(Ok(0), |prestack| prestack.stats()?.get("tcp.resent"))
+    }
+
     /// Says whether memcached had no room for items: then they are gone, whatever is before it.
     fn say_what_memcached_lacked(&self) {
         let stats = behind(&self.bed, Ipv4Addr::LOCALHOST.into(), PORT).and_then(|mut client| {
@@ -274,8 +280,10 @@ impl Ground {
             let hits = prestack.stats()?.get("tcp.hits")?;
             let share = hits as f64 / tally.commands as f64;
             say(&format!("{}: {hits} hits, {share:.4} of all", course.name));
+            // On a slow machine the few commands of all kinds may be said while the cache is empty.
+            let is_poor = pace::is_slow() && course.habit == Habit::Mixed;
             ensure!(
-                !prestack.carries_connections() || share >= course.hits,
+                !prestack.carries_connections() || is_poor || share >= course.hits,
                 "only {hits} hits"
             );
             // Small windows have no room for an answer but memcached's. On a slow machine the few commands over a bad
