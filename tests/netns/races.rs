@@ -21,6 +21,7 @@ mod wire;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Error, Result, bail, ensure};
+use prestack_testbed::pace;
 use prestack_tests::environment::{say, seed, setting};
 use prestack_tests::stage::{store, until_hit};
 
@@ -121,19 +122,20 @@ fn freeze(name: &str, freeze: &Freeze, args: &[&str]) -> Result<()> {
         ensure!(stale.0 == 0, "{} stale rounds", stale.0);
         let hits = field.stage.hits()?;
         ensure!(hits as usize > rounds, "only {hits} hits");
-        check_tcp_hits(&field, rounds)?;
+        check_tcp_hits(&field, rounds / THREADS.len())?;
         ensure!(void * 4 <= rounds, "{void} void rounds");
         stats?;
     }
     Ok(())
 }
 
-/// Fails unless, where prestack answers over TCP, it has more often than this.
+/// Fails unless, where prestack answers over TCP, it has more often than this; on a slow machine, at all.
 fn check_tcp_hits(field: &Field, least: usize) -> Result<()> {
     let prestack = &field.stage.prestack;
     if prestack.carries_connections() {
         let hits = prestack.stats()?.get("tcp.hits")?;
         say(&format!("{hits} hits over TCP"));
+        let least = if pace::is_slow() { 0 } else { least };
         ensure!(hits as usize > least, "only {hits} hits over TCP");
     }
     Ok(())
@@ -218,7 +220,7 @@ fn run_free(args: &[&str]) -> Result<()> {
         ensure!(stale.0 == 0, "{} stale spells", stale.0);
         let hits = field.stage.hits()?;
         ensure!(hits as usize > operations / 100, "only {hits} hits");
-        check_tcp_hits(&field, operations / 1000)?;
+        check_tcp_hits(&field, operations / 100)?;
         stats?;
     }
     Ok(())
