@@ -1,9 +1,11 @@
 //! Segments in packets with IP options or extension headers, in fragments, and longer than an IP header can say.
 
+use std::time::Duration;
+
 use super::connection::Ready;
-use super::filled;
+use super::{filled, setup};
 use crate::bytes::hit;
-use crate::harness::Datapath;
+use crate::harness::{Datapath, Setup, wait};
 use crate::packet::{ACK, PSH, PacketBuilder};
 use crate::tcp::connection::Connection;
 
@@ -115,4 +117,43 @@ fn fragments_do_not_come_to_the_kernel_in_the_clients_numbers() {
         let other = Ready::of(&mut path, connection, None);
         assert_eq!(action(&path, &fragment(&other, 0, true)), 2);
     }
+}
+
+/// What came in fragments the kernel may have: if what is missing before it were answered, it would stand at the wrong
+/// place.
+#[test]
+fn nothing_before_fragments_is_answered() {
+    const SETTLE: Duration = Duration::from_millis(200);
+    let mut path = Datapath::with(&Setup {
+        settle: SETTLE,
+        remember: SETTLE,
+        ..setup()
+    });
+    let ready = Ready::open(&mut path, 4504);
+    let missing = ready.segment(ACK | PSH, GET);
+    let behind = missing.numbers().0.wrapping_add(GET.len() as u32);
+    let segment = ready.segment(ACK | PSH, "set other 0 0 1\r\nb\r\n");
+    let segment = segment.sequence(behind);
+    for fragment in [
+        segment.clone().fragment(0, true),
+        segment.fragment(4, false),
+    ] {
+        assert_eq!(path.kernel().programs.rx(&fragment.build()).action, 2);
+    }
+    wait(SETTLE * 3);
+    path.fill("key", "value");
+    path.assert_hit("key", "value");
+    assert_eq!(path.kernel().programs.rx(&missing.build()).action, 2);
+}
+
+/// A request behind IP options, of whose answer nothing can be sent again, is lost as a whole.
+#[test]
+fn what_cannot_be_sent_again_changes_nothing() {
+    let mut path = filled();
+    let mut ready = Ready::open(&mut path, 4505);
+    let request = ready.segment(ACK | PSH, GET);
+    ready.served(&path, GET, hit("key", "value"));
+    // Shorter than it says.
+    let cut = request.ip_options(&OPTIONS).ip_length_lie(64);
+    assert_eq!(path.kernel().programs.rx(&cut.build()).action, 1);
 }

@@ -218,7 +218,9 @@ unsafe extern "C" fn prestack_hits_agree(ctx: *mut __sk_buff) -> u64 {
         return 0;
     }
     // SAFETY: the program's context, and a map element.
-    let agreement = unsafe { socket::agreement(ctx, &(*flow).key) };
+    let Some(agreement) = (unsafe { socket::agreement(ctx, &(*flow).key) }) else {
+        return 0;
+    };
     let is_servable = agreement.flags & Agreement::SERVABLE != 0
         && agreement.has_timestamps() == (segment.has_timestamps != 0);
     locked(element, |element, ends, translation| {

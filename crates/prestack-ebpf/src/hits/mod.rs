@@ -80,6 +80,10 @@ pub fn arrives(ctx: &XdpContext) -> u32 {
             }
             _ => {}
         }
+        if is_odd && arrived != GO {
+            // Its headers are not where they were any more for what follows, and its sender will send it again.
+            return XDP_DROP;
+        }
         let kind = match if is_plain {
             prestack_hits_get(ctx.ctx)
         } else if is_odd {

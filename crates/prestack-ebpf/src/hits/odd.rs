@@ -12,7 +12,7 @@ use prestack_proto::net::{
 use prestack_proto::window::Source as _;
 
 use super::arrive::{NOTHING, UNUSUAL, USUAL, note};
-use super::element;
+use super::element::{self, locked};
 use super::numbered;
 use crate::clock;
 use crate::inbound::Inbound as _;
@@ -20,7 +20,7 @@ use crate::ledger::backend::{self, Arrival};
 use crate::packet::{self, Addresses, Headers, Ipv4, Ipv6, Packet, Sort, locate_long};
 use crate::scratch::scratch;
 use crate::tcp::segment::{Segment, name_of};
-use crate::tcp::table;
+use crate::tcp::{later, table};
 
 /// What [`prestack_hits_odd`] says beside what `prestack_hits_find` does: it is in a fragment, and must not come to
 /// the kernel.
@@ -67,10 +67,17 @@ fn odd(ctx: &XdpContext) -> Option<u64> {
         return None;
     }
     if is_fragment {
-        // What is left of it, if anything, is never put together.
-        // SAFETY: a map element. Volatile: another CPU may be changing it.
-        let is_active = unsafe { (&raw const (*element).translation.is_active).read_volatile() };
-        return Some(if is_active == 0 { NOTHING } else { FRAGMENT });
+        let at = packet.forgotten(headers.l4) + 4;
+        let sequence = u32::from_be(packet.read(at)?);
+        return Some(locked(element, |_, ends, translation| {
+            if translation.is_active != 0 {
+                // What is left of it, if anything, is never put together.
+                return FRAGMENT;
+            }
+            // How long it is is not known. The kernel may have it before what comes before it.
+            ends.next = later(ends.next, sequence.wrapping_add(Segment::MAX_LEN as u32));
+            NOTHING
+        }));
     }
     // What is not all there the kernel drops.
     let l4 = packet.forgotten(headers.l4);

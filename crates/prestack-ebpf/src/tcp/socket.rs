@@ -298,22 +298,23 @@ unsafe fn goes_by(socket: *mut bpf_sock, key: &FlowKey) -> bool {
 
 /// What the two ends of the connection with this name have agreed to whose segment this is: not servable if the kernel
 /// does not say, if segments are signed, if the connection is a part of another one, if it began with data (TCP Fast
-/// Open), or if its socket has another name.
+/// Open), or if its socket has another name. `None` while the kernel has data that came too early: if what is missing
+/// before it were answered, it would stand at the wrong place.
 ///
 /// # Safety
 ///
 /// `skb` is the program's context.
 #[inline(always)]
-pub unsafe fn agreement(skb: *mut __sk_buff, key: &FlowKey) -> Agreement {
+pub unsafe fn agreement(skb: *mut __sk_buff, key: &FlowKey) -> Option<Agreement> {
     // SAFETY: the caller's: the context, with the socket that sends. The offsets are the kernel's own.
     unsafe {
         let socket = (*skb).__bindgen_anon_2.sk;
         if socket.is_null() || !goes_by(socket, key) {
-            return Agreement::default();
+            return Some(Agreement::default());
         }
         let connection: *const c_void = bpf_skc_to_tcp_sock(socket.cast()).cast();
         let Some(fields) = fields().filter(|_| !connection.is_null()) else {
-            return Agreement::default();
+            return Some(Agreement::default());
         };
         let has = |offset: *const u32| offset.read_volatile() != 0;
         let is_set = |offset: *const u32| {
@@ -327,7 +328,11 @@ pub unsafe fn agreement(skb: *mut __sk_buff, key: &FlowKey) -> Agreement {
         let began_with_data = bits(connection, &raw const (*fields).syn_data_acked_bit) & 1 != 0;
         let is_special = is_signed || is_part || counts_marks || began_with_data;
         if !has(&raw const (*fields).mss_cache) || is_special {
-            return Agreement::default();
+            return Some(Agreement::default());
+        }
+        let waiting = field::<*const c_void>(connection, &raw const (*fields).out_of_order_queue);
+        if !waiting.is_null() {
+            return None;
         }
         let has_timestamps = bits(connection, &raw const (*fields).tstamp_ok_bit) & 1 != 0;
         let mss = field::<u32>(connection, &raw const (*fields).mss_cache);
@@ -336,12 +341,12 @@ pub unsafe fn agreement(skb: *mut __sk_buff, key: &FlowKey) -> Agreement {
         } else {
             (0, 0)
         };
-        Agreement {
+        Some(Agreement {
             mss: (mss + options) as u16,
             client_shift: bits(connection, &raw const (*fields).snd_wscale_bit) & 0xf,
             server_shift: bits(connection, &raw const (*fields).rcv_wscale_bit) & 0xf,
             flags: Agreement::SERVABLE | timestamps,
-        }
+        })
     }
 }
 

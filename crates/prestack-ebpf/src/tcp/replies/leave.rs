@@ -101,7 +101,7 @@ pub extern "C" fn prestack_tcp_leave(read: u64) -> u64 {
         {
             // memcached goes on; what it was at settles.
             backend::be_quiet(config, (*flow).backend as u8);
-            postpone_flush(flow);
+            (*flow).flush_due = postponed((*flow).flush_due);
             doubt::paid(flow, has_taken_all);
         }
         let is_unsettled = (&raw const (*flow).is_unsettled).read_volatile() != 0;
@@ -145,12 +145,13 @@ pub(super) unsafe fn acknowledged(config: &Config, flow: *mut Flow, ack: u32, ne
             // It was held up, and quiet writes among it are executed only now.
             if (&raw const (*flow).quiet_flush_at).read_volatile() >= since {
                 backend::forget(config, (*flow).backend as u8);
-                postpone_flush(flow);
+                (*flow).flush_due = postponed((*flow).flush_due);
             } else {
                 backend::be_quiet(config, (*flow).backend as u8);
             }
         }
-        if is_all && (&raw const (*flow).owes).read_volatile() == 0 {
+        if is_all && (*flow).flush_due & LATE == 0 && (&raw const (*flow).owes).read_volatile() == 0
+        {
             // No reply is waited for that would postpone it.
             (*flow).flush_due = 0;
         }
@@ -173,18 +174,35 @@ pub(super) unsafe fn acknowledged(config: &Config, flow: *mut Flow, ack: u32, ne
     }
 }
 
-/// The delayed `flush_all` of the flow that was last asked for, if it waits for anything, takes effect as if it had been
-/// asked for only now.
+/// Set in a flow's `flush_due` if memcached comes to the `flush_all` only now.
+const LATE: u64 = 1 << 63;
+
+/// The time at which a delayed `flush_all` was due that memcached comes to only now; 0 is for none.
 #[inline(always)]
-unsafe fn postpone_flush(flow: *mut Flow) {
-    // SAFETY: the caller's: a map element.
+fn postponed(due: u64) -> u64 {
+    if due == 0 { 0 } else { due | LATE }
+}
+
+/// The delayed `flush_all` that the flow of the segment in the scratch has waited for takes effect later than it was asked
+/// for, if memcached comes to it only now.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn prestack_tcp_postpone() -> u64 {
+    let Some(scratch) = scratch() else { return 0 };
+    // SAFETY: this CPU's scratch.
+    let place = unsafe { (&raw const (*scratch).segment.flow).read_volatile() };
+    let Some(flow) = flow::at(place) else {
+        return 0;
+    };
+    // SAFETY: a map element.
     unsafe {
         let due = (*flow).flush_due;
-        if due != 0 {
+        if due & LATE != 0 {
             (*flow).flush_due = 0;
-            flushes::answered((*flow).backend as u8, due, (*flow).flush_asked);
+            flushes::answered((*flow).backend as u8, due & !LATE, (*flow).flush_asked);
         }
     }
+    0
 }
 
 /// If nothing is owed any more, and all has been acknowledged, then only quiet ones are left of the writes without
@@ -379,7 +397,7 @@ pub extern "C" fn prestack_tcp_left(read: u64) -> u64 {
         }
         let answered = (*flow).answered;
         if answered > (&raw const (*flow).owed_number).read_volatile() {
-            postpone_flush(flow);
+            (*flow).flush_due = postponed((*flow).flush_due);
         }
         doubt::pay(config, flow);
         let is_ended =

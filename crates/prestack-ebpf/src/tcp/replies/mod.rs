@@ -11,7 +11,7 @@ use aya_ebpf::programs::TcContext;
 use prestack_proto::net::{TCP_ACK, TCP_FIN, TCP_LEN, TCP_RST, TCP_SYN};
 
 use elements::prestack_tcp_go_over;
-use leave::{prestack_tcp_leave, prestack_tcp_left, prestack_tcp_read};
+use leave::{prestack_tcp_leave, prestack_tcp_left, prestack_tcp_postpone, prestack_tcp_read};
 use looks::{prestack_tcp_look, prestack_tcp_looked};
 use open::{prestack_tcp_open, prestack_tcp_options};
 
@@ -55,6 +55,7 @@ pub fn segment(ctx: &TcContext) -> i32 {
         }
         let read = prestack_tcp_read(skb);
         if prestack_tcp_leave(read) == 0 {
+            prestack_tcp_postpone();
             return tx::NEXT;
         }
         for _ in 0..MAX_LOOKS {
@@ -67,6 +68,7 @@ pub fn segment(ctx: &TcContext) -> i32 {
             }
         }
         prestack_tcp_left(read);
+        prestack_tcp_postpone();
     }
     tx::NEXT
 }
