@@ -25,6 +25,7 @@ mod hidden;
 mod interfaces;
 mod links;
 mod lo;
+mod load;
 mod loss;
 mod max_age;
 mod mixed;

@@ -11,6 +11,7 @@ use serde::Serialize;
 use crate::comparison::{Comparison, Workload, combine};
 use crate::docs;
 use crate::generator::{self, LoadOptions};
+use crate::how::How;
 use crate::html;
 use crate::interrupt;
 use crate::kernel;
@@ -18,6 +19,7 @@ use crate::kernel::hit_rate::{self, HitRate};
 use crate::loss::{self, Loss};
 use crate::machine::Machine;
 use crate::open_loop::{self, Overload};
+use crate::output;
 use crate::peer::Peer;
 use crate::progress::Progress;
 use crate::report::{self, Report};
@@ -122,6 +124,7 @@ pub struct BenchOptions {
 #[derive(Serialize)]
 pub(crate) struct Results {
     pub(crate) machine: Machine,
+    pub(crate) how: How,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) kernel: Option<kernel::Measured>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -225,6 +228,12 @@ pub fn run(options: &BenchOptions, object: &[u8]) -> Result<()> {
     drop(progress);
     let results = Results {
         machine: Machine::this(),
+        how: How::now(
+            options.rounds,
+            options.seconds,
+            options.how(),
+            output::notes(),
+        ),
         kernel,
         comparisons,
         hit_rates,
@@ -317,7 +326,7 @@ fn show(results: &Results, options: &BenchOptions) -> Result<()> {
     let machine = results.machine.line();
     let sections = sections::of(results);
     if let Some(path) = &options.html {
-        let page = html::page(&machine, &sections)?;
+        let page = html::page(&machine, &results.how, &sections)?;
         std::fs::write(path, page).with_context(|| format!("writing {}", path.display()))?;
     }
     if let Some(path) = &options.docs {
@@ -325,14 +334,14 @@ fn show(results: &Results, options: &BenchOptions) -> Result<()> {
         docs::update(path, &how, &sections)?;
     }
     if options.json {
-        println!("{}", serde_json::to_string_pretty(results)?);
-    } else {
-        println!("{machine}\n");
-        sections
-            .iter()
-            .for_each(|section| println!("{}", section.text()));
+        return output::print(&serde_json::to_string_pretty(results)?);
     }
-    Ok(())
+    let mut text = format!("{machine}\n\n");
+    for section in &sections {
+        text += &section.text();
+        text.push('\n');
+    }
+    output::print(text.trim_end_matches('\n'))
 }
 
 /// Measures the sides of a workload in turns.

@@ -13,6 +13,9 @@ use crate::versions::{Versions, Write};
 /// How often clients look for late answers, and at the clock when nothing comes.
 pub(crate) const TICK: Duration = Duration::from_millis(50);
 
+/// Bytes of a wrong answer that are shown.
+const SHOWN: usize = 80;
+
 /// What a client asks, and when.
 pub(crate) struct Asker {
     pub(crate) dataset: Arc<Dataset>,
@@ -25,8 +28,12 @@ pub(crate) struct Asker {
     pub(crate) pace: Pace,
     /// When the time is over, once it is known: what is answered later is late.
     pub(crate) end: Option<Instant>,
+    /// When it asked for the last time, once it is over.
+    pub(crate) closed: Option<Instant>,
     /// Requests that may still be sent.
     pub(crate) left: u64,
+    /// Requests that were answered when the same load was offered before.
+    pub(crate) answered_before: u64,
     pub(crate) tally: Tally,
 }
 
@@ -53,6 +60,13 @@ enum Kind {
 }
 
 impl Request {
+    fn operation(&self) -> Operation {
+        match self.kind {
+            Kind::Get { .. } => Operation::Get,
+            Kind::Set(_) | Kind::QuietSet(_) => Operation::Set,
+        }
+    }
+
     /// Whether nothing will answer it.
     pub(crate) fn is_quiet(&self) -> bool {
         matches!(self.kind, Kind::QuietSet(_))
@@ -131,14 +145,14 @@ impl Asker {
             Start::Whole(len, answer) => (len, answer),
             Start::Partial => return Taken::Partial,
             Start::Wrong => {
-                self.tally.wrong += 1;
+                self.wrong(request, bytes);
                 return Taken::Wrong;
             }
         };
         match (request.kind, answer) {
             (Kind::Get { oldest }, Answer::Value(range)) => {
                 if !self.may_be(n, oldest, &bytes[range]) {
-                    self.tally.wrong += 1;
+                    self.wrong(request, &bytes[..len]);
                     return Taken::Answer(len);
                 }
             }
@@ -146,7 +160,7 @@ impl Asker {
             (Kind::Get { .. }, Answer::Stored) if self.protocol == Protocol::Echo => {}
             (Kind::Get { .. }, Answer::Missing) => self.tally.missing += 1,
             (kind, _) => {
-                self.tally.refused += 1;
+                self.tally.refused(request.operation());
                 if let (Kind::Set(write), Some(versions)) = (kind, &self.versions) {
                     versions.refused(n, write);
                 }
@@ -154,8 +168,47 @@ impl Asker {
         }
         let is_late = self.end.is_some_and(|end| now > end);
         let latency = now.saturating_duration_since(request.since);
-        self.tally.answered(latency, is_late);
+        self.tally
+            .answer(request.operation(), latency, now, is_late);
         Taken::Answer(len)
+    }
+
+    /// Counts an answer that is none to this request, or not the one.
+    pub(crate) fn wrong(&mut self, request: &Request, bytes: &[u8]) {
+        let Self {
+            tally,
+            dataset,
+            versions,
+            protocol,
+            ..
+        } = self;
+        tally.wrong(|| {
+            let (n, mut wanted) = (request.n, Vec::new());
+            let expected = match request.kind {
+                Kind::Get { oldest } => {
+                    let newest = versions.as_ref().map_or(0, |versions| versions.newest(n));
+                    dataset.write_value(n, newest, &mut wanted);
+                    format!(
+                        "a value of {} bytes, {} (version {newest}{})",
+                        wanted.len(),
+                        shown(&wanted),
+                        if oldest < newest {
+                            format!(", or one from {oldest} on")
+                        } else {
+                            String::new()
+                        }
+                    )
+                }
+                _ => "that it is stored".to_owned(),
+            };
+            format!(
+                "{protocol} {} of {}: {} bytes, {}, where this was expected: {expected}",
+                request.operation(),
+                dataset.key(n).escape_ascii(),
+                bytes.len(),
+                shown(bytes)
+            )
+        });
     }
 
     /// Whether a read may return this value: a version from `oldest` on, or one of a write that was given up.
@@ -176,8 +229,9 @@ impl Asker {
 
     /// A request is unanswered, and given up.
     pub(crate) fn time_out(&mut self, request: &Request, now: Instant) {
+        let waited = now.saturating_duration_since(request.since);
         self.tally
-            .timed_out(now.saturating_duration_since(request.since));
+            .timed_out(request.operation(), waited, request.sent);
         self.give_up(request);
     }
 
@@ -201,6 +255,7 @@ impl Asker {
                 self.tally.not_sent(end - since);
             }
         }
+        self.closed = Some(end);
         // Nothing is due that would be waited for.
         self.pace = Pace::Closed;
         self.left = 0;
@@ -220,6 +275,16 @@ impl Asker {
     }
 }
 
+/// The start of some bytes, as text.
+fn shown(bytes: &[u8]) -> String {
+    let rest = bytes.len().saturating_sub(SHOWN);
+    format!(
+        "\"{}\"{}",
+        bytes[..bytes.len() - rest].escape_ascii(),
+        if rest > 0 { "…" } else { "" }
+    )
+}
+
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
@@ -235,7 +300,9 @@ pub(crate) mod tests {
             operations: Operations::new(Sequence::mix([0].into(), write_ratio), 0, 1, 0),
             pace: Pace::Closed,
             end: None,
+            closed: None,
             left,
+            answered_before: 0,
             tally: Tally::new(),
         }
     }

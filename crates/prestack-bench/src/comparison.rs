@@ -12,7 +12,7 @@ use serde::Serialize;
 use crate::dataset::Dataset;
 use crate::interrupt;
 use crate::load::{Group, Load, Transport};
-use crate::outcome::{Outcome, SHARES};
+use crate::outcome::{Outcome, median};
 use crate::peer::Peer;
 use crate::popularity::Popularity;
 use crate::protocol::Protocol;
@@ -353,7 +353,8 @@ impl Comparison {
         let wrong = outcome.wrong;
         ensure!(
             wrong == 0,
-            "{wrong} answers were not memcached's while the cache was filled"
+            "{wrong} answers were not memcached's while the cache was filled{}",
+            outcome.such_as()
         );
         Ok(())
     }
@@ -369,9 +370,10 @@ impl Comparison {
         interrupt::check()?;
         ensure!(
             outcome.answered > 0,
-            "no request was answered right: {} answers were not memcached's, {} requests had none",
+            "no request was answered right: {} answers were not memcached's, {} requests had none{}",
             outcome.wrong,
-            outcome.timeouts
+            outcome.timeouts,
+            outcome.such_as()
         );
         Ok(outcome)
     }
@@ -399,35 +401,10 @@ pub(crate) fn combine(rounds: &[Side]) -> Option<Side> {
     if rounds.is_empty() {
         return None;
     }
-    let median = |field: fn(&Side) -> f64| median(rounds.iter().map(field));
-    let sum = |field: fn(&Side) -> u64| rounds.iter().map(field).sum();
     Some(Side {
-        median: Outcome {
-            rate: median(|side| side.median.rate),
-            answered: sum(|side| side.median.answered),
-            p50_us: median(|side| side.median.p50_us),
-            p99_us: median(|side| side.median.p99_us),
-            p999_us: median(|side| side.median.p999_us),
-            quantiles_us: (0..SHARES.len())
-                .map(|i| self::median(rounds.iter().map(|side| side.median.quantiles_us[i])))
-                .collect(),
-            timeouts: sum(|side| side.median.timeouts),
-            not_sent: sum(|side| side.median.not_sent),
-            wrong: sum(|side| side.median.wrong),
-            strays: sum(|side| side.median.strays),
-            missing: sum(|side| side.median.missing),
-            server_cpu_ns: median(|side| side.median.server_cpu_ns),
-        },
-        hit_ratio: median(|side| side.hit_ratio),
+        median: Outcome::combine(rounds.iter().map(|side| &side.median)),
+        hit_ratio: median(rounds.iter().map(|side| side.hit_ratio)),
     })
-}
-
-/// The middle one of some values, of which there is one at least, or the mean of the two there.
-pub(crate) fn median(values: impl Iterator<Item = f64>) -> f64 {
-    let mut values: Vec<f64> = values.collect();
-    values.sort_by(f64::total_cmp);
-    let (low, high) = ((values.len() - 1) / 2, values.len() / 2);
-    (values[low] + values[high]) / 2.0
 }
 
 /// Memory that holds the workload's items without eviction.
@@ -445,6 +422,7 @@ fn as_text<S: serde::Serializer>(value: &impl fmt::Display, to: S) -> Result<S::
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::outcome::SHARES;
 
     #[test]
     fn rounds_combine_to_medians_and_sums() {
@@ -452,16 +430,10 @@ mod tests {
             median: Outcome {
                 rate,
                 answered: 10,
-                p50_us: 1.0,
-                p99_us: 2.0,
-                p999_us: 3.0,
                 quantiles_us: vec![1.0; SHARES.len()],
                 timeouts: 1,
-                not_sent: 0,
                 wrong,
-                strays: 0,
-                missing: 0,
-                server_cpu_ns: 4.0,
+                ..Outcome::default()
             },
             hit_ratio: 0.5,
         };

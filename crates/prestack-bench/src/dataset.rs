@@ -1,10 +1,11 @@
 //! The items that a benchmark stores and reads back: every byte follows from the key's number and the
 //! value's version.
 
+use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use prestack_testbed::{Namespace, TcpClient};
 
 use crate::interrupt;
@@ -244,10 +245,13 @@ impl Dataset {
                 continue;
             }
             interrupt::check()?;
-            client.send(&commands)?;
+            client
+                .send(&commands)
+                .map_err(said)
+                .context("storing the items")?;
             commands.clear();
             for n in sent..=n {
-                let answer = client.line().context("storing the items")?;
+                let answer = client.line().map_err(said).context("storing the items")?;
                 ensure!(
                     answer == b"STORED\r\n",
                     "item {n}: {}",
@@ -257,6 +261,16 @@ impl Dataset {
             sent = n + 1;
         }
         Ok(())
+    }
+}
+
+/// What has not come or gone in time is told as that, and not by the system's name for it.
+fn said(error: anyhow::Error) -> anyhow::Error {
+    match error.downcast_ref::<io::Error>().map(io::Error::kind) {
+        Some(ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
+            anyhow!("no answer came in time: is memcached stopped or overloaded?")
+        }
+        _ => error,
     }
 }
 

@@ -6,6 +6,7 @@ use anyhow::{Context, Result};
 
 use crate::comparison::{Comparison, Side, Workload, combine};
 use crate::interrupt;
+use crate::output;
 use crate::popularity::Popularity;
 use crate::progress::Progress;
 use crate::report::{self, Report};
@@ -76,9 +77,9 @@ pub fn run(options: &DemoOptions) -> Result<()> {
         peers: Vec::new(),
     };
     if options.json {
-        println!("{}", serde_json::to_string_pretty(&report)?);
+        output::print(&serde_json::to_string_pretty(&report)?)?;
     } else {
-        println!("{}\n{}", report.table(), report.setting);
+        output::print(&format!("{}\n{}", report.table(), report.setting))?;
     }
     report.check()
 }

@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 
+use crate::how::How;
 use crate::section::Section;
 use crate::table::escaped;
 
@@ -14,12 +15,19 @@ th,td{padding:.2rem .6rem;text-align:right;border-bottom:1px solid #ddd;}td{whit
 th{border-bottom:2px solid #999;vertical-align:bottom}.w{text-align:left}\
 svg{max-width:100%;height:auto}</style>\n<h1>prestack benchmarks</h1>\n";
 
-/// The page of what was measured on this machine.
+/// The page of what was measured on this machine, and how.
 ///
 /// # Errors
 /// When a plot cannot be drawn.
-pub(crate) fn page(machine: &str, sections: &[Section]) -> Result<String> {
-    let mut page = format!("{HEAD}<p>{}</p>\n", escaped(machine));
+pub(crate) fn page(machine: &str, how: &How, sections: &[Section]) -> Result<String> {
+    let mut page = format!(
+        "{HEAD}<p>{}<br>\n{}</p>\n",
+        escaped(machine),
+        escaped(&how.line())
+    );
+    for note in &how.notes {
+        page += &format!("<p>Note: {}</p>\n", escaped(note));
+    }
     for section in sections {
         page += &format!("<h2 id={}>{}</h2>\n", section.name, escaped(section.title));
         if !section.setting.is_empty() {
@@ -58,9 +66,13 @@ mod tests {
             plot: Some(plot),
             table,
         };
-        let page = page("a machine", &[section]).unwrap();
+        let notes = vec!["only 3 < 4 rounds".to_owned()];
+        let how = How::now(5, 3, "--rounds 5".to_owned(), notes);
+        let page = page("a machine", &how, &[section]).unwrap();
         for part in [
             "a machine",
+            "--rounds 5",
+            "Note: only 3 &lt; 4 rounds",
             "a &lt; b",
             "<p>how",
             "<svg",

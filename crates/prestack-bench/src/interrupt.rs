@@ -27,14 +27,19 @@ extern "C" fn note(_signal: c_int) {
     INTERRUPTED.store(true, Ordering::Relaxed);
 }
 
-/// Whether the process was asked to end.
+/// What is set when the process is asked to end.
 pub(crate) fn flag() -> &'static AtomicBool {
     &INTERRUPTED
 }
 
+/// Whether the process was asked to end.
+pub(crate) fn is_set() -> bool {
+    INTERRUPTED.load(Ordering::Relaxed)
+}
+
 /// Fails when the process was asked to end.
 pub(crate) fn check() -> Result<()> {
-    if INTERRUPTED.load(Ordering::Relaxed) {
+    if is_set() {
         bail!("interrupted; everything that was set up is removed");
     }
     Ok(())

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::net::{SocketAddr, TcpStream, UdpSocket};
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -28,7 +28,7 @@ use crate::versions::Versions;
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 
 /// Most bytes of key and value that are written over UDP.
-const MAX_UDP_ITEM: usize = 1_350;
+pub(crate) const MAX_UDP_ITEM: usize = 1_350;
 
 /// What carries the requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -131,6 +131,8 @@ pub struct Load {
     trace: Option<Arc<[(Operation, u32)]>>,
     /// Where each thread of each group is in its sequence: it goes on there when the load is offered again.
     places: Arc<Mutex<HashMap<(usize, usize), usize>>>,
+    /// Requests that were answered so far.
+    answered: Arc<AtomicU64>,
 }
 
 impl Load {
@@ -156,6 +158,7 @@ impl Load {
             versions,
             trace: None,
             places: Arc::default(),
+            answered: Arc::default(),
         }
     }
 
@@ -169,6 +172,7 @@ impl Load {
         let Trace {
             dataset,
             operations,
+            ..
         } = trace;
         let versions = Versions::new(dataset.keys());
         Self {
@@ -181,6 +185,7 @@ impl Load {
             versions: Some(Arc::new(versions)),
             trace: Some(operations.into()),
             places: Arc::default(),
+            answered: Arc::default(),
         }
     }
 
@@ -268,7 +273,7 @@ impl Load {
         }
         let cpu_before = server_cpu()?;
         let start = Instant::now();
-        let tallies = thread::scope(|scope| {
+        let (tallies, closed) = thread::scope(|scope| {
             let run = |(id, client): ((usize, usize), Client)| {
                 let client = scope.spawn(move || {
                     cpu::pin_thread(&self.cpus)?;
@@ -278,21 +283,28 @@ impl Load {
             };
             let threads: Vec<_> = clients.into_iter().map(run).collect();
             let mut tallies: Vec<_> = self.groups.iter().map(|_| Tally::new()).collect();
+            let mut closed = None;
             for (id, thread) in threads {
                 let asker = thread.join().expect("a client does not panic")?;
                 tallies[id.0].add(&asker.tally);
+                closed = closed.max(asker.closed);
                 self.places().insert(id, asker.operations.place());
             }
-            anyhow::Ok(tallies)
+            anyhow::Ok((tallies, closed))
         })?;
-        let elapsed = start.elapsed().min(duration);
+        // After a stop, requests that are under way may be waited for.
+        let stopped = closed.filter(|_| stop.load(Ordering::Relaxed));
+        let elapsed = stopped.map_or_else(|| start.elapsed(), |at| at - start);
+        let elapsed = elapsed.min(duration);
         let server_cpu = server_cpu()? - cpu_before;
         let mut total = Tally::new();
         tallies.iter().for_each(|tally| total.add(tally));
+        self.answered.fetch_add(total.answered(), Ordering::Relaxed);
         let of = |tally: &Tally| Outcome::new(tally, elapsed, server_cpu);
         Ok(Outcomes {
             total: of(&total),
             groups: tallies.iter().map(of).collect(),
+            elapsed,
         })
     }
 
@@ -319,7 +331,9 @@ impl Load {
             operations,
             pace: Pace::Closed,
             end: None,
+            closed: None,
             left: self.limit,
+            answered_before: self.answered.load(Ordering::Relaxed),
             tally: Tally::new(),
         };
         let kind = match group.transport {
@@ -441,7 +455,7 @@ mod tests {
                 let limit = Duration::from_secs(10);
                 let none = || Ok(Duration::ZERO);
                 let outcomes = load.run_groups(None, limit, &stop, none).unwrap();
-                assert_eq!(outcomes.total.missing, 3);
+                assert_eq!(outcomes.total.get_misses, 3);
             });
         }
         assert_eq!(asked, *b"012345678901");

@@ -136,15 +136,16 @@ pub fn measure(binary: PathBuf, offer: &Offer, shares: &[f64]) -> Result<Vec<Los
         let after = prestack.stats()?;
         ensure!(
             outcome.wrong == 0,
-            "{} answers were wrong at a loss of {share} after {:?}",
+            "{} answers were wrong at a loss of {share} after {:?}{}",
             outcome.wrong,
-            start.elapsed()
+            start.elapsed(),
+            outcome.such_as()
         );
         ensure!(
-            outcome.missing == 0,
+            outcome.missing() == 0,
             "{} answers said at a loss of {share} that an item is not there, or that there is no memory: all are \
              stored, and memcached has room for them",
-            outcome.missing
+            outcome.missing()
         );
         let rise = |name| anyhow::Ok(after.get(name)? - before.get(name)?);
         let (hits, misses) = (rise("udp.hits")?, rise("udp.misses")?);

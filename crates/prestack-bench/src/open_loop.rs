@@ -9,11 +9,12 @@ use prestack_testbed::cpu::{self, CpuSplit, Scheduling};
 use prestack_testbed::{Memcached, MemcachedOptions, Prestack, Testbed, napi};
 use serde::Serialize;
 
-use crate::comparison::{PORT, median, requests_seen};
+use crate::comparison::{PORT, requests_seen};
 use crate::dataset::Dataset;
 use crate::interrupt;
 use crate::kernel::flood::{self, Flood, Sink};
 use crate::load::{Group, Load};
+use crate::outcome::median;
 use crate::popularity::Popularity;
 use crate::progress::Progress;
 use crate::report::{ECHO, whole};

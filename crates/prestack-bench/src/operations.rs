@@ -1,5 +1,6 @@
 //! What a client asks for next.
 
+use std::fmt;
 use std::sync::Arc;
 
 use crate::dataset::mix;
@@ -14,6 +15,15 @@ pub(crate) enum Operation {
     Get,
     /// Store it.
     Set,
+}
+
+impl fmt::Display for Operation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Get => "GET",
+            Self::Set => "SET",
+        })
+    }
 }
 
 impl Operation {

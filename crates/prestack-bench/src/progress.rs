@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
 
+use crate::output;
+
 /// Progress through a known number of steps, shown on standard error.
 pub(crate) struct Progress {
     bar: Option<ProgressBar>,
@@ -30,7 +32,7 @@ impl Progress {
                 bar.inc(1);
                 bar.set_message(what.to_owned());
             }
-            None => eprintln!("{what}"),
+            None => output::say(what),
         }
     }
 }

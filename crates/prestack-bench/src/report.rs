@@ -105,13 +105,17 @@ impl Report {
     pub(crate) fn check(&self) -> Result<()> {
         for (name, Side { median, .. }) in self.sides() {
             if median.wrong > 0 {
-                bail!("{name}: {} answers were not memcached's", median.wrong);
+                bail!(
+                    "{name}: {} answers were not memcached's{}",
+                    median.wrong,
+                    median.such_as()
+                );
             }
-            if median.missing > 0 && !self.workload.is_absent {
+            if median.missing() > 0 && !self.workload.is_absent {
                 bail!(
                     "{name}: {} answers said that an item is not there, or that there is no memory: all are stored, \
                      and memcached has room for them",
-                    median.missing
+                    median.missing()
                 );
             }
             if median.strays > median.timeouts {
@@ -281,14 +285,16 @@ pub(crate) fn whole(number: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::operations::Operation;
     use crate::outcome::Outcome;
     use crate::tally::Tally;
-    use std::time::Duration;
+    use std::time::{Duration, Instant};
 
     /// What is said against a round with prestack in which one item was not there.
     fn refusal_of_missing(is_absent: bool) -> Option<String> {
         let mut tally = Tally::new();
-        tally.answered(Duration::from_micros(100), false);
+        let latency = Duration::from_micros(100);
+        tally.answer(Operation::Get, latency, Instant::now(), false);
         tally.missing = 1;
         let report = Report {
             series: Series::Overview,

@@ -14,6 +14,7 @@ use nix::sys::time::TimeSpec;
 use crate::batch::Batch;
 use crate::client::{Asker, Request, TICK, Taken};
 use crate::pace::Pace;
+use crate::report::whole;
 
 /// A request unanswered for so long counts as an error.
 const TIMEOUT: Duration = Duration::from_secs(1);
@@ -126,7 +127,7 @@ impl Window {
                 Ok(n) => sent += n,
                 Err(Errno::EINTR) => {}
                 Err(Errno::EAGAIN) => self.wait(PollFlags::POLLOUT, TICK)?,
-                Err(e) => return Err(e).context(said(e, "sending requests")),
+                Err(e) => return Err(e).context(self.said(e, "sending requests")),
             }
         }
         Ok(())
@@ -146,7 +147,7 @@ impl Window {
                     };
                     return self.wait(PollFlags::POLLIN, until_due);
                 }
-                Err(e) => return Err(e).context(said(e, "receiving answers")),
+                Err(e) => return Err(e).context(self.said(e, "receiving answers")),
             }
         };
         let now = Instant::now();
@@ -198,10 +199,10 @@ impl Window {
             Taken::Wrong => self.asker.give_up(&request),
             // Cut short, or more than an answer.
             Taken::Partial => {
-                self.asker.tally.wrong += 1;
+                self.asker.wrong(&request, answer);
                 self.asker.give_up(&request);
             }
-            Taken::Answer(_) => self.asker.tally.wrong += 1,
+            Taken::Answer(_) => self.asker.wrong(&request, answer),
         }
         self.release(s);
     }
@@ -226,15 +227,21 @@ impl Window {
         slot.id = slot.id.wrapping_add(window);
         self.free.push_back(s);
     }
-}
 
-/// What is said of an error that came about while `doing` something.
-fn said(error: Errno, doing: &'static str) -> &'static str {
-    match error {
-        Errno::ECONNREFUSED => {
-            "nobody listens there on UDP; stock memcached does so only if it is told to (-U PORT)"
+    /// What is said of an error that came about while `doing` something.
+    fn said(&self, error: Errno, doing: &'static str) -> String {
+        let answered = self.asker.answered_before + self.asker.tally.answered();
+        match error {
+            Errno::ECONNREFUSED if answered > 0 => format!(
+                "nobody listens there on UDP any longer, after {} answers",
+                whole(answered as f64)
+            ),
+            Errno::ECONNREFUSED => {
+                "nobody listens there on UDP; stock memcached does so only if it is told to (-U PORT)"
+                    .to_owned()
+            }
+            _ => doing.to_owned(),
         }
-        _ => doing,
     }
 }
 
@@ -280,6 +287,61 @@ mod tests {
     }
 
     #[test]
+    fn who_has_answered_is_not_told_to_switch_udp_on() {
+        let [client, server] = pair();
+        let refusal = thread::scope(|scope| {
+            scope.spawn(|| {
+                let mut request = [0; CAPACITY];
+                server.recv(&mut request).unwrap();
+                let answer = [&request[..FRAME], b"END\r\n"].concat();
+                server.send(&answer).unwrap();
+                drop(server);
+            });
+            let window = Window::new(asker(0.0, false, u64::MAX), client, 1).unwrap();
+            let (end, stop) = (Instant::now() + LONG, AtomicBool::new(false));
+            window.run(Pace::Closed, end, &stop).err().unwrap()
+        });
+        let refusal = format!("{refusal:#}");
+        assert!(refusal.contains("any longer, after 1 answer"), "{refusal}");
+        assert!(!refusal.contains("-U"), "{refusal}");
+    }
+
+    #[test]
+    fn a_server_that_freezes_is_told() {
+        let Asker { tally, .. } = run(asker(0.0, false, 4), |server| {
+            let mut request = [0; CAPACITY];
+            server.recv(&mut request).unwrap();
+            let answer = [&request[..FRAME], b"END\r\n"].concat();
+            server.send(&answer).unwrap();
+            // Three more, in vain.
+            for _ in 0..3 {
+                server.recv(&mut request).unwrap();
+            }
+            thread::sleep(TIMEOUT);
+        });
+        assert_eq!((tally.answered(), tally.timeouts()), (1, 3));
+        let silence = tally.silence(3).expect("it was silent");
+        assert!(silence >= 2 * TIMEOUT, "{silence:?}");
+        assert_eq!(tally.silence(4), None);
+    }
+
+    #[test]
+    fn a_wrong_answer_is_shown_with_what_was_expected() {
+        let Asker { tally, dataset, .. } = run(asker(0.0, false, 1), |server| {
+            let mut request = [0; CAPACITY];
+            server.recv(&mut request).unwrap();
+            let answer = [&request[..FRAME], b"CLIENT_ERROR no\r\n"].concat();
+            server.send(&answer).unwrap();
+        });
+        assert_eq!(tally.wrong, 1);
+        let first = tally.first_wrong.unwrap();
+        let key = String::from_utf8(dataset.key(0)).unwrap();
+        for part in [&key[..], "CLIENT_ERROR no", "a value of 32 bytes"] {
+            assert!(first.contains(part), "{part}: {first}");
+        }
+    }
+
+    #[test]
     fn ids_come_again_after_all_others() {
         let [client, server] = pair();
         let mut window = Window::new(asker(0.0, false, 0), client, 4).unwrap();
@@ -303,10 +365,11 @@ mod tests {
         let start = Instant::now();
         let (end, stop) = (start + Duration::from_millis(300), AtomicBool::new(false));
         let Asker { tally, .. } = window.run(Pace::open(1e3, start, 1), end, &stop).unwrap();
-        assert_eq!((tally.answered, tally.timeouts), (0, 4));
-        assert!((200..400).contains(&tally.not_sent), "{}", tally.not_sent);
-        assert_eq!(tally.latencies.len(), 4 + tally.not_sent);
-        let of = |share| Duration::from_nanos(tally.latencies.value_at_quantile(share));
+        assert_eq!((tally.answered(), tally.timeouts()), (0, 4));
+        let (not_sent, latencies) = (tally.not_sent.len(), tally.latencies());
+        assert!((200..400).contains(&not_sent), "{not_sent}");
+        assert_eq!(latencies.len(), 4 + not_sent);
+        let of = |share| Duration::from_nanos(latencies.value_at_quantile(share));
         assert!(of(0.5) > Duration::from_millis(100), "{:?}", of(0.5));
         assert!(of(1.0) >= TIMEOUT, "{:?}", of(1.0));
     }
@@ -328,7 +391,8 @@ mod tests {
             });
             window.run(Pace::Closed, end, &stop).unwrap().tally
         });
-        assert_eq!((tally.answered, tally.late, tally.timeouts), (2, 1, 0));
+        let timeouts = tally.timeouts();
+        assert_eq!((tally.answered(), tally.late, timeouts), (2, 1, 0));
     }
 
     #[test]
@@ -345,7 +409,7 @@ mod tests {
             let answer = [&request[..FRAME], b"STORED\r\n"].concat();
             server.send(&answer).unwrap();
         });
-        assert_eq!((tally.answered, tally.timeouts), (1, 1));
+        assert_eq!((tally.answered(), tally.timeouts()), (1, 1));
         let versions = versions.unwrap();
         assert_eq!((versions.oldest(0), versions.newest(0)), (2, 2));
         // The first may have been executed after the second.
@@ -373,6 +437,6 @@ mod tests {
             server.send(&answer).unwrap();
         });
         assert_eq!((tally.strays, tally.missing), (FRAME as u64, 1));
-        assert_eq!((tally.timeouts, tally.wrong), (0, 0));
+        assert_eq!((tally.timeouts(), tally.wrong), (0, 0));
     }
 }

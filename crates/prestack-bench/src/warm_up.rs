@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use prestack_testbed::Prestack;
 
+use crate::output;
+
 /// For how long a load is offered between two looks: prestack looks every tenth of a second whether the cache
 /// is to grow.
 pub(crate) const LOOK: Duration = Duration::from_millis(300);
@@ -123,13 +125,13 @@ pub(crate) fn until_settled(
             return Ok(());
         }
         if elapsed >= LIMIT {
-            eprintln!(
-                "note: after {} s prestack's cache still changes ({:.1} % hits, {} MiB of it in use): what follows \
+            output::note(format!(
+                "after {} s prestack's cache still changes ({:.1} % hits, {} MiB of it in use): what follows \
                  is not what it comes to",
                 LIMIT.as_secs(),
                 100.0 * spell.hit_ratio,
                 now.memory >> 20
-            );
+            ));
             return Ok(());
         }
         before = Some(spell);

@@ -8,9 +8,9 @@ use super::packet::{OTHER_PORT, PORT};
 use super::sequence::Keys;
 use super::source::{KEY_SIZE, Requests, Room, Source};
 use super::{Cost, Fate, Kind, Setup};
-use crate::comparison::median;
 use crate::dataset::Dataset;
 use crate::interrupt;
+use crate::outcome::median;
 use crate::progress::Progress;
 use crate::report::whole;
 

@@ -221,7 +221,7 @@ impl Cost {
 
     /// The same, where the memory is not known.
     fn of_unknown_memory(packet: String, of: (u32, usize), rounds: &[(f64, f64)]) -> Self {
-        let median = |of: fn(&(f64, f64)) -> f64| crate::comparison::median(rounds.iter().map(of));
+        let median = |of: fn(&(f64, f64)) -> f64| crate::outcome::median(rounds.iter().map(of));
         let (keys, value_size) = of;
         Self {
             packet,

@@ -10,8 +10,9 @@ use serde::Serialize;
 
 use super::measure::{Filled, RUNS, STRAYS};
 use super::source::Source;
-use crate::comparison::median;
 use crate::interrupt;
+use crate::outcome::median;
+use crate::output;
 use crate::progress::Progress;
 use crate::report::whole;
 use crate::table::Table;
@@ -69,11 +70,11 @@ pub(super) fn measure(
     let median = |field: fn(&Scaling) -> f64| median(all.iter().map(field));
     let at_once = median(|round| round.at_once);
     if at_once < AT_ONCE {
-        eprintln!(
-            "note: two CPUs were at work at once for only {:.0} % of the time: there is no row for hits on both with \
+        output::note(format!(
+            "two CPUs were at work at once for only {:.0} % of the time: there is no row for hits on both with \
              {keys} keys. Nothing else should want these CPUs: {cpus:?}",
             100.0 * at_once
-        );
+        ));
         return Ok(None);
     }
     Ok(Some(Scaling {

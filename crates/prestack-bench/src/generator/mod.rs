@@ -1,30 +1,30 @@
 //! `prestack bench load`: the load generator on its own, for any memcached.
 
-use std::fmt::Write;
-use std::io;
-use std::net::{SocketAddr, TcpStream, ToSocketAddrs, UdpSocket};
+mod server;
+mod told;
+
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
 use prestack_testbed::cpu;
-use serde::Serialize;
 
 use crate::dataset::Dataset;
 use crate::interrupt;
-use crate::load::{Group, Load, Transport, any_address};
-use crate::outcome::{Outcome, SHARES};
+use crate::load::{Group, Load, MAX_UDP_ITEM, Transport};
+use crate::outcome::{Outcomes, SHARES};
+use crate::output;
 use crate::popularity::Popularity;
 use crate::protocol::Protocol;
 use crate::report::whole;
 use crate::sizes::Sizes;
 use crate::trace::Trace;
+use told::{Judge, Offer, Told};
 
-/// How long memcached may take to be found at an address, where there are several.
-const REACH_LIMIT: Duration = Duration::from_secs(1);
 /// A load is offered for so long at most: no clock goes as far as all seconds that can be written.
 const LONGEST: Duration = Duration::from_secs(1_000_000);
 /// Most requests a second: far more than can be sent.
@@ -39,11 +39,21 @@ pub enum Kind {
     Twitter,
 }
 
+impl Kind {
+    /// As it is told.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Etc => "etc",
+            Self::Twitter => "twitter",
+        }
+    }
+}
+
 /// What load to offer, and to whom.
 #[derive(Clone, Debug, clap::Args)]
 pub struct LoadOptions {
-    /// memcached
-    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:11211")]
+    /// memcached; without a port 11211
+    #[arg(long, value_name = "HOST[:PORT]", default_value = "127.0.0.1:11211")]
     pub server: String,
     /// What carries the requests
     #[arg(long, value_enum, default_value = "udp")]
@@ -93,9 +103,9 @@ pub struct LoadOptions {
     /// Requests outstanding on a socket at most; over UDP a power of two up to 1024 [default: 32 over UDP, 1 over TCP]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=32_768))]
     pub depth: Option<u16>,
-    /// Threads over TCP (over UDP each socket has its own)
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1024))]
-    pub threads: u32,
+    /// Threads over TCP [default: 1] (over UDP each socket has its own)
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub threads: Option<u32>,
     /// Requests a second that are sent whether answers come or not (an open loop), in place of as many as
     /// are answered (a closed one)
     #[arg(long, value_name = "RATE")]
@@ -114,166 +124,166 @@ pub struct LoadOptions {
     pub json: bool,
 }
 
-/// What the generator tells.
-#[derive(Serialize)]
-struct Told {
-    server: SocketAddr,
-    load: String,
-    items: u32,
-    bytes: u64,
-    seconds: f64,
-    #[serde(flatten)]
-    outcome: Outcome,
-    /// The shares of the requests that `quantiles_us` is about.
-    shares: [f64; SHARES.len()],
-}
-
 /// Offers the load and prints what came of it.
 ///
 /// # Errors
-/// When memcached cannot be reached, when an answer was wrong, or after Ctrl-C.
+/// When memcached cannot be reached or stops, when an answer was wrong or most of them were misses, or after Ctrl-C,
+/// which ends the measurement before its time.
 pub fn run(options: &LoadOptions) -> Result<()> {
     interrupt::catch()?;
-    let seconds = |seconds: f64, option| {
-        let duration = Duration::try_from_secs_f64(seconds);
-        let duration = duration.with_context(|| format!("{option} {seconds}"))?;
-        ensure!(
-            duration <= LONGEST,
-            "{option} {seconds}: at most {} s are measured",
-            LONGEST.as_secs()
-        );
-        Ok(duration)
-    };
-    let (warm_up, measured) = (
-        seconds(options.warm_up, "--warm-up")?,
-        seconds(options.seconds, "--seconds")?,
-    );
+    let warm_up = time(options.warm_up, "--warm-up")?;
+    let measured = time(options.seconds, "--seconds")?;
     ensure!(!measured.is_zero(), "--seconds must be more than 0");
-    let (load, description) = load(options, server(options)?)?;
+    options.check()?;
+    // Items are stored over TCP.
+    let is_udp = options.stored && options.transport == Transport::Udp;
+    let server = server::find(&options.server, is_udp)?;
+    let (load, description) = load(options, server)?;
     load.check()?;
-    let server = load.server;
     if !options.stored {
         let bar = bar(0, "storing the items");
-        load.dataset.load(None, server)?;
+        let stored = load.dataset.load(None, server);
         bar.finish_and_clear();
+        ensure!(
+            !interrupt::is_set(),
+            "interrupted; the items that were stored until then stay"
+        );
+        stored?;
     }
     let offer = |duration: Duration, what| {
         let stop = interrupt::flag();
         let run = || load.run_groups(None, duration, stop, || Ok(Duration::ZERO));
         with_bar(duration, what, run)
     };
+    let judge = Judge {
+        transport: options.transport,
+        is_stored: options.stored,
+        bytes: load.dataset.bytes(),
+    };
     let warmed_up = offer(warm_up, "warming up")?.total;
-    if warmed_up.wrong > 0 {
-        bail!(
-            "{} answers were wrong while it was warmed up",
-            warmed_up.wrong
-        );
+    ensure!(
+        !interrupt::is_set(),
+        "interrupted before anything was measured; the items stay stored"
+    );
+    if warmed_up.wrong > 0 || warmed_up.timeouts > 0 {
+        judge.judge(&warmed_up).context("while it was warmed up")?;
     }
-    if warmed_up.timeouts > 0 {
-        check_answered(&warmed_up, options.transport)?;
-    }
-    let outcomes = offer(measured, "measuring")?;
+    let Outcomes { total, elapsed, .. } = offer(measured, "measuring")?;
     let told = Told {
         server,
         load: description,
+        offer: options.offer(&load.groups[0]),
         items: load.dataset.keys(),
-        bytes: load.dataset.bytes(),
-        seconds: options.seconds,
-        outcome: outcomes.total,
+        bytes: judge.bytes,
+        seconds: elapsed.as_secs_f64(),
+        interrupted: interrupt::is_set(),
+        hit_ratio: told::hit_ratio(&total),
+        outcome: total,
         shares: SHARES,
     };
-    if options.json {
-        println!("{}", serde_json::to_string_pretty(&told)?);
+    if !told.interrupted {
+        judge.is_any(&told.outcome)?;
+    }
+    output::print(&if options.json {
+        serde_json::to_string_pretty(&told)?
     } else {
-        println!("{}", table(&told));
-    }
-    if told.outcome.wrong > 0 {
-        bail!("{} answers were wrong", told.outcome.wrong);
-    }
-    check_answered(&told.outcome, options.transport)
-}
-
-/// Fails when nothing was answered, and says what to look at.
-fn check_answered(outcome: &Outcome, transport: Transport) -> Result<()> {
+        told.table()
+    })?;
     ensure!(
-        outcome.answered + outcome.timeouts + outcome.not_sent > 0,
-        "no request was due: --rate is too low for the time"
+        !told.interrupted,
+        "interrupted: this is of {:.1} s, and not of {}; the items stay stored",
+        told.seconds,
+        options.seconds
     );
-    ensure!(
-        outcome.answered > 0,
-        "nothing was answered: {}",
-        match transport {
-            Transport::Udp =>
-                "is UDP on? Stock memcached has it off unless it is told a port (-U PORT; `stats settings` says \
-                 which). Does a firewall drop it?",
-            Transport::Tcp => "is memcached stopped or overloaded?",
-        }
-    );
+    for note in judge.judge(&told.outcome)? {
+        output::say(&format!("note: {note}"));
+    }
     Ok(())
 }
 
-/// The address to which the load is offered. Of several it is the first at which memcached is.
-fn server(options: &LoadOptions) -> Result<SocketAddr> {
-    let addresses: Vec<SocketAddr> = options
-        .server
-        .to_socket_addrs()
-        .with_context(|| format!("{:?} is not HOST:PORT", options.server))?
-        .collect();
-    if let [address] = addresses[..] {
-        return Ok(address);
-    }
-    // Items are stored over TCP.
-    let is_udp = options.stored && options.transport == Transport::Udp;
-    first_reached(&addresses, is_udp).with_context(|| {
-        format!(
-            "memcached is not at any address of {}; --server takes one too",
-            options.server
-        )
-    })
+/// So many seconds, which `option` has told.
+fn time(seconds: f64, option: &str) -> Result<Duration> {
+    ensure!(
+        seconds >= 0.0,
+        "{option} {seconds}: it must be 0 seconds or more"
+    );
+    let time = Duration::try_from_secs_f64(seconds);
+    time.ok()
+        .filter(|time| *time <= LONGEST)
+        .with_context(|| format!("{option} {seconds}: at most {} s", LONGEST.as_secs()))
 }
 
-/// The first of these addresses at which something answers.
-fn first_reached(addresses: &[SocketAddr], is_udp: bool) -> Result<SocketAddr> {
-    let mut failures = Vec::new();
-    for &address in addresses {
-        let reached = if is_udp {
-            answers(address)
-        } else {
-            TcpStream::connect_timeout(&address, REACH_LIMIT).map(drop)
-        };
-        match reached {
-            Ok(()) => return Ok(address),
-            Err(error) => failures.push(format!("{address}: {error}")),
+impl LoadOptions {
+    /// Fails when an option would have no effect.
+    fn check(&self) -> Result<()> {
+        let is_udp = self.transport == Transport::Udp;
+        if let Some(threads) = self.threads {
+            ensure!(
+                !is_udp,
+                "--threads says nothing over UDP, where each socket has its own thread: --sockets"
+            );
+            let sockets = self.sockets();
+            ensure!(
+                threads as usize <= sockets,
+                "--threads {threads}: there are {sockets} sockets, and each has one thread (--sockets)"
+            );
+        }
+        ensure!(
+            !self.writes_apart || self.write_ratio() > 0.0,
+            "--writes-apart says nothing without writes (--write-ratio)"
+        );
+        Ok(())
+    }
+
+    fn sockets(&self) -> usize {
+        let sockets = self.sockets.unwrap_or(match self.transport {
+            Transport::Udp => 2,
+            Transport::Tcp => 64,
+        });
+        sockets as usize
+    }
+
+    fn popularity(&self) -> Popularity {
+        self.popularity.unwrap_or(match self.kind {
+            None | Some(Kind::Etc) => Popularity::Zipf(0.99),
+            Some(Kind::Twitter) => Popularity::Zipf(1.2),
+        })
+    }
+
+    fn write_ratio(&self) -> f64 {
+        self.write_ratio.unwrap_or(match self.kind {
+            None => 0.0,
+            Some(Kind::Etc) => 1.0 / 31.0,
+            Some(Kind::Twitter) => 0.1,
+        })
+    }
+
+    /// What these clients offer.
+    fn offer(&self, group: &Group) -> Offer {
+        let is_drawn = self.trace.is_none();
+        Offer {
+            transport: group.transport.to_string(),
+            protocol: group.protocol.to_string(),
+            popularity: is_drawn.then(|| self.popularity().to_string()),
+            write_ratio: is_drawn.then_some(group.write_ratio),
+            sockets: group.sockets,
+            depth: group.depth,
+            rate: group.rate,
         }
     }
-    bail!("{}", failures.join(", "))
-}
-
-/// Fails when memcached does not answer there over UDP.
-fn answers(address: SocketAddr) -> io::Result<()> {
-    let socket = UdpSocket::bind(any_address(address))?;
-    socket.connect(address)?;
-    socket.set_read_timeout(Some(REACH_LIMIT))?;
-    socket.send(b"\0\0\0\0\0\x01\0\0version\r\n")?;
-    socket.recv(&mut [0; 64]).map(drop)
 }
 
 /// The load that the options ask for, and what it is in words.
 fn load(options: &LoadOptions, server: SocketAddr) -> Result<(Load, String)> {
     let is_udp = options.transport == Transport::Udp;
-    let (sizes, popularity, write_ratio) = match options.kind {
-        None => (
-            [Sizes::Fixed(16), Sizes::Fixed(32)],
-            Popularity::Zipf(0.99),
-            0.0,
-        ),
-        Some(Kind::Etc) => ([Sizes::Etc; 2], Popularity::Zipf(0.99), 1.0 / 31.0),
-        Some(Kind::Twitter) => ([Sizes::Twitter; 2], Popularity::Zipf(1.2), 0.1),
+    let sizes = match options.kind {
+        None => [Sizes::Fixed(16), Sizes::Fixed(32)],
+        Some(Kind::Etc) => [Sizes::Etc; 2],
+        Some(Kind::Twitter) => [Sizes::Twitter; 2],
     };
     let key_size = options.key_size.unwrap_or(sizes[0]);
     let value_size = options.value_size.unwrap_or(sizes[1]);
-    let popularity = options.popularity.unwrap_or(popularity);
-    let write_ratio = options.write_ratio.unwrap_or(write_ratio);
+    let (popularity, write_ratio) = (options.popularity(), options.write_ratio());
     ensure!(
         (0.0..=1.0).contains(&write_ratio),
         "the share of writes must be 0 to 1"
@@ -285,7 +295,7 @@ fn load(options: &LoadOptions, server: SocketAddr) -> Result<(Load, String)> {
             whole(MAX_RATE)
         );
     }
-    let sockets = options.sockets.unwrap_or(if is_udp { 2 } else { 64 }) as usize;
+    let sockets = options.sockets();
     let group = Group {
         transport: options.transport,
         protocol: options.protocol,
@@ -297,7 +307,7 @@ fn load(options: &LoadOptions, server: SocketAddr) -> Result<(Load, String)> {
         threads: if is_udp {
             sockets
         } else {
-            sockets.min(options.threads as usize)
+            options.threads.unwrap_or(1) as usize
         },
         rate: options.rate,
     };
@@ -315,11 +325,20 @@ fn load(options: &LoadOptions, server: SocketAddr) -> Result<(Load, String)> {
     let cpus = cpu::all()?;
     if let Some(path) = &options.trace {
         let trace = Trace::read(path, options.trace_lines)?;
-        let what = format!("the trace {}; {how}", path.display());
+        let what = format!("the trace {}, {}; {how}", path.display(), trace.summary);
         return Ok((Load::of_trace(trace, server, vec![group], &cpus), what));
     }
     let keys = options.keys.unwrap_or(100_000);
     let dataset = Dataset::with_sizes(keys, key_size, value_size)?;
+    if let (Some(kind), true) = (options.kind, is_udp && write_ratio > 0.0) {
+        let largest = dataset.largest();
+        ensure!(
+            largest <= MAX_UDP_ITEM,
+            "--kind {} writes items of up to {} bytes, and a datagram takes {MAX_UDP_ITEM}: --transport tcp",
+            kind.name(),
+            whole(largest as f64)
+        );
+    }
     let what = format!(
         "keys of {key_size}, values of {value_size} bytes, {popularity}, {} % {}; {how}",
         (1e3 * write_ratio).round() / 10.0,
@@ -331,32 +350,6 @@ fn load(options: &LoadOptions, server: SocketAddr) -> Result<(Load, String)> {
     );
     let load = Load::new(dataset, popularity, server, vec![group], &cpus);
     Ok((load, what))
-}
-
-fn table(told: &Told) -> String {
-    let Told { outcome, .. } = told;
-    let mut table = format!(
-        "{}: {}\n{} items, {} bytes of keys and values, every answer checked byte for byte\n",
-        told.server,
-        told.load,
-        whole(told.items.into()),
-        whole(told.bytes as f64)
-    );
-    let mut row = |name: &str, value: String| {
-        write!(table, "\n{name:<26}{value:>14}").expect("a string takes everything");
-    };
-    row("requests/s", whole(outcome.rate));
-    for (share, latency) in SHARES.into_iter().zip(&outcome.quantiles_us) {
-        let name = format!("latency p{} (µs)", (1e5 * share).round() / 1e3);
-        row(&name, format!("{latency:.1}"));
-    }
-    row("answered", whole(outcome.answered as f64));
-    row("missing or refused", whole(outcome.missing as f64));
-    row("unanswered", whole(outcome.timeouts as f64));
-    row("not sent", whole(outcome.not_sent as f64));
-    row("wrong", whole(outcome.wrong as f64));
-    row("answers to nothing", whole(outcome.strays as f64));
-    table
 }
 
 /// Calls `run` while a bar shows how much of `duration` has gone.
@@ -380,9 +373,7 @@ fn with_bar<T: Send>(
         running.join().expect("the load does not panic")
     });
     bar.finish_and_clear();
-    let result = result?;
-    interrupt::check()?;
-    Ok(result)
+    result
 }
 
 /// A bar on standard error if that is a terminal, hidden otherwise.
@@ -394,9 +385,7 @@ fn bar(len: u64, what: &'static str) -> ProgressBar {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tally::Tally;
     use clap::Parser;
-    use std::net::TcpListener;
 
     #[derive(Parser)]
     struct Line {
@@ -445,51 +434,34 @@ mod tests {
     fn kinds_with_large_values_are_refused_over_udp_with_what_takes_them() {
         for kind in ["etc", "twitter"] {
             let refusal = refusal(&["--kind", kind]);
-            assert!(refusal.contains("--transport tcp"), "{kind}: {refusal}");
+            let kind = format!("--kind {kind} ");
+            let is_told = refusal.starts_with(&kind) && refusal.contains("--transport tcp");
+            assert!(is_told, "{refusal}");
         }
     }
 
     #[test]
-    fn the_first_address_at_which_something_answers_is_taken() {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let there = listener.local_addr().unwrap();
-        let nowhere = ([127, 0, 0, 1], 1).into();
-        assert_eq!(first_reached(&[nowhere, there], false).unwrap(), there);
-        let failure = first_reached(&[nowhere], false).unwrap_err().to_string();
-        assert!(failure.starts_with("127.0.0.1:1: "), "{failure}");
-
-        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
-        let there = socket.local_addr().unwrap();
-        thread::scope(|scope| {
-            scope.spawn(|| {
-                let mut request = [0; 64];
-                let (len, client) = socket.recv_from(&mut request).unwrap();
-                socket.send_to(&request[..len], client).unwrap();
-            });
-            assert_eq!(first_reached(&[nowhere, there], true).unwrap(), there);
-        });
+    fn options_without_effect_are_refused() {
+        for args in [
+            &["--threads", "1"][..],
+            &["--transport", "tcp", "--sockets", "4", "--threads", "5"],
+            &["--writes-apart"],
+            &["--writes-apart", "--write-ratio", "0"],
+        ] {
+            let refusal = options(args).check().unwrap_err().to_string();
+            assert!(args.iter().any(|arg| refusal.starts_with(arg)), "{refusal}");
+        }
+        for args in [
+            &["--transport", "tcp", "--sockets", "4", "--threads", "4"][..],
+            &["--writes-apart", "--kind", "etc", "--transport", "tcp"],
+        ] {
+            options(args).check().unwrap();
+        }
     }
 
     #[test]
-    fn a_load_that_nothing_answered_says_what_to_look_at() {
-        let check = |tally: &Tally, transport| {
-            let outcome = Outcome::new(tally, Duration::from_secs(1), Duration::ZERO);
-            check_answered(&outcome, transport).map_err(|error| error.to_string())
-        };
-        let mut tally = Tally::new();
-        assert!(
-            check(&tally, Transport::Udp)
-                .unwrap_err()
-                .contains("--rate")
-        );
-        tally.timed_out(Duration::from_secs(1));
-        assert!(
-            check(&tally, Transport::Udp)
-                .unwrap_err()
-                .contains("-U PORT")
-        );
-        assert!(!check(&tally, Transport::Tcp).unwrap_err().contains("-U"));
-        tally.answered(Duration::from_secs(1), false);
-        check(&tally, Transport::Udp).unwrap();
+    fn a_negative_time_is_refused() {
+        let refusal = run(&options(&["--warm-up=-1"])).unwrap_err().to_string();
+        assert_eq!(refusal, "--warm-up -1: it must be 0 seconds or more");
     }
 }
