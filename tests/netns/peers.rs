@@ -51,6 +51,8 @@ fn a_pinned_program_takes_its_turn() -> Result<()> {
         refusal.contains("twice") && refusal.contains(path),
         "{refusal}"
     );
+    // Before anything is attached.
+    assert!(refusal.contains("is no program for TC"), "{refusal}");
     nothing_attached(&bed.server, dev)?;
     Ok(())
 }

@@ -371,7 +371,10 @@ fn what_is_not_understood_runs_as_it_is() -> Result<()> {
             launch(&namespace, &memcached, args)?,
             without_udp,
         )?;
-        assert!(message.contains("does not listen on UDP"), "{message}");
+        assert!(
+            message.contains("is not told to listen on UDP"),
+            "{message}"
+        );
     }
 
     let shared = |pid| {

@@ -1,6 +1,5 @@
 //! `prestack bench`: the numbers of docs/benchmarks.md.
 
-use std::fs::File;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -155,8 +154,7 @@ pub fn run(options: &BenchOptions, object: &[u8]) -> Result<()> {
         docs::check(path)?;
     }
     if let Some(path) = &options.html {
-        let page = File::options().append(true).create(true).open(path);
-        page.with_context(|| format!("writing {}", path.display()))?;
+        html::check(path)?;
     }
     options.check()?;
     interrupt::catch()?;

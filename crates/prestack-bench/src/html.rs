@@ -1,6 +1,9 @@
 //! The results as one page that needs nothing else: tables, and plots as SVG.
 
-use anyhow::Result;
+use std::fs::{self, File};
+use std::path::Path;
+
+use anyhow::{Context, Result};
 
 use crate::how::How;
 use crate::section::Section;
@@ -14,6 +17,21 @@ table{border-collapse:collapse;font-size:14px;font-variant-numeric:tabular-nums}
 th,td{padding:.2rem .6rem;text-align:right;border-bottom:1px solid #ddd;}td{white-space:nowrap}\
 th{border-bottom:2px solid #999;vertical-align:bottom}.w{text-align:left}\
 svg{max-width:100%;height:auto}</style>\n<h1>prestack benchmarks</h1>\n";
+
+/// Whether a page can be written to `path`. What was not there before is not there after.
+///
+/// # Errors
+/// When that is not so.
+pub(crate) fn check(path: &Path) -> Result<()> {
+    let is_new = !path.exists();
+    let page = File::options().append(true).create(true).open(path);
+    page.with_context(|| format!("writing {}", path.display()))?;
+    if is_new {
+        let removed = fs::remove_file(path);
+        removed.with_context(|| format!("removing {} again", path.display()))?;
+    }
+    Ok(())
+}
 
 /// The page of what was measured on this machine, and how.
 ///
@@ -46,6 +64,19 @@ mod tests {
     use super::*;
     use crate::plot::{Line, Plot, Scale};
     use crate::table::Table;
+
+    #[test]
+    fn a_page_that_will_not_come_is_not_there() {
+        let refusal = check(Path::new("/nonexistent/page.html")).unwrap_err();
+        assert!(refusal.to_string().contains("/nonexistent/page.html"));
+        let path = std::env::temp_dir().join(format!("prestack-page-{}", std::process::id()));
+        check(&path).unwrap();
+        assert!(!path.exists());
+        fs::write(&path, "an older one").unwrap();
+        check(&path).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"an older one");
+        fs::remove_file(&path).unwrap();
+    }
 
     #[test]
     fn a_page_needs_nothing_else() {

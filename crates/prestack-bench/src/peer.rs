@@ -3,11 +3,12 @@
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use aya::programs::links::FdLink;
 use aya::programs::tc::{self, SchedClassifierLink};
 
-use aya::programs::{SchedClassifier, TcAttachType, Xdp, XdpMode};
+use aya::programs::{ProgramInfo, SchedClassifier, TcAttachType, Xdp, XdpMode};
+use aya_obj::generated::bpf_prog_type;
 use aya_obj::programs::XdpAttachType;
 use nix::net::if_::if_nametoindex;
 use prestack_testbed::Namespace;
@@ -50,14 +51,43 @@ impl Peer {
     /// Its program for XDP.
     pub(crate) fn program(&self) -> Result<Xdp> {
         let program = Xdp::from_pin(&self.xdp, XdpAttachType::Interface);
-        program.with_context(|| self.unusable(&self.xdp))
+        let program = program.with_context(|| self.unusable(&self.xdp))?;
+        self.check(
+            &self.xdp,
+            &program.info()?,
+            bpf_prog_type::BPF_PROG_TYPE_XDP,
+            "XDP",
+        )?;
+        Ok(program)
     }
 
     /// Its program for TC.
     pub(crate) fn tc_program(&self) -> Result<Option<SchedClassifier>> {
-        let open =
-            |pin: &PathBuf| SchedClassifier::from_pin(pin).with_context(|| self.unusable(pin));
+        let open = |pin: &PathBuf| {
+            let program = SchedClassifier::from_pin(pin).with_context(|| self.unusable(pin))?;
+            let wanted = bpf_prog_type::BPF_PROG_TYPE_SCHED_CLS;
+            self.check(pin, &program.info()?, wanted, "TC")?;
+            Ok(program)
+        };
         self.tc.as_ref().map(open).transpose()
+    }
+
+    /// Fails when what is pinned at `pin` is no program for `hook`: opening it does not show that, and attaching it would
+    /// after minutes of measuring.
+    fn check(
+        &self,
+        pin: &Path,
+        info: &ProgramInfo,
+        wanted: bpf_prog_type,
+        hook: &str,
+    ) -> Result<()> {
+        ensure!(
+            info.program_type() == wanted,
+            "what is pinned at {} is no program for {hook}, which the peer {} needs there",
+            pin.display(),
+            self.name
+        );
+        Ok(())
     }
 
     /// Attaches its programs to `dev` in `namespace`, until what is returned is dropped.

@@ -19,6 +19,8 @@ use crate::table::Table;
 
 /// Least share of the time of two runs in which both are at work, without which they were not at once.
 const AT_ONCE: f64 = 0.8;
+/// How often a round is tried in which they were not.
+const TRIES: u32 = 5;
 
 /// Numbers of keys: one that both CPUs want, and many.
 pub(super) const KEYS: [u32; 3] = [1, 1_000, 100_000];
@@ -35,6 +37,8 @@ pub(crate) struct Scaling {
     ratio: f64,
     /// Share of the time, at least, in which both CPUs were answering.
     at_once: f64,
+    /// Share of its time in which a CPU was at this work, and not at another's: that of the one that was less.
+    had: f64,
 }
 
 impl Scaling {
@@ -65,15 +69,27 @@ pub(super) fn measure(
     round(filled, &mut sources, cpus)?;
     for n in 1..=rounds {
         progress.step(&format!("hits on two CPUs, {keys} keys: round {n}"));
-        all.push(round(filled, &mut sources, cpus)?);
+        let mut best = round(filled, &mut sources, cpus)?;
+        for _ in 1..TRIES {
+            if best.at_once >= AT_ONCE {
+                break;
+            }
+            let again = round(filled, &mut sources, cpus)?;
+            if again.at_once > best.at_once {
+                best = again;
+            }
+        }
+        all.push(best);
     }
     let median = |field: fn(&Scaling) -> f64| median(all.iter().map(field));
     let at_once = median(|round| round.at_once);
     if at_once < AT_ONCE {
         output::note(format!(
-            "two CPUs were at work at once for only {:.0} % of the time: there is no row for hits on both with \
-             {keys} keys. Nothing else should want these CPUs: {cpus:?}",
-            100.0 * at_once
+            "it is sure of only {:.1} % of the time that two CPUs were at work at once, in the best of {TRIES} tries: \
+             there is no row for hits on both with {keys} keys. Something else wants the CPUs {cpus:?}: one was at this work \
+             for {:.1} % of its time",
+            100.0 * at_once,
+            100.0 * median(|round| round.had)
         ));
         return Ok(None);
     }
@@ -83,6 +99,7 @@ pub(super) fn measure(
         together_ns: median(|round| round.together_ns),
         ratio: median(|round| round.ratio),
         at_once,
+        had: median(|round| round.had),
     }))
 }
 
@@ -113,6 +130,11 @@ fn round(filled: &Filled, sources: &mut [Source; 2], cpus: [usize; 2]) -> Result
         together_ns: mean(two),
         ratio: two.map(f64::recip).iter().sum::<f64>() / mean(one.map(f64::recip)),
         at_once: at_once(&echo[1]).min(at_once(&hits[1])),
+        had: echo[1]
+            .iter()
+            .chain(&hits[1])
+            .map(Turn::had)
+            .fold(1.0, f64::min),
     })
 }
 
@@ -129,10 +151,15 @@ impl Turn {
     fn packet_ns(&self) -> f64 {
         self.busy.as_nanos() as f64 / self.packets as f64
     }
+
+    /// The share of the time in which the CPU was at work.
+    fn had(&self) -> f64 {
+        self.busy.as_secs_f64() / (self.end - self.start).as_secs_f64()
+    }
 }
 
 /// The share of the longer one's work in which both were at work, at least: what both have worked beyond the time that
-/// there was.
+/// there was. (Two that had half of their CPUs each may have been at work in turns, or at once: nothing is sure.)
 fn at_once([a, b]: &[Turn; 2]) -> f64 {
     let time = a.end.max(b.end) - a.start.min(b.start);
     let both = (a.busy + b.busy).saturating_sub(time);
@@ -224,6 +251,7 @@ mod tests {
         };
         // In turns, one of them longer, and side by side.
         assert_eq!(at_once(&[turn(0, 100, 50), turn(0, 100, 50)]), 0.0);
+        assert_eq!(turn(100, 200, 50).had(), 0.5);
         assert_eq!(at_once(&[turn(0, 100, 100), turn(50, 100, 50)]), 0.5);
         assert_eq!(at_once(&[turn(0, 100, 100), turn(0, 100, 75)]), 0.75);
     }

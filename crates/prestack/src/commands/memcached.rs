@@ -31,6 +31,11 @@ enum StartError {
 /// There is none, or it cannot be started.
 pub fn memcached(args: &MemcachedArgs) -> anyhow::Result<Infallible> {
     let program = find(&args.binary).ok_or_else(|| StartError::NotFound(args.binary.clone()))?;
+    // What is not there or not to be started is not looked into.
+    if let Err(errno) = access(&program, AccessFlags::X_OK) {
+        let source = errno.into();
+        return Err(StartError::Failed { program, source }.into());
+    }
     let source = match reuseport::prepare(&program, &args.arguments) {
         Ok((mut command, _library)) => {
             info!(
@@ -62,6 +67,19 @@ fn find(name: &Path) -> Option<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_program_that_is_not_there_is_told_at_once() {
+        let args = MemcachedArgs {
+            binary: "/no/such/memcached".into(),
+            arguments: vec!["-U".into(), "11211".into()],
+        };
+        let refusal = memcached(&args).unwrap_err().to_string();
+        assert_eq!(
+            refusal,
+            "cannot start /no/such/memcached: No such file or directory (os error 2)"
+        );
+    }
 
     #[test]
     fn programs_are_found_as_by_a_shell() {

@@ -15,7 +15,7 @@ pub use program::Unsuited;
 pub enum AsItIs {
     #[error("it only tells about itself")]
     Informs,
-    #[error("it does not listen on UDP: switch that on with `-U PORT`")]
+    #[error("it is not told to listen on UDP, which `-U PORT` does")]
     NoUdp,
     #[error("it listens on a unix socket alone (-s), and not on UDP")]
     UnixSocket,
