@@ -11,6 +11,9 @@ use crate::report::whole;
 
 /// Width and height in pixels.
 const SIZE: (u32, u32) = (860, 400);
+/// So many marks at an axis that is divided by powers of ten do not crowd, and so many show how it is divided.
+const MANY_MARKS: usize = 12;
+const FEW_MARKS: usize = 3;
 /// Width of the names of the lines, right of them.
 const NAMES: u32 = 170;
 /// Colours of lines (Okabe and Ito's, which everybody can tell apart).
@@ -71,7 +74,9 @@ impl Plot {
             chart.x_label_area_size(48).y_label_area_size(72);
             let y = 0.0..last_y;
             if self.scale == Scale::Log {
-                let x = (first_x.max(f64::MIN_POSITIVE)..last_x * 1.05).log_scale();
+                let (first, last) = (first_x.max(f64::MIN_POSITIVE), last_x * 1.05);
+                let x = (first..last).log_scale();
+                let x = x.with_key_points(log_marks(first, last));
                 self.draw(chart.build_cartesian_2d(x, y).map_err(failed)?)?;
             } else {
                 let x = 0.0..last_x * 1.05;
@@ -101,8 +106,8 @@ impl Plot {
             .configure_mesh()
             .x_desc(x)
             .y_desc(y)
-            .x_label_formatter(&|x| label(*x, self.scale))
-            .y_label_formatter(&|y| label(*y, Scale::Linear))
+            .x_label_formatter(&|x| label(*x))
+            .y_label_formatter(&|y| label(*y))
             .label_style(("sans-serif", 14))
             .axis_desc_style(("sans-serif", 15))
             .light_line_style(WHITE)
@@ -121,14 +126,32 @@ fn colour(i: usize) -> RGBColor {
     COLOURS[i % COLOURS.len()]
 }
 
-/// A number at an axis. Where it is divided by powers of ten the marks between them crowd.
-fn label(number: f64, scale: Scale) -> String {
-    let has_label = |first: f64| {
-        (first - 1.0).abs() < 1e-6 || (first - 2.0).abs() < 1e-6 || (first - 5.0).abs() < 1e-6
+/// Where an axis that is divided by powers of ten has marks: at 1, 2 and 5 times these, or at them alone if those would
+/// crowd; on a short one evenly.
+fn log_marks(first: f64, last: f64) -> Vec<f64> {
+    let powers = first.log10().floor() as i32..=last.log10().ceil() as i32;
+    let at = |factors: &[f64]| -> Vec<f64> {
+        let marks = powers
+            .clone()
+            .flat_map(|power| factors.iter().map(move |factor| factor * 10f64.powi(power)));
+        marks.filter(|mark| (first..=last).contains(mark)).collect()
     };
-    if scale == Scale::Log && !has_label(number / 10f64.powf(number.log10().floor())) {
-        return String::new();
+    let marks = at(&[1.0, 2.0, 5.0]);
+    if marks.len() > MANY_MARKS {
+        return at(&[1.0]);
     }
+    if marks.len() >= FEW_MARKS {
+        return marks;
+    }
+    let step = 10f64.powf((last - first).log10().floor());
+    let numbers = (first / step).ceil() as u64..=(last / step).floor() as u64;
+    numbers.map(|n| n as f64 * step).collect()
+}
+
+/// A number at an axis.
+fn label(number: f64) -> String {
+    // As it was meant: 0.3 and not 0.30000000000000004.
+    let number = (number * 1e6).round() / 1e6;
     if number.fract() == 0.0 {
         whole(number)
     } else {
@@ -167,11 +190,55 @@ mod tests {
         }
     }
 
+    /// The labels at the x axis of a plot by powers of ten.
+    fn log_labels(first: f64, last: f64) -> Vec<String> {
+        let plot = Plot {
+            axes: ["x", "y"],
+            scale: Scale::Log,
+            lines: vec![Line {
+                name: "line".to_owned(),
+                // Nothing at the other axis looks like these labels.
+                points: vec![(first, 0.001), (last, 0.002)],
+            }],
+        };
+        let svg = plot.svg().unwrap();
+        let texts = svg.split("<text").skip(1);
+        let texts = texts.map(|text| text[text.find('>').unwrap() + 1..].split('<').next());
+        let texts = texts.map(|text| text.unwrap().trim().to_owned());
+        texts
+            .filter(|text| !["x", "y", "line"].contains(&&text[..]) && !text.starts_with("0.00"))
+            .collect()
+    }
+
     #[test]
-    fn crowded_marks_have_no_label() {
-        assert_eq!(label(1000.0, Scale::Log), "1,000");
-        assert_eq!(label(0.5, Scale::Log), "0.5");
-        assert_eq!(label(9.0, Scale::Log), "");
-        assert_eq!(label(9.0, Scale::Linear), "9");
+    fn each_mark_has_a_label_of_its_own() {
+        for (first, last) in [
+            (1.0, 1e6),
+            (37.2, 10_500.0),
+            (300.0, 11_000.0),
+            (146.8, 65_077.2),
+            (96.0, 12_345.6),
+            (400.0, 450.0),
+            (5.0, 5e8),
+        ] {
+            let labels = log_labels(first, last);
+            let mut different = labels.clone();
+            different.sort();
+            different.dedup();
+            let are_all = (2..16).contains(&labels.len()) && different.len() == labels.len();
+            assert!(
+                are_all && !labels.contains(&String::new()),
+                "{first} to {last}: {labels:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn crowded_marks_are_left_out() {
+        assert_eq!(log_marks(3.0, 30.0), [5.0, 10.0, 20.0]);
+        assert_eq!(log_marks(1.0, 1e6).len(), 7);
+        assert_eq!(log_marks(400.0, 440.0), [400.0, 410.0, 420.0, 430.0, 440.0]);
+        let labels = [1_000.0, 0.5, 3.0 * 0.1].map(label);
+        assert_eq!(labels, ["1,000", "0.5", "0.3"]);
     }
 }
