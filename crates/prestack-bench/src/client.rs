@@ -1,5 +1,6 @@
 //! What clients over UDP and TCP have in common: what they ask, when, and whether the answers are right.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -36,6 +37,18 @@ pub(crate) struct Asker {
     pub(crate) answered_before: u64,
     pub(crate) tally: Tally,
 }
+
+/// An answer after which nobody knows where the next begins.
+#[derive(Debug)]
+pub(crate) struct WrongAnswer(pub(crate) String);
+
+impl fmt::Display for WrongAnswer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "an answer was wrong: {}", self.0)
+    }
+}
+
+impl std::error::Error for WrongAnswer {}
 
 /// A request under way.
 #[derive(Clone, Copy, Debug)]

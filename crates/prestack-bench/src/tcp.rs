@@ -13,7 +13,7 @@ use nix::poll::{PollFd, PollFlags};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::time::TimeSpec;
 
-use crate::client::{Asker, Request, TICK, Taken};
+use crate::client::{Asker, Request, TICK, Taken, WrongAnswer};
 use crate::pace::Pace;
 
 /// A connection that waits so long for an answer is given up.
@@ -282,10 +282,7 @@ impl Connections {
                 Taken::Partial => return Ok(None),
                 Taken::Wrong => {
                     let first = self.asker.tally.first_wrong.take();
-                    bail!(
-                        "not an answer to what was asked: {}",
-                        first.unwrap_or_default()
-                    );
+                    return Err(WrongAnswer(first.unwrap_or_default()).into());
                 }
             }
         }
@@ -370,6 +367,22 @@ mod tests {
         let write = versions.write(0);
         versions.written(0, write);
         assert_eq!(versions.oldest(0), 4);
+    }
+
+    #[test]
+    fn what_is_no_answer_ends_the_connection_and_is_shown() {
+        let [client, mut server] = pair();
+        let refusal = thread::scope(|scope| {
+            scope.spawn(move || {
+                read_to_get(&mut server);
+                server.write_all(b"CLIENT_ERROR no\r\n").unwrap();
+            });
+            let connections = Connections::new(asker(0.0, false, 1), vec![client], 1).unwrap();
+            let (end, stop) = (Instant::now() + TIMEOUT, AtomicBool::new(false));
+            connections.run(Pace::Closed, end, &stop).err().unwrap()
+        });
+        let WrongAnswer(shown) = refusal.downcast_ref().expect("it is wrong");
+        assert!(shown.contains("CLIENT_ERROR no"), "{shown}");
     }
 
     #[test]

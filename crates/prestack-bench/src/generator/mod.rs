@@ -150,15 +150,15 @@ pub fn run(options: &LoadOptions) -> Result<()> {
         );
         stored?;
     }
-    let offer = |duration: Duration, what| {
-        let stop = interrupt::flag();
-        let run = || load.run_groups(None, duration, stop, || Ok(Duration::ZERO));
-        with_bar(duration, what, run)
-    };
     let judge = Judge {
         transport: options.transport,
         is_stored: options.stored,
         bytes: load.dataset.bytes(),
+    };
+    let offer = |duration: Duration, what| {
+        let stop = interrupt::flag();
+        let run = || load.run_groups(None, duration, stop, || Ok(Duration::ZERO));
+        with_bar(duration, what, run).map_err(|error| judge.explained(error))
     };
     let warmed_up = offer(warm_up, "warming up")?.total;
     ensure!(

@@ -4,9 +4,10 @@ use std::fmt::Write;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Error, Result, anyhow, bail, ensure};
 use serde::Serialize;
 
+use crate::client::WrongAnswer;
 use crate::load::Transport;
 use crate::outcome::{Outcome, SHARES};
 use crate::report::whole;
@@ -122,13 +123,30 @@ impl Told {
 /// What was found out of an outcome that is to be known.
 pub(super) struct Judge {
     pub(super) transport: Transport,
-    /// Nothing was stored before.
+    /// The items were there already (`--stored`).
     pub(super) is_stored: bool,
     /// Bytes of all keys and values.
     pub(super) bytes: u64,
 }
 
 impl Judge {
+    /// What may be the cause of a wrong answer, to go behind it.
+    fn or_stored_otherwise(&self) -> &'static str {
+        if self.is_stored {
+            ". Were the items stored with other sizes (--stored), or written since?"
+        } else {
+            ""
+        }
+    }
+
+    /// The same behind an answer for which the run was given up.
+    pub(super) fn explained(&self, error: Error) -> Error {
+        match error.downcast::<WrongAnswer>() {
+            Ok(wrong) => anyhow!("{wrong}{}", self.or_stored_otherwise()),
+            Err(other) => other,
+        }
+    }
+
     /// Fails when an outcome is not worth telling.
     pub(super) fn is_any(&self, outcome: &Outcome) -> Result<()> {
         let due = outcome.answered + outcome.timeouts + outcome.not_sent + outcome.wrong;
@@ -148,11 +166,7 @@ impl Judge {
                 "{} answers were wrong{}{}",
                 whole(outcome.wrong as f64),
                 outcome.such_as(),
-                if self.is_stored {
-                    ". Were the items stored with other sizes (--stored), or written since?"
-                } else {
-                    ""
-                }
+                self.or_stored_otherwise()
             );
         }
         ensure!(
@@ -307,6 +321,18 @@ mod tests {
             refusal.starts_with("2 answers were wrong; the first: GET of a. Were"),
             "{refusal}"
         );
+        let judge = Judge {
+            transport: Transport::Tcp,
+            is_stored: true,
+            bytes: 1,
+        };
+        let explained = judge.explained(WrongAnswer("GET of a".to_owned()).into());
+        let explained = explained.to_string();
+        assert!(
+            explained.starts_with("an answer was wrong: GET of a. Were"),
+            "{explained}"
+        );
+        assert_eq!(judge.explained(anyhow!("other")).to_string(), "other");
     }
 
     #[test]
