@@ -393,6 +393,27 @@ fn what_is_not_understood_runs_as_it_is() -> Result<()> {
         message.contains("as it is: it is no program for x86-64"),
         "{message}"
     );
+
+    // What is not there is not started as it is either.
+    let mut prestack = Command::new(binary()?);
+    prestack.args([
+        "memcached",
+        "--binary",
+        "/no/such/memcached",
+        "--",
+        "-U",
+        "1",
+    ]);
+    let output = prestack.output()?;
+    let message = String::from_utf8(output.stderr)?;
+    ensure!(
+        !output.status.success() && message.lines().count() == 1,
+        "{message}"
+    );
+    ensure!(
+        message.contains("cannot start /no/such/memcached: No such"),
+        "{message}"
+    );
     Ok(())
 }
 
