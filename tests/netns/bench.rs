@@ -84,6 +84,12 @@ fn a_flood_is_answered_and_misses_reach_memcached() -> Result<()> {
     }
     let (json, failure) = bench(&["--only", "open-loop", "--keys", "1000"])?;
     assert_eq!(failure, None);
+    let how = &json["how"];
+    assert_eq!((&how["rounds"], &how["seconds"]), (&1.into(), &1.into()));
+    ensure!(
+        how["date"].is_string() && how["prestack"].is_string(),
+        "{how}"
+    );
     let floods = json["overload"]["floods"].as_array().context("floods")?;
     assert_eq!(floods.len(), 3, "{json:#}");
     for flood in floods {
