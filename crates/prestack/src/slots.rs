@@ -1,7 +1,7 @@
 //! Backend numbers: which process has which, over restarts.
 
 use std::{
-    collections::HashSet,
+    collections::{BTreeSet, HashSet},
     net::{Ipv4Addr, Ipv6Addr},
 };
 
@@ -24,6 +24,17 @@ pub struct Slot {
     pub memcached: Memcached,
     /// Whether it runs.
     pub alive: bool,
+    /// If not: ports that are to be served, and on which no other has come in its place yet.
+    awaited: BTreeSet<u16>,
+}
+
+impl Slot {
+    /// Whether it is gone, and waited for. Its number, and where it was reached, it keeps in any case: connections may
+    /// still be carried there.
+    #[must_use]
+    pub fn is_missing(&self) -> bool {
+        !self.alive && !self.awaited.is_empty()
+    }
 }
 
 /// What a look at the host changed.
@@ -69,13 +80,15 @@ impl Changes {
 #[derive(Clone, Debug, Default)]
 pub struct Slots {
     slots: Vec<Slot>,
+    /// Ports that are to be served.
+    ports: Vec<u16>,
 }
 
 impl Slots {
-    /// The numbers that backends had in an earlier run. A look at the host renews those that are still there,
-    /// and finds the successors of others by where they listened.
+    /// The numbers that backends had in an earlier run, of which `ports` are to be served. A look at the host renews
+    /// those that are still there, and finds the successors of others by where they listened.
     #[must_use]
-    pub fn resumed(backends: &[BackendState]) -> Self {
+    pub fn resumed(backends: &[BackendState], ports: &[u16]) -> Self {
         let slots = backends.iter().map(|backend| Slot {
             memcached: Memcached {
                 process: ProcessId {
@@ -86,9 +99,11 @@ impl Slots {
                 unix_sockets: Vec::new(),
             },
             alive: backend.alive,
+            awaited: BTreeSet::new(),
         });
         Self {
             slots: slots.take(MAX_BACKENDS as usize).collect(),
+            ports: ports.to_vec(),
         }
     }
 
@@ -112,13 +127,24 @@ impl Slots {
 
     /// Notes that a process has ended.
     pub fn bury(&mut self, number: u8) {
-        self.slots[usize::from(number)].alive = false;
+        let slot = &mut self.slots[usize::from(number)];
+        slot.alive = false;
+        slot.awaited = ports_of(&slot.memcached);
+        slot.awaited.retain(|port| self.ports.contains(port));
+    }
+
+    /// Waits for none of those that are gone.
+    pub fn await_none(&mut self) {
+        for slot in &mut self.slots {
+            slot.awaited.clear();
+        }
     }
 
     /// Gives numbers to the processes that were found.
     ///
     /// A process keeps its number as long as it has the same sockets: with others, it may have
-    /// missed writes. A new process gets the number of the one whose place it took.
+    /// missed writes. A new process gets the number of the one whose place it took. One that has come at other
+    /// addresses is waited for no more on these ports.
     pub fn update(&mut self, found: Vec<Memcached>) -> Changes {
         let mut changes = Changes::default();
         let mut new = Vec::new();
@@ -141,35 +167,46 @@ impl Slots {
                 None => new.push(memcached),
             }
         }
-        for (slot, number) in self.slots.iter_mut().zip(0u8..) {
-            if slot.alive && !seen.contains(&number) {
-                slot.alive = false;
+        for number in 0..self.len() {
+            if self.slots[usize::from(number)].alive && !seen.contains(&number) {
+                self.bury(number);
                 changes.died.push(number);
             }
         }
         for memcached in new {
             let pid = memcached.process.pid;
+            let Some(number) = self.place(&memcached) else {
+                changes.refused.push(pid);
+                continue;
+            };
+            let mut ports = ports_of(&memcached);
             let slot = Slot {
                 memcached,
                 alive: true,
+                awaited: BTreeSet::new(),
             };
-            match self.place(&slot.memcached) {
-                Some(number) if usize::from(number) < self.slots.len() => {
-                    self.slots[usize::from(number)] = slot;
-                    changes.renewed.push(number);
+            match self.slots.get_mut(usize::from(number)) {
+                Some(place) => {
+                    let awaited = std::mem::replace(place, slot).awaited;
+                    ports.retain(|port| !awaited.contains(port));
                 }
-                Some(number) => {
-                    self.slots.push(slot);
-                    changes.renewed.push(number);
-                }
-                None => changes.refused.push(pid),
+                None => self.slots.push(slot),
             }
+            self.succeed(ports);
+            changes.renewed.push(number);
         }
         changes
     }
 
+    /// Notes that a process has come on these ports: on each it is in the place of one of those that are gone.
+    fn succeed(&mut self, mut ports: BTreeSet<u16>) {
+        for slot in &mut self.slots {
+            slot.awaited.retain(|port| !ports.remove(port));
+        }
+    }
+
     /// The number for a new process: of the dead one where it listens, else an unused one, else
-    /// any dead one's.
+    /// any dead one's, one that is not waited for before others.
     fn place(&self, memcached: &Memcached) -> Option<u8> {
         let dead = || self.iter().filter(|(_, slot)| !slot.alive);
         let overlaps = |slot: &Slot| {
@@ -179,14 +216,20 @@ impl Slots {
                 .iter()
                 .any(|mine| theirs.iter().any(|other| mine.overlaps(other)))
         };
-        let successor = dead()
-            .find(|(_, slot)| overlaps(slot))
-            .map(|(number, _)| number);
+        let number_of = |(number, _)| number;
+        let successor = dead().find(|(_, slot)| overlaps(slot)).map(number_of);
         let unused = (u32::from(self.len()) < MAX_BACKENDS).then(|| self.len());
         successor
             .or(unused)
-            .or_else(|| dead().next().map(|(number, _)| number))
+            .or_else(|| dead().find(|(_, slot)| !slot.is_missing()).map(number_of))
+            .or_else(|| dead().next().map(number_of))
     }
+}
+
+/// The ports on which it listens.
+fn ports_of(memcached: &Memcached) -> BTreeSet<u16> {
+    let sockets = memcached.sockets.iter();
+    sockets.map(|socket| socket.port).collect()
 }
 
 /// Sockets by which a door may have been reached, which are none of the host's.
@@ -268,6 +311,7 @@ mod tests {
             pid,
             start,
             alive: true,
+            superseded: false,
             doors: vec![DoorSpec {
                 address,
                 port: 11211 + u16::from(number),
@@ -284,7 +328,7 @@ mod tests {
             backend(1, 2, 1, local),
             backend(2, 3, 7, None),
         ];
-        let mut slots = Slots::resumed(&earlier);
+        let mut slots = Slots::resumed(&earlier, &[]);
         // The first is gone, the third is another process; and there is a new one.
         let found = [
             memcached(3, 8, &[11213]),
@@ -309,6 +353,61 @@ mod tests {
             changes(&[0], &[0])
         );
         assert_eq!(slots.len(), 1);
+    }
+
+    /// The number of each that is gone and waited for.
+    fn missing(slots: &Slots) -> Vec<u8> {
+        let missing = slots.iter().filter(|(_, slot)| slot.is_missing());
+        missing.map(|(number, _)| number).collect()
+    }
+
+    /// A memcached that listens at one address alone.
+    fn memcached_at(pid: u32, address: u8, ports: &[u16]) -> Memcached {
+        let mut memcached = memcached(pid, 1, ports);
+        for socket in &mut memcached.sockets {
+            socket.address = Ipv4Addr::new(10, 0, 0, address).into();
+        }
+        memcached
+    }
+
+    #[test]
+    fn one_that_has_moved_is_not_waited_for() {
+        let mut slots = Slots::resumed(&[], &[1, 2]);
+        slots.update(vec![memcached_at(1, 1, &[1, 2, 3])]);
+        assert_eq!(missing(&slots), [0; 0]);
+        slots.bury(0);
+        assert_eq!(missing(&slots), [0]);
+        let found = [memcached_at(2, 2, &[1]), memcached_at(3, 3, &[2])];
+        assert_eq!(slots.update(found[..1].to_vec()), changes(&[], &[1]));
+        assert_eq!(missing(&slots), [0], "nobody is on the other port");
+        assert_eq!(slots.update(found.to_vec()), changes(&[], &[2]));
+        assert_eq!(missing(&slots), [0; 0]);
+        // Its number stays its own, and is taken before that of one that is waited for.
+        assert_eq!(slots.update(found[..1].to_vec()), changes(&[2], &[]));
+        let back = memcached_at(4, 1, &[1]);
+        let found = [found[0].clone(), back];
+        assert_eq!(slots.update(found.to_vec()), changes(&[], &[0]));
+        assert_eq!(missing(&slots), [2]);
+    }
+
+    #[test]
+    fn one_that_comes_back_is_in_the_place_of_no_other() {
+        let mut slots = Slots::resumed(&[], &[1]);
+        slots.update(vec![memcached_at(1, 1, &[1]), memcached_at(2, 2, &[1])]);
+        slots.update(Vec::new());
+        assert_eq!(missing(&slots), [0, 1]);
+        let back = memcached_at(3, 2, &[1]);
+        assert_eq!(slots.update(vec![back.clone()]), changes(&[], &[1]));
+        assert_eq!(missing(&slots), [0]);
+        // Nor are two that were there.
+        assert_eq!(slots.update(vec![back.clone()]), changes(&[], &[]));
+        assert_eq!(missing(&slots), [0]);
+        let moved = memcached_at(4, 3, &[1]);
+        assert_eq!(slots.update(vec![back, moved]), changes(&[], &[2]));
+        assert_eq!(missing(&slots), [0; 0]);
+        slots.update(Vec::new());
+        slots.await_none();
+        assert_eq!(missing(&slots), [0; 0]);
     }
 
     #[test]

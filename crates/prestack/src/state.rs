@@ -129,6 +129,9 @@ pub struct BackendState {
     pub start: u64,
     /// Whether that memcached runs.
     pub alive: bool,
+    /// Whether others have come in its place since it is gone, so that it is not missed.
+    #[serde(default)]
+    pub superseded: bool,
     /// Where it listens.
     pub doors: Vec<DoorSpec>,
     /// Unix sockets it listens on, which are not seen.

@@ -129,7 +129,7 @@ impl Watch {
             },
             withheld: BTreeSet::new(),
             scanner: Scanner::default(),
-            slots: Slots::resumed(earlier),
+            slots: Slots::resumed(earlier, &options.ports),
             layout: Layout::default(),
             left_out: Vec::new(),
             host: host.clone(),
@@ -146,6 +146,8 @@ impl Watch {
         if !changes.refused.is_empty() {
             return Err(WatchError::TooManyBackends);
         }
+        // As for a run that finds nothing of an earlier one.
+        watch.slots.await_none();
         watch.pending = changes;
         watch.watch_ends()?;
         watch.pending = Changes::default();
@@ -227,7 +229,7 @@ impl Watch {
     /// Whether a backend is missing: it is worth looking for it often.
     #[must_use]
     pub fn is_waiting(&self) -> bool {
-        self.slots.iter().any(|(_, slot)| !slot.alive)
+        self.slots.iter().any(|(_, slot)| slot.is_missing())
     }
 
     /// Looks for processes that have ended, and stops serving what was theirs. Returns whether
@@ -517,6 +519,7 @@ impl Watch {
                 pid: slot.memcached.process.pid,
                 start: slot.memcached.process.start,
                 alive: slot.alive,
+                superseded: !slot.alive && !slot.is_missing(),
                 doors: doors(number).copied().collect(),
                 unix_sockets: slot.memcached.unix_sockets.clone(),
             })

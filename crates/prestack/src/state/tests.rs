@@ -37,6 +37,7 @@ fn state() -> State {
             pid: 4,
             start: 5,
             alive: true,
+            superseded: false,
             doors: vec![DoorSpec {
                 address: Some("fd00::1".parse().expect("an address")),
                 port: 11211,
@@ -284,4 +285,24 @@ fn a_run_that_is_cut_short_leaves_what_it_knew() {
     let before = Before::of(&next);
     assert!(before.is_gapless(std::slice::from_ref(&one), std::slice::from_ref(&two)));
     assert!(!before.is_gapless(&[], &[one]));
+}
+
+#[test]
+fn doors_are_told_in_words() {
+    let mut backend = state().backends.remove(0);
+    assert_eq!(backend.describe_doors(), "served at [fd00::1]:11211");
+    let door = backend.doors[0];
+    backend.doors.push(DoorSpec {
+        address: None,
+        serve_udp: false,
+        ..door
+    });
+    assert_eq!(
+        backend.describe_doors(),
+        "served at [fd00::1]:11211; watched at *:11211"
+    );
+    backend.doors.remove(0);
+    assert_eq!(backend.describe_doors(), "watched at *:11211");
+    backend.doors.clear();
+    assert_eq!(backend.describe_doors(), "served nowhere");
 }

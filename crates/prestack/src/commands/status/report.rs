@@ -133,7 +133,7 @@ impl Report {
             egress: at.egress.clone(),
             answers: !at.mode.is_empty() && !state.unserved.contains(&at.name),
         };
-        let backends = state.backends.iter();
+        let backends = state.backends.iter().filter(|b| !b.superseded);
         let backends: Vec<_> = backends
             .map(|backend| Backend::of(running, serving, backend))
             .collect();
