@@ -18,7 +18,7 @@ pub fn counted(count: usize, word: &str) -> String {
 
 /// A duration in human units (`1s`, `500ms`).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize, Serialize)]
-#[serde(try_from = "String", into = "String")]
+#[serde(try_from = "SpanText", into = "String")]
 pub struct Span(pub Duration);
 
 impl FromStr for Span {
@@ -31,11 +31,27 @@ impl FromStr for Span {
     }
 }
 
-impl TryFrom<String> for Span {
+/// How a configuration file may give a duration, and how it may not.
+#[derive(Deserialize)]
+#[serde(
+    untagged,
+    expecting = "a duration is written in quotes, such as \"1s\""
+)]
+enum SpanText {
+    Text(String),
+    Number(f64),
+}
+
+impl TryFrom<SpanText> for Span {
     type Error = String;
 
-    fn try_from(text: String) -> Result<Self, Self::Error> {
-        text.parse()
+    fn try_from(span: SpanText) -> Result<Self, Self::Error> {
+        match span {
+            SpanText::Text(text) => text.parse(),
+            SpanText::Number(number) => Err(format!(
+                "{number} has no unit: a duration is written in quotes, such as \"500ms\" or \"1s\""
+            )),
+        }
     }
 }
 
@@ -90,8 +106,30 @@ impl TryFrom<SizeText> for Size {
 
 /// A port on which memcached may listen.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]
-#[serde(try_from = "i64")]
+#[serde(try_from = "PortText")]
 pub struct Port(pub NonZeroU16);
+
+/// How a configuration file may give a port, and how it may not.
+#[derive(Deserialize)]
+#[serde(untagged, expecting = "a port is a number, without quotes")]
+enum PortText {
+    Number(i64),
+    Text(String),
+}
+
+impl TryFrom<PortText> for Port {
+    type Error = String;
+
+    fn try_from(port: PortText) -> Result<Self, Self::Error> {
+        match port {
+            PortText::Number(number) => number.try_into(),
+            PortText::Text(text) => Err(format!(
+                "\"{text}\" is no port: a port is a number from 1 to {}, without quotes",
+                u16::MAX
+            )),
+        }
+    }
+}
 
 impl TryFrom<i64> for Port {
     type Error = String;

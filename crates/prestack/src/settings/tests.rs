@@ -230,3 +230,30 @@ fn malformed_values_are_refused() {
         assert!(file(text).is_err(), "{text}");
     }
 }
+
+#[test]
+fn values_of_the_wrong_kind_are_told_how_they_are_written() {
+    for (text, said) in [
+        (
+            "port = '11211'",
+            "a port is a number from 1 to 65535, without quotes",
+        ),
+        (
+            "port = ['11211']",
+            "a port is a number from 1 to 65535, without quotes",
+        ),
+        ("port = true", "a value or a list of values"),
+        (
+            "max-age = 1",
+            "a duration is written in quotes, such as \"500ms\" or \"1s\"",
+        ),
+        (
+            "max-age = 0.5",
+            "a duration is written in quotes, such as \"500ms\" or \"1s\"",
+        ),
+        ("max-age = 'soon'", "such as 500ms or 1s"),
+    ] {
+        let error = file(text).unwrap_err().to_string();
+        assert!(error.contains(said), "{text}: {error}");
+    }
+}
