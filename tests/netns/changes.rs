@@ -34,16 +34,39 @@ fn in_no_time(mut change: impl FnMut(u8) -> Result<()>) -> Result<()> {
 
 #[test]
 fn a_new_address_brings_its_subnet() -> Result<()> {
-    let stage = Stage::new()?;
+    let mut stage = Stage::new()?;
+    let address = |round| Ipv4Addr::new(10, 100 + round, 0, 1);
     in_no_time(|round| {
-        let address = Ipv4Addr::new(10, 100 + round, 0, 1);
-        stage.bed.add_server_address(0, IpAddr::V4(address))?;
+        stage
+            .bed
+            .add_server_address(0, IpAddr::V4(address(round)))?;
         let allowed = format!("10.{}.0.0/24", 100 + round);
         wait_for("the subnet to be allowed", Duration::from_secs(10), || {
             let status = stage.prestack.instance().command(&["status"])?;
             Ok(status.contains(&allowed).then_some(()))
         })
-    })
+    })?;
+    let net = format!("{}/24", address(0));
+    let dev = &stage.bed.links[0].server_dev;
+    stage
+        .bed
+        .server
+        .ip(["address", "delete", &net, "dev", dev])?;
+    wait_for("the address to go", Duration::from_secs(10), || {
+        let status = stage.prestack.instance().command(&["status"])?;
+        Ok((!status.contains(&address(0).to_string())).then_some(()))
+    })?;
+    stage.prestack.signal(Signal::SIGTERM)?;
+    let said = stage.prestack.wait()?;
+    for words in [
+        "served at 10.101.0.1:11211 from now on",
+        "clients in 10.101.0.0/24 are served from now on",
+        "no longer served at 10.100.0.1:11211",
+        "clients in 10.100.0.0/24 are no longer served",
+    ] {
+        ensure!(said.contains(words), "{words} in {said}");
+    }
+    Ok(())
 }
 
 /// The address of a carried connection goes, and comes back: until the datapath is told so, nothing but a wildcard stands
@@ -133,7 +156,7 @@ fn what_is_too_much_is_told_and_made_up_for() -> Result<()> {
     until_hit(&stage.prestack, &mut udp, b"key", b"new")?;
     stage.prestack.signal(Signal::SIGTERM)?;
     let said = stage.prestack.wait()?;
-    let line = format!("memcached (pid {pid}) is served from now on");
+    let line = format!("memcached (pid {pid}) is served at ");
     ensure!(said.contains(&line), "{said}");
     Ok(())
 }

@@ -109,8 +109,8 @@ fn what_cannot_be_written_down_is_later() -> Result<()> {
     let state = files
         .iter()
         .find(|file| file.extension().is_some_and(|e| e == "json"));
-    let obstacle = state.context("no state")?.with_extension("json.new");
-    let obstacle = Folder::new(obstacle)?;
+    let state = state.context("no state")?.clone();
+    let obstacle = Folder::new(state.with_extension("json.new"))?;
     let address = [10, 100, 0, 1].into();
     stage.bed.add_server_address(0, address)?;
     stage.bed.add_client_address(0, [10, 100, 0, 2].into())?;
@@ -129,6 +129,16 @@ fn what_cannot_be_written_down_is_later() -> Result<()> {
     wait_for("the state to be written", Duration::from_secs(10), || {
         Ok(is_told()?.then_some(()))
     })?;
+    // What others remove or cut off is written again.
+    for left in [None, Some("{")] {
+        match left {
+            None => std::fs::remove_file(&state)?,
+            Some(text) => std::fs::write(&state, text)?,
+        }
+        wait_for("the state to be written", Duration::from_secs(10), || {
+            Ok(is_told().is_ok_and(|is_told| is_told).then_some(()))
+        })?;
+    }
     stage.prestack.signal(Signal::SIGTERM)?;
     let said = stage.prestack.wait()?;
     ensure!(said.matches("what was so before").count() == 1, "{said}");
@@ -205,13 +215,13 @@ fn otherwise_they_end_it() -> Result<()> {
 #[test]
 fn a_service_manager_is_told_that_it_serves_and_that_it_ends() -> Result<()> {
     let bed = Testbed::new()?;
-    let _memcached = Memcached::start(&bed.server, MemcachedOptions::default())?;
+    let mut memcached = Memcached::start(&bed.server, MemcachedOptions::default())?;
     let folder = tempfile::tempdir()?;
     let path = folder.path().join("notify");
     let manager = UnixDatagram::bind(&path)?;
     manager.set_read_timeout(Some(Duration::from_secs(45)))?;
     let told = || -> Result<String> {
-        let mut text = [0; 256];
+        let mut text = [0; 1024];
         let len = manager.recv(&mut text)?;
         Ok(String::from_utf8_lossy(&text[..len]).into_owned())
     };
@@ -223,8 +233,27 @@ fn a_service_manager_is_told_that_it_serves_and_that_it_ends() -> Result<()> {
     let mut prestack = Process::spawn(command)?;
     let status = format!("READY=1\nSTATUS=serving 11211 on {dev} (native)");
     assert_eq!(told()?, status);
+    // And what has become of it.
+    memcached.kill()?;
+    let said = told()?;
+    let gone = format!(
+        "STATUS=serving nothing: memcached {} is gone",
+        memcached.pid()
+    );
+    ensure!(said.starts_with(&gone), "{said}");
+    memcached = Memcached::start(&bed.server, MemcachedOptions::default())?;
+    // That nobody listens may be told first.
+    let serves = format!("STATUS=serving 11211 on {dev} (native)");
+    wait_for("the status", Duration::from_secs(20), || {
+        Ok((told()? == serves).then_some(()))
+    })?;
+    drop(memcached);
+    let said = told()?;
+    ensure!(said.starts_with("STATUS=serving nothing"), "{said}");
     prestack.signal(Signal::SIGTERM)?;
-    ensure!(told()?.starts_with("STOPPING=1"));
+    wait_for("the end", Duration::from_secs(20), || {
+        Ok(told()?.starts_with("STOPPING=1").then_some(()))
+    })?;
     ensure!(prestack.wait(Duration::from_secs(20))?.0.success());
     Ok(())
 }

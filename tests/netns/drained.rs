@@ -197,6 +197,12 @@ fn a_stranger_with_the_pid_of_the_daemon_is_not_ended() -> Result<()> {
     let refusal = stage.prestack.instance().command(&["detach"]);
     let refusal = refusal.expect_err("it is busy").to_string();
     ensure!(refusal.contains("another process"), "{refusal}");
+    // Nor is a `run` told that a daemon runs.
+    let run = ["run", "--interface", &stage.bed.links[0].server_dev];
+    let refusal = stage.prestack.instance().command(&run);
+    let refusal = refusal.expect_err("it is busy").to_string();
+    ensure!(refusal.contains("starting or ending"), "{refusal}");
+    ensure!(!refusal.contains("already running"), "{refusal}");
     drop(lock);
     let done = stage.prestack.instance().command(&["detach"])?;
     ensure!(done.contains("reset 1 connection"), "{done}");

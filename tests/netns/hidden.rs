@@ -30,14 +30,14 @@ fn state(stage: &Stage) -> Result<Option<PathBuf>> {
 }
 
 /// Runs a command of prestack on the stage's instance in a network namespace, and where no pins are seen if
-/// they are to be hidden: it must fail with these words, and change nothing.
+/// they are to be hidden: it must fail with these words, and change nothing. Returns all that it says.
 fn refused(
     stage: &Stage,
     namespace: &Namespace,
     is_hidden: bool,
     args: &[&str],
     words: &[&str],
-) -> Result<()> {
+) -> Result<String> {
     let instance = stage.prestack.instance();
     let before = (Pinned::by(instance)?, state(stage)?);
     let mut command = namespace.command(binary()?);
@@ -51,7 +51,7 @@ fn refused(
         ensure!(said.contains(word), "no {word:?} in: {said}");
     }
     assert_eq!((Pinned::by(instance)?, state(stage)?), before);
-    Ok(())
+    Ok(said)
 }
 
 fn restart(stage: &mut Stage) -> Result<()> {
@@ -90,7 +90,16 @@ fn detach_does_not_take_hidden_pins_for_none() -> Result<()> {
     store(&mut tcp, b"key", b"dead")?;
     restart(&mut stage)?;
     assert_eq!(tcp.get(b"key")?.as_deref(), Some(&b"dead"[..]));
-    ends(&stage, tcp)
+    ends(&stage, tcp)?;
+    // A start finds it out before it loads the programs, which takes seconds.
+    let dev = &stage.bed.links[0].server_dev;
+    for why in ["--tcp-hits", "--pin"] {
+        let run = ["run", "--interface", dev, why];
+        let words = [&words[..], &["container", why]].concat();
+        let said = refused(&stage, &stage.bed.server, true, &run, &words)?;
+        ensure!(!said.contains("loading"), "{said}");
+    }
+    Ok(())
 }
 
 #[test]

@@ -8,7 +8,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use prestack_testbed::bpf::attach_pass;
 use prestack_testbed::{
-    Instance, Memcached, MemcachedOptions, Prestack, TcpClient, Testbed, UdpClient, pace::wait_for,
+    Instance, Memcached, MemcachedOptions, Prestack, Signal, TcpClient, Testbed, UdpClient,
+    pace::wait_for,
 };
 use prestack_tests::attached::nothing_attached;
 use prestack_tests::pinned::{Pinned, carry, nothing_left};
@@ -400,6 +401,49 @@ fn one_with_an_alternative_name_is_gone_on_with() -> Result<()> {
 }
 
 /// A run that fails as it takes over has been told to attach to one interface more.
+/// An interface is known by its number while prestack runs: under another name it is served on, and connections carried.
+/// The next run knows it by that name.
+#[test]
+fn one_that_gets_another_name_is_gone_on_with() -> Result<()> {
+    const RENAMED: &str = "renamed0";
+    const PINNED: [&str; 2] = ["--tcp-hits", "--pin"];
+    let mut two = Two::with(&PINNED)?;
+    let mut tcp = two.tcp(GOES)?;
+    store(&mut tcp, b"key", b"value")?;
+    carry(&two.prestack, &mut tcp)?;
+    let former = two.dev(GOES).to_owned();
+    let server = &two.bed.server;
+    if server
+        .ip(["link", "set", &former, "name", RENAMED])
+        .is_err()
+    {
+        // Before Linux 6.2 it must not be in use for it.
+        server.ip(["link", "set", &former, "down"])?;
+        server.ip(["link", "set", &former, "name", RENAMED, "up"])?;
+    }
+    // Somebody else has its name.
+    server.ip([
+        "link", "add", &former, "type", "veth", "peer", "name", "other0",
+    ])?;
+    two.bed.links[GOES].server_dev = RENAMED.into();
+    let served = format!("{RENAMED} (native");
+    wait_for("the name to be told", Duration::from_secs(10), || {
+        Ok(two.status()?.contains(&served).then_some(()))
+    })?;
+    two.sees_writes(0)?;
+    ensure!(tcp.get(b"key")?.as_deref() == Some(&b"value"[..]));
+    two.prestack.signal(Signal::SIGTERM)?;
+    let said = two.prestack.wait()?;
+    let words = format!("interface {former} is called {RENAMED} now");
+    ensure!(said.contains(&words) && !said.contains("is gone"), "{said}");
+    two.restart(&PINNED)?;
+    ensure!(tcp.get(b"key")?.as_deref() == Some(&b"value"[..]));
+    two.sees_writes(1)?;
+    drop(tcp);
+    two.prestack.instance().command(&["detach"])?;
+    nothing_left(two.prestack.instance())
+}
+
 fn fails_at_one_more(two: &mut Two, args: &[&str]) -> Result<()> {
     // A bridge has no native mode.
     two.bed

@@ -1,12 +1,15 @@
 //! What `prestack status` tells, to people and to programs.
 
-use std::time::Duration;
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    time::Duration,
+};
 
 use anyhow::{Context, Result, ensure};
 use prestack_testbed::{
     Memcached, MemcachedOptions, Namespace, Prestack, Signal, Testbed, binary, pace,
 };
-use prestack_tests::stage::{LASTING, Stage};
+use prestack_tests::stage::{LASTING, PORT, Stage, start_prestack};
 use serde_json::Value;
 
 /// Exit statuses of `status --check`.
@@ -46,9 +49,72 @@ fn a_check_tells_by_its_exit_status() -> Result<()> {
     ensure!(again.contains("does not answer"), "{again}");
     stage.prestack.signal(Signal::SIGCONT)?;
     until(&stage, WELL)?;
+    let dev = stage.bed.links[0].server_dev.clone();
+    stage.bed.server.ip(["link", "set", &dev, "down"])?;
+    let text = until(&stage, PROBLEMS)?;
+    ensure!(text.contains(&format!("interface {dev} is down")), "{text}");
+    ensure!(
+        text.contains(&format!("{dev} (native, tcx; down)")),
+        "{text}"
+    );
+    stage.bed.server.ip(["link", "set", &dev, "up"])?;
+    until(&stage, WELL)?;
     stage.memcached.kill()?;
     let text = until(&stage, UNSERVED)?;
     ensure!(text.contains("is gone"), "{text}");
+    Ok(())
+}
+
+/// A memcached that comes back at another address is not missed where it was. Of two, one that goes is.
+#[test]
+fn a_memcached_that_has_moved_is_not_missed() -> Result<()> {
+    let bed = Testbed::new()?;
+    let at = |address: IpAddr| MemcachedOptions {
+        addresses: vec![address],
+        ..MemcachedOptions::default()
+    };
+    let [first, second] = [bed.links[0].server4, bed.links[0].server6];
+    let memcached = Memcached::start(&bed.server, at(first))?;
+    let prestack = start_prestack(&bed, 0, &LASTING)?;
+    let mut stage = Stage {
+        prestack,
+        memcached,
+        bed,
+    };
+    until(&stage, WELL)?;
+    stage.memcached.kill()?;
+    until(&stage, UNSERVED)?;
+    stage.memcached = Memcached::start(&stage.bed.server, at(second))?;
+    let text = until(&stage, WELL)?;
+    ensure!(!text.contains("is gone"), "{text}");
+    let mut other = Memcached::start(&stage.bed.server, at(first))?;
+    pace::wait_for("both", Duration::from_secs(10), || {
+        let text = until(&stage, WELL)?;
+        Ok((text.matches("\nbackend ").count() == 2).then_some(()))
+    })?;
+    other.kill()?;
+    let text = until(&stage, UNSERVED)?;
+    ensure!(text.contains("is gone"), "{text}");
+    // It is logged where each is served that comes; and of one that is not, why.
+    let local = Memcached::start(&stage.bed.server, at(Ipv4Addr::LOCALHOST.into()))?;
+    let words = format!("memcached {} is not served", local.pid());
+    pace::wait_for("the problem", Duration::from_secs(10), || {
+        Ok(until(&stage, UNSERVED)?.contains(&words).then_some(()))
+    })?;
+    stage.prestack.signal(Signal::SIGTERM)?;
+    let said = stage.prestack.wait()?;
+    let served = format!(
+        "(pid {}) is served at [{second}]:{PORT}",
+        stage.memcached.pid()
+    );
+    ensure!(said.contains(&served), "{said}");
+    let local = format!("memcached (pid {})", local.pid());
+    let mut lines = said.lines().filter(|line| line.contains(&local));
+    let line = lines.next().unwrap_or_default();
+    ensure!(
+        line.contains("listens only at 127.0.0.1") && lines.next().is_none(),
+        "{said}"
+    );
     Ok(())
 }
 

@@ -66,6 +66,27 @@ impl AllowList {
         Ok(list)
     }
 
+    /// What has changed since `before`, in words.
+    #[must_use]
+    pub fn changes(&self, before: &Self) -> Vec<String> {
+        let all = |list: &[IpNet], others: &[IpNet]| -> Vec<String> {
+            let new = list.iter().filter(|net| !others.contains(net));
+            new.map(ToString::to_string).collect()
+        };
+        let (new, gone) = (
+            all(&self.networks, &before.networks),
+            all(&before.networks, &self.networks),
+        );
+        let line = |nets: &[String], what: &str| {
+            (!nets.is_empty()).then(|| format!("clients in {} are {what}", nets.join(", ")))
+        };
+        let lines = [
+            line(&gone, "no longer served"),
+            line(&new, "served from now on"),
+        ];
+        lines.into_iter().flatten().collect()
+    }
+
     fn v4(&self) -> impl Iterator<Item = Ipv4Net> {
         self.networks.iter().filter_map(|net| match net {
             IpNet::V4(net) => Some(*net),

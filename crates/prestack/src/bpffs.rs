@@ -31,7 +31,8 @@ pub enum BpffsError {
     },
     #[error(
         "{option} needs the host's BPF file system, which this process does not see: enter the network \
-         namespace with `nsenter --net=…` instead of `ip netns exec`"
+         namespace with `nsenter --net=…` instead of `ip netns exec`; in another mount namespace of its own (container, \
+         systemd sandboxing) it has to be shown {MOUNT_POINT} of the host, where it is mounted"
     )]
     Hidden { option: &'static str },
     #[error(
@@ -53,25 +54,7 @@ pub enum BpffsError {
 /// # Errors
 /// It cannot be mounted or written to, or it is there, and others than root may write to it.
 pub fn make_folder(folder: &Path, option: &'static str) -> Result<(), BpffsError> {
-    let mounted = statfs(MOUNT_POINT).is_ok_and(|fs| fs.filesystem_type() == BPF_FS_MAGIC);
-    if !mounted {
-        // What is pinned in a mount namespace of this process's own would go with it.
-        if has_own_mounts() {
-            return Err(BpffsError::Hidden { option });
-        }
-        mount(
-            Some("bpf"),
-            MOUNT_POINT,
-            Some("bpf"),
-            MsFlags::empty(),
-            // Everybody may write to it otherwise.
-            Some("mode=0700"),
-        )
-        .map_err(|error| BpffsError::Mount {
-            option,
-            source: error.into(),
-        })?;
-    }
+    mounted(option)?;
     let failed = |source| BpffsError::Io {
         path: folder.into(),
         source,
@@ -86,6 +69,32 @@ pub fn make_folder(folder: &Path, option: &'static str) -> Result<(), BpffsError
         is_roots_alone(folder)?;
     }
     Ok(())
+}
+
+/// Makes sure that the file system, which `option` needs, is there: mounts it if need be.
+///
+/// # Errors
+/// It cannot be mounted, or this process does not see what is mounted on the host.
+pub fn mounted(option: &'static str) -> Result<(), BpffsError> {
+    if statfs(MOUNT_POINT).is_ok_and(|fs| fs.filesystem_type() == BPF_FS_MAGIC) {
+        return Ok(());
+    }
+    // What is pinned in a mount namespace of this process's own would go with it.
+    if has_own_mounts() {
+        return Err(BpffsError::Hidden { option });
+    }
+    mount(
+        Some("bpf"),
+        MOUNT_POINT,
+        Some("bpf"),
+        MsFlags::empty(),
+        // Everybody may write to it otherwise.
+        Some("mode=0700"),
+    )
+    .map_err(|error| BpffsError::Mount {
+        option,
+        source: error.into(),
+    })
 }
 
 /// Whether this process is in another mount namespace than one of those that it descends from, as far as these can be

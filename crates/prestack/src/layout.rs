@@ -26,6 +26,27 @@ impl Layout {
             && self.links == other.links
     }
 
+    /// Where a backend is served that it was not `before`, and the other way round, in words.
+    #[must_use]
+    pub fn changes_of(&self, before: &Self, backend: u8) -> Vec<String> {
+        let served = |layout: &Self| -> Vec<String> {
+            let doors = layout.doors.iter();
+            let served = doors.filter(|door| door.backend == backend && door.serve_udp);
+            served.map(ToString::to_string).collect()
+        };
+        let (before, now) = (served(before), served(self));
+        let line = |these: &[String], others: &[String], what, end: &str| {
+            let new = these.iter().filter(|door| !others.contains(door));
+            let new: Vec<_> = new.cloned().collect();
+            (!new.is_empty()).then(|| format!("{what} at {}{end}", new.join(", ")))
+        };
+        let lines = [
+            line(&before, &now, "no longer served", ""),
+            line(&now, &before, "served", " from now on"),
+        ];
+        lines.into_iter().flatten().collect()
+    }
+
     /// Writes it into a configuration.
     pub fn write(&self, config: &mut Config) {
         // The first place of a list is looked at before its length: nothing of before may be left.

@@ -23,6 +23,11 @@ pub fn ready(what: &str) {
     tell(&format!("READY=1\nSTATUS={what}"));
 }
 
+/// Tells it what has become of that.
+pub fn status(what: &str) {
+    tell(&format!("STATUS={what}"));
+}
+
 /// Tells it that this ends.
 pub fn stopping() {
     tell("STOPPING=1\nSTATUS=ending");

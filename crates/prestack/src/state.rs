@@ -1,6 +1,8 @@
 //! What a running instance has in `/run` for other commands to find: a state file and a lock.
 
 mod before;
+mod error;
+mod summary;
 
 use std::{
     fmt, fs, io,
@@ -20,6 +22,7 @@ use crate::{
 };
 
 pub use before::Before;
+pub use error::StateError;
 
 /// Where the state of all instances is.
 pub const RUN_FOLDER: &str = "/run/prestack";
@@ -47,6 +50,9 @@ pub struct State {
     /// Names of those of them at which nothing is answered, since answers do not arrive.
     #[serde(default)]
     pub unserved: Vec<String>,
+    /// Names of those of them that are not in use, so that nothing arrives.
+    #[serde(default)]
+    pub down: Vec<String>,
     /// Where it watches the host's own packets: the loopback interface.
     #[serde(default)]
     pub lo: Option<AttachedState>,
@@ -138,53 +144,33 @@ pub struct BackendState {
     pub unix_sockets: Vec<String>,
 }
 
+/// A file as it was written: others may have put another one in its place since, or changed it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Written {
+    device: u64,
+    inode: u64,
+    len: u64,
+    /// When, in seconds and nanoseconds since 1970.
+    at: (i64, i64),
+}
+
+impl Written {
+    fn at(path: &Path) -> io::Result<Self> {
+        let file = fs::metadata(path)?;
+        Ok(Self {
+            device: file.dev(),
+            inode: file.ino(),
+            len: file.len(),
+            at: (file.mtime(), file.mtime_nsec()),
+        })
+    }
+}
+
 /// The files of an instance.
 #[derive(Clone, Debug)]
 pub struct Instance {
     name: InstanceName,
     folder: PathBuf,
-}
-
-/// The state of an instance cannot be read or written.
-#[derive(Debug, thiserror::Error)]
-#[allow(missing_docs, reason = "the messages say it")]
-pub enum StateError {
-    #[error("cannot use {path}: {source}{}", remedy(.source))]
-    Io { path: PathBuf, source: io::Error },
-    #[error(
-        "{path} is not the state of this version of prestack ({source}): remove it if no such instance runs"
-    )]
-    Malformed {
-        path: PathBuf,
-        source: serde_json::Error,
-    },
-    #[error(
-        "{path} ends in the middle ({source}), so what it told is lost: remove it, then run `prestack detach \
-         --instance {name}` to remove what that instance may have left"
-    )]
-    CutOff {
-        path: PathBuf,
-        name: InstanceName,
-        source: serde_json::Error,
-    },
-    #[error(
-        "an instance named {name} is already running: stop it with `prestack detach --instance \
-         {name}`, or give this one another name with --instance"
-    )]
-    Running { name: InstanceName },
-}
-
-/// What helps where the run folder cannot be used.
-fn remedy(error: &io::Error) -> String {
-    let remedy = match error.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "make room in",
-        io::ErrorKind::ReadOnlyFilesystem => "mount a file system that can be written to at",
-        io::ErrorKind::PermissionDenied => "run prestack as root, and let root write to",
-        _ => return String::new(),
-    };
-    format!(
-        "; {remedy} {RUN_FOLDER}, where prestack notes what other commands and the next run need to know"
-    )
 }
 
 impl Instance {
@@ -282,20 +268,30 @@ impl Instance {
         }
     }
 
-    /// Replaces the state: whoever reads it sees the old or the new one.
+    /// Replaces the state: whoever reads it sees the old or the new one. Returns which file that is.
     ///
     /// # Errors
     /// It cannot be written.
-    pub fn write(&self, state: &State) -> Result<(), StateError> {
+    pub fn write(&self, state: &State) -> Result<Written, StateError> {
         let (path, new) = (self.state_path(), self.new_path());
         let text = serde_json::to_vec_pretty(state).map_err(io::Error::other);
         text.and_then(|text| fs::write(&new, text))
-            .and_then(|()| fs::rename(&new, &path))
+            .and_then(|()| Written::at(&new))
+            .and_then(|written| fs::rename(&new, &path).map(|()| written))
             .map_err(|source| {
                 // A part of it may be there. Nobody reads that.
                 let _ = fs::remove_file(&new);
                 StateError::Io { path, source }
             })
+    }
+
+    /// Whether the state is there as it was written, as far as can be seen.
+    #[must_use]
+    pub fn has(&self, written: &Written) -> bool {
+        match Written::at(&self.state_path()) {
+            Ok(there) => there == *written,
+            Err(error) => error.kind() != io::ErrorKind::NotFound,
+        }
     }
 
     /// Makes sure that there is room for the state before anything is done that it has to tell of.
@@ -444,6 +440,13 @@ impl fmt::Display for AttachedState {
 }
 
 impl BackendState {
+    /// Whether hits may be served anywhere, over TCP if they are at all.
+    #[must_use]
+    pub fn is_served(&self) -> bool {
+        let mut doors = self.doors.iter();
+        doors.any(|door| door.serve_udp || door.serve_tcp)
+    }
+
     /// Where it is served and where its writes are watched, in words.
     #[must_use]
     pub fn describe_doors(&self) -> String {
@@ -453,6 +456,7 @@ impl BackendState {
             names.join(", ")
         };
         match (list(true), list(false)) {
+            (served, watched) if served.is_empty() && watched.is_empty() => "served nowhere".into(),
             (served, watched) if watched.is_empty() => format!("served at {served}"),
             (served, watched) if served.is_empty() => format!("watched at {watched}"),
             (served, watched) => format!("served at {served}; watched at {watched}"),

@@ -1,24 +1,25 @@
 //! Watches the backends while the datapath runs: what it may serve, and what has to be forgotten.
 
+mod told;
+
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
     io,
     net::SocketAddr,
     os::fd::{AsFd as _, BorrowedFd, OwnedFd},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use ipnet::IpNet;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use prestack_abi::config::Config;
-use tracing::{info, warn};
 
 use crate::{
     allow::{AllowList, TooManyNetworks},
     attach::sockets,
-    discovery::{Found, Problem, Scanner, Selection},
-    doors::{DoorSpec, Doors, LeftOut, Tenant, TooManyDoors, doors},
-    host::{self, Host, LOOPBACK, LocalAddress},
+    discovery::{Found, Passing, Problem, Scanner, Selection},
+    doors::{DoorSpec, Doors, Tenant, TooManyDoors, doors},
+    host::{Host, LOOPBACK},
     layout::Layout,
     maps::Controls,
     netlink::Interface,
@@ -91,6 +92,7 @@ pub struct Watch {
     pending: Changes,
     /// Readable when the process of a backend ends.
     ends: BTreeMap<u8, OwnedFd>,
+    passing: Passing,
     /// Said already.
     problems: Vec<String>,
     unseen: Vec<String>,
@@ -135,6 +137,7 @@ impl Watch {
             host: host.clone(),
             pending: Changes::default(),
             ends: BTreeMap::new(),
+            passing: Passing::default(),
             problems: Vec::new(),
             unseen: Vec::new(),
         };
@@ -171,6 +174,11 @@ impl Watch {
     ) -> Result<(), WatchError> {
         self.lo = Lo::Unseen;
         self.rescan(controls, attached, |_| {}).map(drop)
+    }
+
+    /// The interfaces are called so by now.
+    pub fn rename(&mut self, interfaces: &[String]) {
+        self.interfaces = interfaces.to_vec();
     }
 
     /// Nobody is served at the interfaces of these numbers; at others that were among them again from the next look at
@@ -295,20 +303,11 @@ impl Watch {
         let layout = layout.and_then(|()| self.lay_out());
         let layout = layout.inspect_err(|_| self.hold(controls))?;
         let changes = std::mem::take(&mut self.pending);
-        for &number in &changes.renewed {
-            if let Some((_, slot)) = self
-                .slots
-                .iter()
-                .find(|(n, slot)| *n == number && slot.alive)
-            {
-                info!(
-                    "memcached (pid {}) is served from now on",
-                    slot.memcached.process.pid
-                );
-            }
-        }
         before_serving(self);
+        let before = self.layout.clone();
         let changed = self.apply(layout, &changes, controls);
+        self.say_changes(&before, &changes);
+        let problems = self.passing.sift(problems, Instant::now());
         let unseen = self.unseen_ways();
         let said = self.say_problems(&problems, &changes);
         Ok(changed | said | (std::mem::replace(&mut self.unseen, unseen) != self.unseen))
@@ -340,13 +339,6 @@ impl Watch {
         self.ends.remove(&number);
         self.slots.bury(number);
         self.say_end(number);
-    }
-
-    fn say_end(&self, number: u8) {
-        if let Some((_, slot)) = self.slots.iter().find(|(n, _)| *n == number) {
-            let pid = slot.memcached.process.pid;
-            info!("memcached (pid {pid}) is gone: its cache is empty, and every packet passes");
-        }
     }
 
     /// The doors of the backends at the addresses the host has now.
@@ -406,76 +398,6 @@ impl Watch {
             controls.set_door_flags(at, new);
         }
         true
-    }
-
-    /// Backends at which nothing can be served, though they have UDP.
-    fn unreachable(&self) -> Vec<WatchError> {
-        let serves = |number| {
-            self.layout
-                .doors
-                .iter()
-                .any(|d| d.backend == number && d.serve_udp)
-        };
-        self.slots
-            .iter()
-            .filter(|(number, slot)| slot.alive && !serves(*number))
-            .map(|(_, slot)| {
-                let pid = slot.memcached.process.pid;
-                let interfaces = self.interfaces.join(", ");
-                if !self.selection.addresses.is_empty() {
-                    return WatchError::UnreachableAddress {
-                        pid,
-                        addresses: host::list(self.selection.addresses.iter().copied()),
-                        interfaces,
-                    };
-                }
-                let sockets = &slot.memcached.sockets;
-                WatchError::Unreachable {
-                    pid,
-                    addresses: host::list(sockets.iter().map(|socket| socket.address)),
-                    interfaces,
-                }
-            })
-            .collect()
-    }
-
-    /// Ways over which memcached is written to unseen: the loopback interface, and addresses of the host
-    /// that others reach over interfaces that are not attached.
-    fn unseen_ways(&self) -> Vec<String> {
-        let live: Vec<_> = self.slots.iter().filter(|(_, slot)| slot.alive).collect();
-        let takes = |address| {
-            let mut sockets = live.iter().flat_map(|(_, slot)| &slot.memcached.sockets);
-            sockets.any(|socket| socket.takes(address))
-        };
-        let local = self.host.local.iter();
-        let addresses: BTreeSet<_> = local
-            .filter(|here| !here.attached && !here.address().is_loopback())
-            .map(LocalAddress::address)
-            .filter(|address| takes(*address))
-            .collect();
-        let lo = (self.lo == Lo::Unseen && !live.is_empty()).then(|| LOOPBACK.to_owned());
-        lo.into_iter()
-            .chain(addresses.iter().map(ToString::to_string))
-            .collect()
-    }
-
-    /// Logs what is new among the problems. Returns whether they changed.
-    fn say_problems(&mut self, problems: &[Problem], changes: &Changes) -> bool {
-        let mut all: Vec<_> = problems.iter().map(ToString::to_string).collect();
-        all.extend(self.unreachable().iter().map(ToString::to_string));
-        if !changes.refused.is_empty() {
-            all.push(WatchError::TooManyBackends.to_string());
-        }
-        if !self.left_out.is_empty() {
-            all.push(LeftOut(self.left_out.clone()).to_string());
-        }
-        for problem in all
-            .iter()
-            .filter(|problem| !self.problems.contains(problem))
-        {
-            warn!("{problem}");
-        }
-        std::mem::replace(&mut self.problems, all) != self.problems
     }
 
     /// Why something on a chosen port is not served.

@@ -316,6 +316,11 @@ impl Attachment {
         &self.interface
     }
 
+    /// Notes that the interface is called so by now.
+    pub fn rename(&mut self, name: &str) {
+        self.interface.name = name.into();
+    }
+
     /// Pins the links in `folder`, so that they outlive the process.
     ///
     /// # Errors

@@ -30,9 +30,20 @@ pub fn lock(instance: &Instance) -> anyhow::Result<Lock> {
     match instance.lock() {
         Err(StateError::Running { name }) => Err(match waits_for(instance) {
             Some(left) => Ending { name, left }.into(),
-            None => StateError::Running { name }.into(),
+            None if has_daemon(instance) => StateError::Running { name }.into(),
+            None => StateError::Busy { name }.into(),
         }),
         locked => Ok(locked?),
+    }
+}
+
+/// Whether it is a daemon that has the lock, and not a `detach`, or a run that has not come to serve. Where that cannot
+/// be seen it is.
+fn has_daemon(instance: &Instance) -> bool {
+    match instance.state() {
+        Ok(Some(state)) => instance.is_run_by(state.pid).unwrap_or(true),
+        Ok(None) => false,
+        Err(_) => true,
     }
 }
 

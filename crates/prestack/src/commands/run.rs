@@ -41,9 +41,8 @@ pub fn run(args: &RunArgs) -> anyhow::Result<()> {
         info!("told to end before anything was attached");
         return Ok(());
     };
-    let banner = daemon.banner();
-    let served = print(&format!("{banner}\n")).and_then(|()| {
-        notify::ready(&banner);
+    let served = print(&format!("{}\n", daemon.banner())).and_then(|()| {
+        daemon.tell_ready();
         daemon.serve(&signals)
     });
     notify::stopping();

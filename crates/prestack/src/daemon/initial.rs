@@ -134,6 +134,7 @@ pub(super) fn state(
         netns: current_netns()?,
         interfaces: interfaces.iter().map(unattached).collect(),
         unserved: Vec::new(),
+        down: Vec::new(),
         lo: lo.as_ref().map(unattached),
         given: Some(options.interfaces.clone()),
         before: None,

@@ -1,6 +1,9 @@
 //! Interfaces that go while prestack runs, and come back as others.
 
-use std::io;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+};
 
 use prestack_abi::flow::FlowKey;
 use tracing::{error, info, warn};
@@ -45,6 +48,73 @@ impl Daemon {
         let names = self.options.interfaces.iter();
         let found = names.map(|name| netlink::interface(name));
         found.filter_map(Result::transpose).collect()
+    }
+
+    /// Follows interfaces that are called otherwise by now: those that are attached to are known by their numbers.
+    /// Returns whether there are any.
+    ///
+    /// # Errors
+    /// The kernel does not say.
+    pub(super) fn follow_names(&mut self) -> io::Result<bool> {
+        let rx = self.datapath.rx_number();
+        let mut names = BTreeMap::new();
+        for attachment in &mut self.attachments {
+            let Interface { name, index, .. } = attachment.interface().clone();
+            // Another one may have come in its place, with its number.
+            let found = netlink::interface_at(index)?.filter(|found| found.xdp.contains(&rx));
+            let Some(found) = found.filter(|found| found.name != name) else {
+                continue;
+            };
+            warn!(
+                "interface {name} is called {} now: it is served on; give that name when prestack is started again",
+                found.name
+            );
+            attachment.rename(&found.name);
+            names.insert(name, found.name);
+        }
+        if names.is_empty() {
+            return Ok(false);
+        }
+        let given = self.state.given.get_or_insert_default();
+        for list in [&mut self.options.interfaces, given] {
+            for name in list.iter_mut() {
+                if let Some(new) = names.get(name) {
+                    name.clone_from(new);
+                }
+            }
+        }
+        for (name, new) in &names {
+            // What was said of one by its name is looked at anew, and one that was missed by the new one's is so no more.
+            for name in [name, new] {
+                self.astray.remove(name);
+                self.unseen_ends.remove(name);
+                self.down.remove(name);
+                self.missing.remove(name);
+            }
+        }
+        let mut seen = BTreeSet::new();
+        self.options
+            .interfaces
+            .retain(|name| seen.insert(name.clone()));
+        self.watch.rename(&self.options.interfaces);
+        Ok(true)
+    }
+
+    /// Looks which of the interfaces found, that are attached to, are in use. Returns whether that has changed.
+    pub(super) fn look_at_use(&mut self, found: &[Interface]) -> bool {
+        let attached = self.attachments.iter().map(Attachment::interface);
+        let is_down = |at: &&Interface| {
+            let mut found = found.iter();
+            found.any(|found| found.index == at.index && !found.is_up)
+        };
+        let down: BTreeSet<_> = attached.filter(is_down).map(|at| at.name.clone()).collect();
+        for name in down.difference(&self.down) {
+            warn!("interface {name} is down: nothing arrives there");
+        }
+        for name in self.down.difference(&down) {
+            info!("interface {name} is up again");
+        }
+        std::mem::replace(&mut self.down, down) != self.down
     }
 
     /// Looks whether the programs are at every interface, of those found. Those that are gone are given up, and

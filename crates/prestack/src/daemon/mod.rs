@@ -7,9 +7,10 @@ mod initial;
 mod interfaces;
 mod signals;
 mod start;
+mod written;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io,
     os::fd::AsFd as _,
     time::{Duration, Instant},
@@ -34,7 +35,7 @@ use crate::{
     netlink::{Interface, Notices},
     receipts::Receipts,
     settings::{EgressSetting, Options},
-    state::{Instance, State},
+    state::{Instance, State, Written},
     sweep::Sweep,
     watch::Watch,
 };
@@ -91,6 +92,12 @@ pub struct Daemon {
     lost_answers: Option<&'static str>,
     /// What has changed could not be written down.
     unwritten: bool,
+    /// What was written down last.
+    written: Option<Written>,
+    /// What the service manager was told last, since it knows that this serves.
+    told: Option<String>,
+    /// Names of interfaces that are attached to, and not in use.
+    down: BTreeSet<String>,
     /// Why the host could not be looked at.
     trouble: Option<String>,
 }
@@ -138,11 +145,7 @@ impl Daemon {
     /// The line that says what is served.
     #[must_use]
     pub fn banner(&self) -> String {
-        format!(
-            "serving {} on {}",
-            self.state.port_list(),
-            self.state.interface_list()
-        )
+        self.state.banner()
     }
 
     /// Keeps the datapath serving until a signal arrives.
@@ -179,7 +182,7 @@ impl Daemon {
             };
             if changed || notified || looked.elapsed() >= pause || self.has_come_back() {
                 changed |= self.look()?;
-                changed |= self.unwritten;
+                changed |= self.unwritten || self.is_overwritten();
                 looked = Instant::now();
             }
             if changed {
@@ -262,7 +265,9 @@ impl Daemon {
 
     /// Looks at the host. Returns whether something changed.
     fn look(&mut self) -> anyhow::Result<bool> {
-        let found = match self.find_interfaces() {
+        let renamed = self.follow_names();
+        let found = renamed.and_then(|renamed| Ok((renamed, self.find_interfaces()?)));
+        let (renamed, found) = match found {
             Ok(found) => found,
             Err(error) => {
                 let trouble = format!("cannot look at interfaces: {error}");
@@ -270,6 +275,7 @@ impl Daemon {
             }
         };
         let moves = self.look_at_interfaces(&found)?;
+        let has_use_changed = self.look_at_use(&found);
         let (problems, has_arrival_changed) = self.look_at_arrival(&found);
         for problem in problems {
             error!("{problem}");
@@ -287,7 +293,7 @@ impl Daemon {
             Ok(changed) => (self.note_unwatched(watched) | changed, None),
             Err(error) => (true, Some(error.to_string())),
         };
-        let changed = self.look_at_lo() | changed | has_arrival_changed;
+        let changed = self.look_at_lo() | changed | has_arrival_changed | has_use_changed | renamed;
         Ok(self.follow(moves, &before) | self.note_trouble(trouble) | changed)
     }
 
@@ -301,51 +307,6 @@ impl Daemon {
         }
         self.trouble = trouble;
         true
-    }
-
-    /// Writes down what has changed. If that cannot be it is tried again at the next look.
-    fn update_state(&mut self) {
-        let written = self.write_state();
-        if let Err(error) = &written
-            && !self.unwritten
-        {
-            warn!("{error:#}: other commands are told what was so before");
-        }
-        self.unwritten = written.is_err();
-    }
-
-    fn write_state(&mut self) -> anyhow::Result<()> {
-        self.state.interfaces = self.attachments.iter().map(Attachment::state).collect();
-        self.state.backends = self.watch.backends();
-        self.state.allow = self.watch.allowed().to_vec();
-        self.state.problems = self.watch.problems().to_vec();
-        self.state.problems.extend(self.trouble.clone());
-        let missing = self.missing.values();
-        let missing = missing.map(|missing| missing.problem.clone());
-        self.state.problems.extend(missing);
-        let ends = self.astray.values().chain(self.unseen_ends.values());
-        self.state.problems.extend(ends.cloned());
-        let unserved = self.unserved().map(|interface| interface.name.clone());
-        self.state.unserved = unserved.collect();
-        self.state.lo = match &self.lo {
-            Some(Ok(lo)) => Some(lo.state()),
-            Some(Err(error)) => {
-                self.state.problems.push(error.to_string());
-                None
-            }
-            None => None,
-        };
-        if let Err(error) = &self.sockets {
-            self.state.problems.push(error.to_string());
-        }
-        self.state.problems.extend(self.unwatched.clone());
-        self.state.problems.extend(self.indestructible.clone());
-        let unanswered = self.unanswered.into_iter().chain(self.lost_answers);
-        self.state.problems.extend(unanswered.map(str::to_owned));
-        self.state.unseen = self.watch.unseen().to_vec();
-        self.state.aside = self.adaptation.state();
-        self.instance.write(&self.state)?;
-        Ok(())
     }
 
     /// Has nothing answered any more, and waits until no connection is translated: if not for another signal,

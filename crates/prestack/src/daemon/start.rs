@@ -1,6 +1,10 @@
 //! The start: checks, loading, attaching.
 
-use std::{collections::BTreeMap, path::Path, time::Instant};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+    time::Instant,
+};
 
 use tracing::{debug, info, warn};
 
@@ -53,6 +57,9 @@ impl Daemon {
             }
             preflight::memory(options.memory)?;
         }
+        if options.outlives() {
+            bpffs::mounted(options.why_pinned())?;
+        }
         let interfaces = preflight::interfaces(options)?;
         let own = left.as_ref().map_or(&[][..], |left| &left.programs);
         preflight::no_other_xdp(&instance, &interfaces, own)?;
@@ -90,6 +97,9 @@ impl Daemon {
             unseen_ends: BTreeMap::new(),
             lost_answers: None,
             unwritten: false,
+            written: None,
+            told: None,
+            down: BTreeSet::new(),
             trouble: None,
         };
         if let Some(left) = left {
@@ -185,6 +195,7 @@ impl Daemon {
             warn!("{problem}");
         }
         let found = self.find_interfaces()?;
+        self.look_at_use(&found);
         let (astray, _) = self.look_at_arrival(&found);
         for problem in &astray {
             warn!("{problem}");
@@ -194,7 +205,7 @@ impl Daemon {
         }
         self.heartbeat();
         self.write_state()?;
-        for backend in &self.state.backends {
+        for backend in self.state.backends.iter().filter(|b| b.alive) {
             info!(
                 "memcached (pid {}) {}",
                 backend.pid,

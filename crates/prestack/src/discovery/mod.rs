@@ -1,6 +1,7 @@
 //! Finds the memcached processes behind the chosen ports, with every socket they listen on.
 
 pub mod arguments;
+mod passing;
 pub mod process;
 pub mod procnet;
 mod scanner;
@@ -14,6 +15,7 @@ use arguments::Features;
 use process::ProcessId;
 use procnet::{Socket, Transport};
 
+pub use passing::Passing;
 pub use scanner::Scanner;
 
 /// Which sockets make a process a backend.
@@ -125,6 +127,21 @@ pub enum Problem {
          reaches cannot be known; give each its own port or address"
     )]
     Shared { port: u16, first: u32, second: u32 },
+}
+
+impl Problem {
+    /// The same where prestack runs: it takes other settings when it is started again.
+    #[must_use]
+    pub fn while_running(&self) -> String {
+        let is_a_setting = matches!(
+            self,
+            Self::NobodyListens { .. } | Self::NoUdp { other: Some(_), .. }
+        );
+        match is_a_setting {
+            true => format!("{self} (for other settings start prestack again)"),
+            false => self.to_string(),
+        }
+    }
 }
 
 fn at(addresses: &[IpAddr]) -> String {

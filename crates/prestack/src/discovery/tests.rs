@@ -106,6 +106,19 @@ fn silence_is_a_problem() {
 }
 
 #[test]
+fn what_takes_other_settings_takes_another_start() {
+    const START: &str = "start prestack again";
+    let (_, problems) = Table::new(&[11211]).judge();
+    let [problem] = &problems[..] else {
+        panic!("{problems:?}");
+    };
+    assert!(!problem.to_string().contains(START));
+    assert!(problem.while_running().contains(START));
+    let told = Problem::Tls { pid: 1 }.while_running();
+    assert!(!told.contains(START), "{told}");
+}
+
+#[test]
 fn every_chosen_port_needs_a_listener() {
     let (pids, problems) = Table::new(&[11211, 11212])
         .process(10, "memcached", &BOTH)

@@ -45,6 +45,8 @@ pub struct Interface {
     pub name: String,
     /// Its index.
     pub index: u32,
+    /// Whether it is in use.
+    pub is_up: bool,
     /// Whether its frames have an Ethernet header.
     pub ethernet: bool,
     /// Longest IP packet it sends, in bytes.
@@ -239,6 +241,7 @@ fn read_link(link: &LinkMessage) -> Interface {
     let mut interface = Interface {
         name: String::new(),
         index: link.header.index,
+        is_up: link.header.flags.contains(LinkFlags::Up),
         ethernet: matches!(
             link.header.link_layer_type,
             LinkLayerType::Ether | LinkLayerType::Loopback

@@ -67,6 +67,12 @@ impl Options {
         self.pin || self.tcp_hits
     }
 
+    /// The flag because of which they are pinned.
+    #[must_use]
+    pub const fn why_pinned(&self) -> &'static str {
+        if self.tcp_hits { "--tcp-hits" } else { "--pin" }
+    }
+
     /// The same with these names of interfaces.
     #[must_use]
     pub fn with_interfaces(&self, interfaces: Vec<String>) -> Self {

@@ -18,6 +18,7 @@ fn state() -> State {
             })
             .to_vec(),
         unserved: Vec::new(),
+        down: Vec::new(),
         lo: None,
         given: None,
         before: None,
@@ -305,4 +306,41 @@ fn doors_are_told_in_words() {
     assert_eq!(backend.describe_doors(), "watched at *:11211");
     backend.doors.clear();
     assert_eq!(backend.describe_doors(), "served nowhere");
+}
+
+#[test]
+fn a_summary_says_what_is_served_and_what_is_amiss() {
+    let served = "serving 11211,11212 on ";
+    let with = |change: fn(&mut State)| {
+        let mut state = state();
+        change(&mut state);
+        state.summary()
+    };
+    assert!(with(|_| {}).starts_with(served));
+    let amiss = with(|state| state.problems = vec!["one\nthing".into(), "another".into()]);
+    let words = "): one thing (and 1 more, see `prestack status`)";
+    assert!(
+        amiss.starts_with(served) && amiss.ends_with(words),
+        "{amiss}"
+    );
+    let dead = |state: &mut State| state.backends[0].alive = false;
+    assert_eq!(with(dead), "serving nothing: memcached 4 is gone");
+    assert_eq!(
+        with(|state| {
+            state.backends[0].alive = false;
+            state.backends[0].superseded = true;
+        }),
+        "serving nothing"
+    );
+    let withheld = |state: &mut State| {
+        state.unserved = state.interfaces.iter().map(|at| at.name.clone()).collect();
+    };
+    assert_eq!(with(withheld), "serving nothing");
+    let aside = |state: &mut State| {
+        state.aside = Some(AsideState {
+            hit_share: None,
+            next_trial: None,
+        });
+    };
+    assert!(with(aside).ends_with("): standing aside"));
 }

@@ -73,6 +73,8 @@ pub(super) struct Attached {
     pub(super) egress: String,
     /// Whether requests may be answered here.
     pub(super) answers: bool,
+    /// Whether it is in use.
+    pub(super) up: bool,
 }
 
 /// Answers over TCP.
@@ -132,6 +134,7 @@ impl Report {
             mode: at.mode.clone(),
             egress: at.egress.clone(),
             answers: !at.mode.is_empty() && !state.unserved.contains(&at.name),
+            up: !state.down.contains(&at.name),
         };
         let backends = state.backends.iter().filter(|b| !b.superseded);
         let backends: Vec<_> = backends
@@ -275,6 +278,7 @@ mod tests {
             mode: "native".into(),
             egress: "tcx".into(),
             answers: true,
+            up: true,
         };
         Report {
             instance: "default".parse().expect("a name"),

@@ -91,10 +91,12 @@ impl Attached {
         let Self {
             name, mode, egress, ..
         } = self;
-        match self.answers {
-            true => format!("{name} ({mode}, {egress})"),
-            false => format!("{name} ({mode}, {egress}; not answered, see problem)"),
-        }
+        let amiss = match (self.up, self.answers) {
+            (false, _) => "; down",
+            (true, true) => "",
+            (true, false) => "; not answered, see problem",
+        };
+        format!("{name} ({mode}, {egress}{amiss})")
     }
 }
 
