@@ -12,7 +12,9 @@ use prestack_testbed::{
     pace::wait_for,
 };
 use prestack_tests::attached::{nothing_attached, nothing_linked};
-use prestack_tests::stage::{LASTING, PORT, Stage, behind, set, start_prestack, store, until_hit};
+use prestack_tests::stage::{
+    LASTING, PORT, Stage, behind, set, start_prestack, start_watching_prestack, store, until_hit,
+};
 use tempfile::{NamedTempFile, TempPath};
 
 /// What an instance that has ended has left.
@@ -373,6 +375,44 @@ fn clsact_serves_as_well() -> Result<()> {
     until_hit(&stage.prestack, &mut stage.udp()?, b"key", b"old")?;
     stage.prestack.stop()?;
     nothing_attached(&stage.bed.server, &stage.bed.links[0].server_dev)
+}
+
+/// A filter of the clsact qdisc stays when the daemon is killed, and may outlive what is written down about it. The next
+/// run removes it, or `detach`, and not what another instance has at the same interface.
+#[test]
+fn filters_that_nothing_tells_of_are_removed() -> Result<()> {
+    let bed = Testbed::with_links(2)?;
+    let _memcached = Memcached::start(&bed.server, MemcachedOptions::default())?;
+    let clsact = [&LASTING[..], &["--egress", "clsact"]].concat();
+    let devs: Vec<_> = bed.links.iter().map(|link| &*link.server_dev).collect();
+    let forget = |prestack: &mut Prestack| -> Result<()> {
+        prestack.kill()?;
+        let files = prestack.instance().files()?;
+        files.iter().try_for_each(std::fs::remove_file)?;
+        Ok(())
+    };
+    let mut first = start_watching_prestack(&bed, 0, &clsact)?;
+    forget(&mut first)?;
+    assert!(nothing_attached(&bed.server, devs[0]).is_err());
+    let mut second = start_watching_prestack(&bed, 1, &clsact)?;
+    nothing_attached(&bed.server, devs[0])?;
+    first.restart(&[&clsact[..], &["--interface", devs[0]]].concat())?;
+    forget(&mut first)?;
+    let done = first.instance().command(&["detach"])?;
+    ensure!(
+        done.contains(&format!("TC filter of {}", devs[0])),
+        "{done}"
+    );
+    ensure!(done.contains("TC filter of lo "), "{done}");
+    nothing_attached(&bed.server, devs[0])?;
+    // That of the other instance is there, and its daemon misses nothing.
+    assert!(nothing_attached(&bed.server, devs[1]).is_err());
+    assert!(nothing_attached(&bed.server, "lo").is_err());
+    let status = second.instance().command(&["status"])?;
+    ensure!(!status.contains("problem"), "{status}");
+    second.stop()?;
+    nothing_attached(&bed.server, devs[1])?;
+    nothing_attached(&bed.server, "lo")
 }
 
 #[test]

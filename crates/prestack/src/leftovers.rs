@@ -10,7 +10,7 @@ use std::{
 use crate::{
     attach::{pins, tc::remove_filters},
     bpffs::{self, BpffsError},
-    netlink,
+    forgotten, netlink,
     state::{self, Instance, State, StateError},
     units::{InstanceName, counted},
 };
@@ -99,7 +99,13 @@ pub fn remove(instance: &Instance) -> Result<Vec<String>, LeftoverError> {
     if pins > 0 {
         removed.push(counted(pins, "pinned link"));
     }
+    let patience = if pins > 0 {
+        DETACH_TIME
+    } else {
+        Duration::ZERO
+    };
     let Some(state) = state else {
+        removed.extend(forgotten(instance, patience)?);
         return Ok(removed);
     };
     let here = state::current_netns()?;
@@ -135,7 +141,16 @@ pub fn remove(instance: &Instance) -> Result<Vec<String>, LeftoverError> {
     }
     instance.clear()?;
     removed.push("its state file".into());
+    removed.extend(forgotten(instance, Duration::ZERO)?);
     Ok(removed)
+}
+
+/// Removes filters of runs that nothing is written down of, whichever instance they were of. Returns what was removed,
+/// in words.
+fn forgotten(instance: &Instance, patience: Duration) -> io::Result<Vec<String>> {
+    let interfaces = forgotten::remove(instance, patience)?;
+    let words = |interface| format!("a TC filter of {interface} that no state file names");
+    Ok(interfaces.into_iter().map(words).collect())
 }
 
 /// Whether a network namespace still has a name or a process.

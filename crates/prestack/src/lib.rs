@@ -15,6 +15,7 @@ pub mod destroy;
 pub mod discovery;
 pub mod doors;
 pub mod drain;
+pub mod forgotten;
 pub mod grace;
 pub mod host;
 pub mod layout;
