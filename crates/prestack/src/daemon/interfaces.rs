@@ -56,24 +56,23 @@ impl Daemon {
     /// # Errors
     /// The kernel does not say.
     pub(super) fn follow_names(&mut self) -> io::Result<bool> {
-        let rx = self.datapath.rx_number();
         let mut names = BTreeMap::new();
-        for attachment in &mut self.attachments {
-            let Interface { name, index, .. } = attachment.interface().clone();
-            // Another one may have come in its place, with its number.
-            let found = netlink::interface_at(index)?.filter(|found| found.xdp.contains(&rx));
-            let Some(found) = found.filter(|found| found.name != name) else {
-                continue;
-            };
-            warn!(
-                "interface {name} is called {} now: it is served on; give that name when prestack is started again",
-                found.name
-            );
-            attachment.rename(&found.name);
-            names.insert(name, found.name);
+        for attachment in &self.attachments {
+            if let Some(new) = self.new_name(attachment.interface())? {
+                names.insert(attachment.interface().name.clone(), new);
+            }
         }
         if names.is_empty() {
             return Ok(false);
+        }
+        for attachment in &mut self.attachments {
+            let name = &attachment.interface().name;
+            if let Some(new) = names.get(name) {
+                warn!(
+                    "interface {name} is called {new} now: it is served on; give that name when prestack is started again"
+                );
+                attachment.rename(new);
+            }
         }
         let given = self.state.given.get_or_insert_default();
         for list in [&mut self.options.interfaces, given] {
@@ -98,6 +97,15 @@ impl Daemon {
             .retain(|name| seen.insert(name.clone()));
         self.watch.rename(&self.options.interfaces);
         Ok(true)
+    }
+
+    /// What an interface that is attached to is called by now, if that is another name.
+    fn new_name(&self, interface: &Interface) -> io::Result<Option<String>> {
+        let found = netlink::interface_at(interface.index)?;
+        // Another one may have come in its place, with its number.
+        let rx = self.datapath.rx_number();
+        let found = found.filter(|found| found.xdp.contains(&rx) && found.name != interface.name);
+        Ok(found.map(|found| found.name))
     }
 
     /// Looks which of the interfaces found, that are attached to, are in use. Returns whether that has changed.
@@ -160,9 +168,15 @@ impl Daemon {
             found.any(|f| f.name == *name && f.index == *index && f.xdp.contains(&rx))
         };
         let programs = self.datapath.programs.clone();
-        let is_there =
-            |attachment: &Attachment| is_found(attachment) && attachment.is_watching(&programs);
         let attachments = std::mem::take(&mut self.attachments);
+        // It may have got another name just now: then the next look follows it.
+        let is_renamed = |attachment: &Attachment| {
+            let name = self.new_name(attachment.interface());
+            name.is_ok_and(|name| name.is_some())
+        };
+        let is_there = |attachment: &Attachment| {
+            is_found(attachment) && attachment.is_watching(&programs) || is_renamed(attachment)
+        };
         let (kept, lost): (Vec<_>, Vec<_>) = attachments.into_iter().partition(is_there);
         self.attachments = kept;
         let is_any = !lost.is_empty();
