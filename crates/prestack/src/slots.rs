@@ -143,8 +143,8 @@ impl Slots {
     /// Gives numbers to the processes that were found.
     ///
     /// A process keeps its number as long as it has the same sockets: with others, it may have
-    /// missed writes. A new process gets the number of the one whose place it took. One that has come at other
-    /// addresses is waited for no more on these ports.
+    /// missed writes. A new process gets the number of the one whose place it took. One in whose place it came at
+    /// other addresses is waited for no more.
     pub fn update(&mut self, found: Vec<Memcached>) -> Changes {
         let mut changes = Changes::default();
         let mut new = Vec::new();
