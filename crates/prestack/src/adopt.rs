@@ -129,15 +129,10 @@ fn obstacle(options: &Options, state: &State, folder: &Path) -> anyhow::Result<O
     }
     let (interfaces, ports) = state.served();
     for interface in interfaces {
-        // It may be called otherwise by now, and another one have its number.
-        let found = netlink::interface_at(interface.index)?.filter(|found| {
-            let mut programs = found.xdp.iter();
-            found.name == interface.name || programs.any(|id| state.programs.contains(id))
-        });
-        if let Some(found) = found
-            && !options.interfaces.contains(&found.name)
-        {
-            return Ok(Some(Reason::Interface(found.name)));
+        let found = netlink::interface(&interface.name)?;
+        let is_there = found.is_some_and(|found| found.index == interface.index);
+        if is_there && !options.interfaces.contains(&interface.name) {
+            return Ok(Some(Reason::Interface(interface.name.clone())));
         }
     }
     if let Some(port) = ports.iter().find(|port| !options.ports.contains(port)) {
