@@ -18,6 +18,7 @@ mod daemon;
 mod destroyed;
 mod differential;
 mod drained;
+mod early;
 mod flood;
 mod flush;
 mod growth;

@@ -57,6 +57,18 @@ impl Crafted {
         Ok(())
     }
 
+    /// Sends data that is so many bytes further on than what comes next.
+    ///
+    /// # Errors
+    /// When the kernel does not send it.
+    pub fn send_ahead(&mut self, by: usize, data: &[u8]) -> Result<()> {
+        let next = self.next;
+        self.next = next.wrapping_add(by as u32);
+        let sent = self.put(ACK | PSH, data, u16::MAX);
+        self.next = next;
+        sent
+    }
+
     /// Receives the data that comes next, not acknowledged yet.
     ///
     /// # Errors
