@@ -5,6 +5,7 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use anyhow::{Result, bail, ensure};
+use prestack_testbed::pace::wait_for;
 use prestack_testbed::{Memcached, MemcachedOptions, TcpClient, Testbed, UdpClient};
 use prestack_tests::crafted::{Crafted, SOURCE};
 use prestack_tests::stage::{LASTING, PORT, start_prestack, store, until_hit};
@@ -29,10 +30,13 @@ fn what_came_too_early_is_not_moved() -> Result<()> {
     const MISS: &[u8] = b"get x\r\n";
     const MISSES: usize = 6;
     const GET: &[u8] = b"get key\r\n";
+    const SET: &[u8] = b"set other 0 0 1\r\nb\r\n";
     let bed = Testbed::new()?;
     let _memcached = Memcached::start(&bed.server, MemcachedOptions::default())?;
-    let more = ["--tcp-hits", "--allow", "10.0.0.0/8", "--always-on"];
-    let prestack = start_prestack(&bed, 0, &[&LASTING[..], &more].concat())?;
+    let more = ["--tcp-hits", "--always-on", "--allow", "10.0.0.0/8"];
+    // The client does not close its connection.
+    let at_end = ["--drain-timeout", "0s"];
+    let prestack = start_prestack(&bed, 0, &[&LASTING[..], &more, &at_end].concat())?;
     let link = &bed.links[0];
     let (IpAddr::V4(server), client) = (link.server4, link.client4.to_string()) else {
         bail!("the server has no IPv4 address");
@@ -49,7 +53,7 @@ fn what_came_too_early_is_not_moved() -> Result<()> {
     let mut crafted = Crafted::connect(&bed.client, SocketAddrV4::new(server, PORT))?;
     exchange(&mut crafted, b"noise\r\n", b"ERROR\r\n")?;
     let missing = MISSES * MISS.len() + GET.len();
-    crafted.send_ahead(missing, b"set other 0 0 1\r\nb\r\n")?;
+    crafted.send_ahead(missing, SET)?;
     // More than the settle time.
     sleep(Duration::from_millis(300));
     for _ in 0..MISSES {
@@ -66,5 +70,10 @@ fn what_came_too_early_is_not_moved() -> Result<()> {
     let replies = b"VALUE key 0 5\r\nvalue\r\nEND\r\nSTORED\r\n";
     exchange(&mut crafted, GET, replies)?;
     ensure!(prestack.stats()?.get("tcp.hits")? == 0);
-    Ok(())
+    // From then on nothing stands in the way.
+    crafted.skip(SET.len());
+    wait_for("a hit over TCP", Duration::from_secs(10), || {
+        exchange(&mut crafted, GET, b"VALUE key 0 5\r\nvalue\r\nEND\r\n")?;
+        Ok((prestack.stats()?.get("tcp.hits")? > 0).then_some(()))
+    })
 }

@@ -69,6 +69,11 @@ impl Crafted {
         sent
     }
 
+    /// The next so many bytes have been [sent ahead](Self::send_ahead).
+    pub fn skip(&mut self, by: usize) {
+        self.next = self.next.wrapping_add(by as u32);
+    }
+
     /// Receives the data that comes next, not acknowledged yet.
     ///
     /// # Errors

@@ -61,6 +61,8 @@ impl Segment<'_> {
         let mut packet = vec![0; 20];
         packet[0] = 0x45;
         packet[2..4].copy_from_slice(&(20 + tcp.len() as u16).to_be_bytes());
+        // "Don't fragment", as Linux sets it.
+        packet[6] = 0x40;
         packet[8] = 64;
         packet[9] = PROTOCOL;
         packet[12..16].copy_from_slice(&from);
