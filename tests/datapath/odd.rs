@@ -563,7 +563,9 @@ fn tcp_without_udp_is_not_served_over_udp() {
         ],
         ..Setup::default()
     };
-    let path = filled(&setup);
+    // At an address that is not served nothing is learnt either.
+    let mut path = filled(&Setup::default());
+    path.configure(&setup);
     path.pass(&ask());
     assert_eq!(path.rx(&ask().v6()), Verdict::Served(hit("key", "value")));
 }

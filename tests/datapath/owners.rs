@@ -77,6 +77,23 @@ fn datagrams_from_a_port_with_tcp_alone_do_not_fill() {
     }
 }
 
+/// At an address that is not to be served another process may share memcached's port.
+#[test]
+fn datagrams_from_an_address_that_is_not_served_do_not_fill() {
+    for (request, answer) in asked() {
+        let mut path = Datapath::new();
+        path.exchange(get(&["x"]), "END\r\n");
+        let mut setup = Setup::default();
+        for door in &mut setup.doors {
+            door.serve_udp = false;
+        }
+        path.configure(&setup);
+        path.pass(&request);
+        path.tx(&request.reply(&answer));
+        assert_eq!(path.stats().fills, 0, "{request:?}");
+    }
+}
+
 #[test]
 fn datagrams_from_a_port_with_tcp_alone_are_no_sign_of_memcached() {
     let mut path = Datapath::with(&two_ports());

@@ -109,11 +109,12 @@ impl<'a> Datagram<'a> {
         Network::from_bits(forgotten(self.network, self.zero))
     }
 
-    /// Whether its answer may be learnt from: at a wildcard door the packet may be for another host
-    /// behind this one, and where memcached has no UDP for another process.
+    /// Whether its answer may be learnt from. At a wildcard door the packet may be for another host behind this one,
+    /// where memcached has no UDP for another process, and so at an address that is not served: there nobody has looked
+    /// whether one shares it.
     #[inline(always)]
     pub fn may_fill(&self) -> bool {
-        forgotten(u64::from(self.door.flags), self.zero) & u64::from(Door::HAS_UDP) != 0
+        forgotten(u64::from(self.door.flags), self.zero) & u64::from(Door::SERVE_UDP) != 0
             && self.network().is_some()
     }
 
