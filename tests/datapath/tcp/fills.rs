@@ -165,6 +165,7 @@ fn keys_that_look_like_replies() {
             "HD k... b\r\n",
         ),
         ("stats items\r\n".into(), "END\r\n"),
+        ("stats conns\r\n".into(), "END\r\n"),
     ] {
         connection.exchange(&path, command, reply);
     }

@@ -49,8 +49,8 @@ fn a_write_settles_though_its_client_connects_again() {
 #[test]
 fn a_delayed_quiet_flush_that_memcached_comes_to_late() {
     // Behind a reply that its client does not take in; the same, where it is in doubt which have left; behind what the
-    // kernel has not got.
-    let mut paths = [(); 3].map(|()| settling_in(Duration::from_millis(100)));
+    // kernel has not got; in doubt, behind the rest of a reply.
+    let mut paths = [(); 4].map(|()| settling_in(Duration::from_millis(100)));
     let mut connections = paths.each_ref().map(|path| Connection::open(path, 1));
     let flush = "flush_all 1 noreply\r\n";
     connections[0].send(&paths[0], format!("get x\r\n{flush}"));
@@ -60,6 +60,10 @@ fn a_delayed_quiet_flush_that_memcached_comes_to_late() {
     connections[1].acknowledge(&paths[1]);
     let lost = connections[2].send(&paths[2], "get x\r\n");
     connections[2].send(&paths[2], flush);
+    connections[3].exchange(&paths[3], "verbosity 1\r\n", "OK\r\n");
+    connections[3].send(&paths[3], format!("get x\r\n{flush}"));
+    connections[3].acknowledge(&paths[3]);
+    connections[3].reply(&paths[3], "VALUE x 0 5\r\nhello\r\n");
     // When it would have taken effect otherwise is over.
     wait(Duration::from_millis(3_500));
     assert!(!paths[0].can_fill("key", "old"));

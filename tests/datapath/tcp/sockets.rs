@@ -459,6 +459,23 @@ fn a_connection_that_a_filter_seemed_to_end() {
     assert_eq!(path.stats().strays, 1);
 }
 
+/// What memcached has closed it reads no more, though the kernel still has it.
+#[test]
+fn data_that_crosses_the_end() {
+    let (listener, server) = listen(Ipv4Addr::LOCALHOST);
+    let mut client = Client::connect(server);
+    let (accepted, _) = listener.accept().expect("a client");
+    let mut path = filled(server);
+    path.pass(&client.at(0, "get x\r\n"));
+    client.next = client.next.wrapping_add(7);
+    drop(accepted);
+    let end = client.segment(0, "").reversed().flags(ACK | FIN);
+    path.tx(&end.sequence(client.acknowledges).acknowledging(client.next));
+    path.pass(&client.at(0, "delete key\r\n"));
+    assert_untouched(&mut path);
+    assert_eq!(path.stats().strays, 1);
+}
+
 /// A raw socket that sends and sees TCP segments over IPv4.
 struct Raw(OwnedFd);
 

@@ -19,12 +19,16 @@ use crate::inbound::Inbound as _;
 use crate::ledger::backend::{self, Arrival};
 use crate::packet::{self, Addresses, Headers, Ipv4, Ipv6, Packet, Sort, locate_long};
 use crate::scratch::scratch;
+use crate::tcp::flow::GREATEST_WINDOW;
 use crate::tcp::segment::{Segment, name_of};
 use crate::tcp::{later, table};
 
 /// What [`prestack_hits_odd`] says beside what `prestack_hits_find` does: it is in a fragment, and must not come to
 /// the kernel.
 pub const FRAGMENT: u64 = 6;
+
+/// No packet that is put together is longer, in bytes.
+const WHOLE: u32 = 1 << 16;
 
 /// Most extension headers before a TCP header.
 const MAX_EXTENSIONS: usize = 4;
@@ -74,8 +78,11 @@ fn odd(ctx: &XdpContext) -> Option<u64> {
                 // What is left of it, if anything, is never put together.
                 return FRAGMENT;
             }
-            // How long it is is not known. The kernel may have it before what comes before it.
-            ends.next = later(ends.next, sequence.wrapping_add(Segment::MAX_LEN as u32));
+            // How long it is is not known. The kernel may have it before what comes before it, if it lies in the window.
+            let ahead = sequence.wrapping_sub(ends.acked.wrapping_sub(WHOLE));
+            if ahead < WHOLE + GREATEST_WINDOW {
+                ends.next = later(ends.next, sequence.wrapping_add(WHOLE));
+            }
             NOTHING
         }));
     }

@@ -20,7 +20,9 @@ use crate::packet::{Headers, Packet};
 
 /// States of a socket (`enum` in include/net/tcp_states.h).
 const ESTABLISHED: u32 = 1;
+const SYN_RECV: u32 = 3;
 const TIME_WAIT: u32 = 6;
+const CLOSE_WAIT: u32 = 8;
 const LISTEN: u32 = 10;
 const NEW_SYN_RECV: u32 = 12;
 /// `tcp_sock.chrono_type` (`enum tcp_chrono` in include/net/tcp.h): up to this, sending waits for no window and no room.
@@ -171,8 +173,8 @@ unsafe fn of_connection(socket: *mut bpf_sock, segment: &Segment) -> Taker {
 const NEAR_BEFORE: u32 = 1 << 20;
 const NEAR_BEHIND: u32 = 1 << 24;
 
-/// Whether the host's connection with the segment's name may take it: it acknowledges nothing that was not sent, and
-/// begins about where data is expected. No, if the kernel does not say.
+/// Whether the host's connection with the segment's name may take it, for a process to read: it acknowledges nothing that
+/// was not sent, and begins about where data is expected. No, if the kernel does not say.
 #[inline(always)]
 pub fn takes<C: EbpfContext>(ctx: &C, segment: &Segment) -> bool {
     let Some(fields) = fields() else {
@@ -185,9 +187,11 @@ pub fn takes<C: EbpfContext>(ctx: &C, segment: &Segment) -> bool {
             return false;
         }
         let mut is_taken = false;
-        // What is left of a closed connection is none, and neither is a listener.
+        // What a process has closed is none, and neither is a listener.
         let connection: *const c_void = bpf_skc_to_tcp_sock(socket.cast()).cast();
-        if !connection.is_null() && (&raw const (*socket).state).read_volatile() != LISTEN {
+        let state = (&raw const (*socket).state).read_volatile();
+        let is_read = matches!(state, ESTABLISHED | SYN_RECV | CLOSE_WAIT);
+        if !connection.is_null() && is_read {
             let next = field::<u32>(connection, &raw const (*fields).rcv_nxt);
             let sent = field::<u32>(connection, &raw const (*fields).snd_nxt);
             let from = segment

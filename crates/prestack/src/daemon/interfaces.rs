@@ -39,6 +39,11 @@ pub(super) struct Missing {
     was_native: bool,
 }
 
+/// What the interfaces that are attached to are called.
+fn attached_names(attachments: &[Attachment]) -> impl Iterator<Item = &str> {
+    attachments.iter().map(|at| at.interface().name.as_str())
+}
+
 impl Daemon {
     /// The interfaces that are to be attached to, as far as they are there.
     ///
@@ -119,8 +124,11 @@ impl Daemon {
         for name in down.difference(&self.down) {
             warn!("interface {name} is down: nothing arrives there");
         }
+        let attached: BTreeSet<_> = attached_names(&self.attachments).collect();
         for name in self.down.difference(&down) {
-            info!("interface {name} is up again");
+            if attached.contains(name.as_str()) {
+                info!("interface {name} is up again");
+            }
         }
         std::mem::replace(&mut self.down, down) != self.down
     }
@@ -194,7 +202,12 @@ impl Daemon {
                 refused: None,
                 was_native: attachment.is_native(),
             };
-            self.note_missing(&name, missing);
+            // Another one may have got its name.
+            if attached_names(&self.attachments).any(|attached| attached == name) {
+                warn!("{}", missing.problem);
+            } else {
+                self.note_missing(&name, missing);
+            }
             if let Err(error) = attachment.give_up(&self.instance.pin_folder()) {
                 warn!("{error}");
             }

@@ -101,7 +101,6 @@ pub extern "C" fn prestack_tcp_leave(read: u64) -> u64 {
         {
             // memcached goes on; what it was at settles.
             backend::be_quiet(config, (*flow).backend as u8);
-            (*flow).flush_due = postponed((*flow).flush_due);
             doubt::paid(flow, has_taken_all);
         }
         let is_unsettled = (&raw const (*flow).is_unsettled).read_volatile() != 0;
@@ -109,6 +108,8 @@ pub extern "C" fn prestack_tcp_leave(read: u64) -> u64 {
             // memcached reads several commands at once: it may have come to them only now. Or it has read one that came
             // by another part.
             backend::forget(config, (*flow).backend as u8);
+            (*flow).flush_due = postponed((*flow).flush_due);
+            (*flow).flush_due = postponed((*flow).flush_due);
         }
         if (*flow).doubt != 0 {
             doubt::hear(flow);
@@ -150,9 +151,8 @@ pub(super) unsafe fn acknowledged(config: &Config, flow: *mut Flow, ack: u32, ne
                 backend::be_quiet(config, (*flow).backend as u8);
             }
         }
-        if is_all && (*flow).flush_due & LATE == 0 && (&raw const (*flow).owes).read_volatile() == 0
-        {
-            // No reply is waited for that would postpone it.
+        if is_all && (*flow).flush_due & LATE == 0 && !is_waited_for(flow) {
+            // It is not postponed any more.
             (*flow).flush_due = 0;
         }
         let marked_at = (*flow).marked_at;
@@ -183,6 +183,13 @@ fn postponed(due: u64) -> u64 {
     if due == 0 { 0 } else { due | LATE }
 }
 
+/// Whether memcached may be at a command before the flow's `flush_all` still.
+#[inline(always)]
+unsafe fn is_waited_for(flow: *mut Flow) -> bool {
+    // SAFETY: the caller's: a map element.
+    unsafe { (*flow).doubt != 0 || (&raw const (*flow).owes).read_volatile() != 0 }
+}
+
 /// The delayed `flush_all` that the flow of the segment in the scratch has waited for takes effect later than it was asked
 /// for, if memcached comes to it only now.
 #[unsafe(no_mangle)]
@@ -198,7 +205,7 @@ pub extern "C" fn prestack_tcp_postpone() -> u64 {
     unsafe {
         let due = (*flow).flush_due;
         if due & LATE != 0 {
-            (*flow).flush_due = 0;
+            (*flow).flush_due = if is_waited_for(flow) { due & !LATE } else { 0 };
             flushes::answered((*flow).backend as u8, due & !LATE, (*flow).flush_asked);
         }
     }
@@ -396,7 +403,8 @@ pub extern "C" fn prestack_tcp_left(read: u64) -> u64 {
             }
         }
         let answered = (*flow).answered;
-        if answered > (&raw const (*flow).owed_number).read_volatile() {
+        let is_answered = answered > (&raw const (*flow).owed_number).read_volatile();
+        if is_answered && (*flow).doubt == 0 {
             (*flow).flush_due = postponed((*flow).flush_due);
         }
         doubt::pay(config, flow);

@@ -11,6 +11,9 @@ const META_GET: u64 = u16::from_le_bytes(*b"mg") as u64;
 const META_DEBUG: u64 = u16::from_le_bytes(*b"me") as u64;
 const STATS: u64 = u64::from_le_bytes(*b"stats \0\0");
 const STATS_LEN: u64 = 6;
+/// What `stats` may be asked for, likewise.
+const CACHEDUMP: u64 = u16::from_le_bytes(*b"ca") as u64;
+const DETAIL: u64 = u16::from_le_bytes(*b"de") as u64;
 
 /// Whether there may be line ends in a key that the reply to the text command at `at` of the window shows: then it cannot
 /// be told where the reply ends. The command has been parsed.
@@ -45,7 +48,7 @@ fn breaks(at: u64, seed: u64) -> Option<bool> {
         }
         // `cachedump`, and `detail` with the beginnings of keys.
         let argument = skip_spaces(window, at + STATS_LEN, command.line_end);
-        return Some(matches!(window.byte(argument), b'c' | b'd'));
+        return Some(matches!(window.word(argument) & 0xffff, CACHEDUMP | DETAIL));
     }
     let verb = first & 0xffff;
     let is_shown = verb == META_DEBUG || verb == META_GET && command.letters & letters(b"k") != 0;
