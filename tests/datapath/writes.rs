@@ -1,6 +1,6 @@
 //! Writes over UDP: from when they arrive until they are answered nothing is cached of their key.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::bytes::{get, hit};
 use crate::harness::{Datapath, Setup, wait, wait_to_settle};
@@ -127,10 +127,14 @@ fn meta_gets_that_write() {
 fn a_write_without_answer_ends_with_the_settle_time() {
     for text in UNANSWERED {
         let mut path = settling();
+        let start = Instant::now();
         let write = begin(&mut path, text);
         // Whatever memcached says, for quiet is not silent, ends nothing.
         path.tx(&write.reply("NS\r\n"));
-        assert!(!path.can_fill("key", "value"), "{text:?} is under way");
+        let can_fill = path.can_fill("key", "value");
+        // A busy machine may come to it late.
+        let is_under_way = start.elapsed() < SETTLE;
+        assert!(!can_fill || !is_under_way, "{text:?} is under way");
         wait_to_settle(SETTLE);
         path.fill("key", "new");
         path.assert_hit("key", "new");
