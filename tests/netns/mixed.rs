@@ -235,7 +235,9 @@ fn flags(course: &Course, prestack: Arguments, seed: u64) -> Result<(Flags, u64)
     let file = directory.path().join("client.pcap");
     let file = file.to_str().context("a path in text")?;
     let capture = Capture::start(&ground.bed.client, &ground.bed.links[0].client_dev, file)?;
-    ground.run(course, seed)?;
+    let tally = ground.run(course, seed)?;
+    let has_hits = course.relay.is_some() || ground.has_hits(course, &tally)?;
+    ensure!(has_hits, "too few hits");
     let (flags, resent) = (capture.flags()?, ground.resent()?);
     say(&format!(
         "{}, {prestack:?}: {flags:?}, {resent} answers sent again",
