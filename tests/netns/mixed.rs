@@ -236,8 +236,12 @@ fn flags(course: &Course, prestack: Arguments, seed: u64) -> Result<(Flags, u64)
     let file = file.to_str().context("a path in text")?;
     let capture = Capture::start(&ground.bed.client, &ground.bed.links[0].client_dev, file)?;
     let tally = ground.run(course, seed)?;
-    let has_hits = course.relay.is_some() || ground.has_hits(course, &tally)?;
-    ensure!(has_hits, "too few hits");
+    // Of the few commands of all kinds over a bad network all may be said while the cache is empty.
+    let may_miss_all = course.habit == Habit::Mixed && course.relay.is_some();
+    ensure!(
+        may_miss_all || ground.has_hits(course, &tally)?,
+        "too few hits"
+    );
     let (flags, resent) = (capture.flags()?, ground.resent()?);
     say(&format!(
         "{}, {prestack:?}: {flags:?}, {resent} answers sent again",

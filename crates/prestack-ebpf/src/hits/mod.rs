@@ -81,7 +81,7 @@ pub fn arrives(ctx: &XdpContext) -> u32 {
             _ => {}
         }
         if is_odd && arrived != GO {
-            // Its headers are not where they were any more for what follows, and its sender will send it again.
+            // What follows would rewrite it as if it had no such headers. Its sender will send it again.
             return XDP_DROP;
         }
         let kind = match if is_plain {

@@ -6,7 +6,7 @@ use prestack_proto::swar;
 use prestack_proto::verifier::opaque;
 use prestack_proto::window::{Source as _, WINDOW, Window};
 
-use super::{doubt, flow, hole, later};
+use super::{doubt, flow, hole};
 use crate::inbound::Inbound;
 use crate::ledger::backend;
 use crate::scratch::scratch;
@@ -37,9 +37,7 @@ pub fn compare<C: Inbound>(ctx: &C) -> u64 {
         // A packet that is shorter than it says the kernel drops.
         let is_loaded = is_short && ctx.load(segment.data as u32, to, size);
         if !is_short || is_loaded && prestack_tcp_differs() != 0 {
-            let until = later((*flow).next, segment.end());
-            (&raw mut (*flow).doubted_until).write_volatile(until);
-            doubt::requests(config, flow);
+            doubt::all(config, flow, segment.end());
         }
         (&raw mut (*flow).busy).write_volatile(0);
     }

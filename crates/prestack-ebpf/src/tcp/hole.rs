@@ -285,8 +285,7 @@ unsafe fn pass_over(config: &Config, flow: *mut Flow) {
             let next = later((*flow).next, until);
             (&raw mut (*flow).next).write_volatile(next);
         } else {
-            (&raw mut (*flow).doubted_until).write_volatile(later((*flow).next, until));
-            doubt::requests(config, flow);
+            doubt::all(config, flow, until);
         }
     }
 }
