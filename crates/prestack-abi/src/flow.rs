@@ -275,6 +275,8 @@ pub struct Flow {
     pub is_unsettled: u32,
     /// Sequence number behind the last byte that was kept in `HOLES`, while anything is.
     pub kept_until: u32,
+    /// Sequence number of the first byte of the exchange.
+    pub exchange_at: u32,
     /// Number of the command whose key is in `kept`.
     pub kept_number: u64,
     /// The key of a GET with a ticket whose reply does not name it.

@@ -224,6 +224,66 @@ fn a_client_that_takes_nothing_in() {
     assert_eq!(path.stats().regained, 0);
 }
 
+/// What an exchange starts with may be acknowledged before the rest of it comes.
+#[test]
+fn commands_in_pieces_that_are_acknowledged() {
+    let (path, mut connection) = doubtful();
+    connection.reply(&path, "ERROR\r\n");
+    wait(SETTLED);
+    for pieces in [
+        ["set x 0 0 5\r\n", "abc", "de\r\n"],
+        ["se", "t x 0 0 1", "\r\nx\r\n"],
+    ] {
+        assert_eq!(path.stats().regained, 0);
+        for piece in pieces {
+            connection.send(&path, piece);
+            connection.acknowledge(&path);
+        }
+        connection.reply(&path, "STORED\r\n");
+    }
+    assert_eq!(path.stats().regained, 1);
+    assert_eq!(path.stats().doubted_requests, 1);
+}
+
+/// What comes once more starts no exchange: memcached may have got the first copy, which was something else.
+#[test]
+fn a_copy_of_what_came_in_doubt() {
+    let (path, mut connection) = doubtful();
+    connection.reply(&path, "ERROR\r\n");
+    for _ in 0..2 {
+        wait(SETTLED);
+        let first = connection.segment(ACK | PSH, "set x 0 0 100\r\n");
+        path.pass(&first);
+        let copy = connection.segment(ACK | PSH, "get xxxxxxxxx\r\n");
+        path.pass(&copy);
+        connection.client = connection.client.wrapping_add(15);
+        connection.reply(&path, "END\r\n");
+    }
+    assert_eq!(path.stats().regained, 0);
+    wait(SETTLED);
+    for _ in 0..2 {
+        connection.exchange(&path, "get x\r\n", "END\r\n");
+    }
+    assert_eq!(path.stats().regained, 1);
+}
+
+/// Behind the last reply of an exchange quiet commands may wait to be executed.
+#[test]
+fn an_exchange_that_ends_in_a_quiet_command() {
+    let (path, mut connection) = doubtful();
+    connection.reply(&path, "ERROR\r\n");
+    wait(SETTLED);
+    let quiet = "get x\r\nset key 0 0 1 noreply\r\nx\r\n";
+    for _ in 0..3 {
+        connection.exchange(&path, quiet, "END\r\n");
+    }
+    assert_eq!(path.stats().regained, 0);
+    for _ in 0..2 {
+        connection.exchange(&path, "get x\r\n", "END\r\n");
+    }
+    assert_eq!(path.stats().regained, 1);
+}
+
 /// In a data block memcached answers nothing, and what it answers then is something else.
 #[test]
 fn what_is_no_exchange() {
@@ -284,6 +344,8 @@ fn replies_that_cannot_be_told_apart() {
             connection.exchange(&path, "get x\r\n", hit("x", "value"));
         }
         assert_eq!(path.stats().regained, 1, "{request:?}");
+        assert!(!path.can_fill("key", "old"), "{request:?}");
+        wait(SETTLED);
         assert!(path.can_fill("key", "new"), "{request:?}");
         assert_eq!(path.epoch(), 0);
     }

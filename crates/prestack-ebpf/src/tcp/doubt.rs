@@ -24,6 +24,7 @@ use prestack_abi::flow::{Flow, Mode};
 use super::flow::stop_waiting;
 use super::{is_before, later};
 use crate::atomic;
+use crate::cache::fence;
 use crate::clock;
 use crate::ledger::backend;
 use crate::maps::count;
@@ -61,6 +62,9 @@ pub unsafe fn all(config: &Config, flow: *mut Flow, end: u32) {
     // SAFETY: the caller's.
     unsafe {
         doubt_until(flow, end);
+        // What comes once more is no start of an exchange.
+        let next = later((*flow).next, end);
+        (&raw mut (*flow).next).write_volatile(next);
         requests(config, flow);
     }
 }
@@ -125,9 +129,14 @@ unsafe fn raise(flow: *mut Flow, doubt: u32) {
     // SAFETY: the caller's.
     unsafe {
         (&raw mut (*flow).doubt).write_volatile((*flow).doubt | doubt);
-        // Who begins to wait for a reply at this moment sees the doubt, or else what it waits for is seen next.
-        atomic::swap(&raw mut (*flow).doubt_since, clock::now());
         break_off(flow);
+        // Who begins to wait for a reply at this moment sees the doubt, or else what it waits for is seen next. Each time
+        // another time, so that who ends doubt at this moment sees that more has arisen, or else has not the last word.
+        let since = (&raw const (*flow).doubt_since).read_volatile();
+        let now = clock::now();
+        let now = if now > since { now } else { since + 1 };
+        atomic::swap(&raw mut (*flow).doubt_since, now);
+        (&raw mut (*flow).doubt).write_volatile((*flow).doubt | doubt);
         hear(flow);
     }
 }
@@ -343,6 +352,7 @@ pub unsafe fn start_exchange(flow: *mut Flow, sequence: u32, was_quiet: bool) {
         (*flow).reply_carried = 0;
         (*flow).counted = (*flow).asked;
         (*flow).exchange_from = (*flow).asked;
+        (*flow).exchange_at = sequence;
         (*flow).is_tentative = Flow::ASKED;
     }
 }
@@ -362,25 +372,36 @@ pub unsafe fn break_off(flow: *mut Flow) {
     }
 }
 
-/// All that was asked for has been answered, and all that came has been acknowledged.
+/// All that was asked for has been answered, and all that came has been acknowledged. Whether memcached has read it is known,
+/// or told by time.
 ///
 /// # Safety
 ///
-/// `flow` is an element of `FLOWS`.
+/// `flow` is an element of `FLOWS`, whose `busy` the caller holds.
 #[inline(always)]
-pub unsafe fn end_exchange(config: &Config, flow: *mut Flow) {
+pub unsafe fn end_exchange(config: &Config, flow: *mut Flow, is_known: bool) {
     // SAFETY: the caller's.
     unsafe {
+        let since = (&raw const (*flow).doubt_since).read_volatile();
         (*flow).exchanges += 1;
         (*flow).is_tentative = 0;
-        // What came before it has been answered.
+        let is_settled = is_known || clock::now() > since + config.settle_ns;
+        if (*flow).exchanges < EXCHANGES || !is_settled || (*flow).doubt & Flow::PART != 0 {
+            return;
+        }
+        // What came before has been answered.
         (&raw mut (*flow).is_unsettled).write_volatile(0);
-        let is_settled = clock::now() > (*flow).doubt_since + config.settle_ns;
-        if (*flow).exchanges >= EXCHANGES && is_settled && (*flow).doubt & Flow::PART == 0 {
-            (&raw mut (*flow).answered).write_volatile((*flow).counted);
-            (&raw mut (*flow).doubt).write_volatile(0);
-            stop_waiting(flow);
+        (&raw mut (*flow).answered).write_volatile((*flow).counted);
+        (&raw mut (*flow).doubt).write_volatile(0);
+        backend::be_quiet(config, (*flow).backend as u8);
+        stop_waiting(flow);
+        fence();
+        if (&raw const (*flow).doubt_since).read_volatile() == since {
             count!(regained);
+        } else {
+            // More has arisen at this moment, where nobody waits for `busy`.
+            raise(flow, Flow::REQUESTS | Flow::REPLIES);
+            wait_for_any(flow);
         }
     }
 }

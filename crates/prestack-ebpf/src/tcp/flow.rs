@@ -83,6 +83,7 @@ pub fn begin(config: &Config, segment: &Segment, beginning: Beginning) -> Option
             }
             Beginning::Midway | Beginning::Part => {
                 (*flow).state = Flow::OPEN;
+                (*flow).next = segment.sequence;
                 if matches!(beginning, Beginning::Part) {
                     (*flow).doubt = Flow::PART;
                 }

@@ -113,14 +113,11 @@ pub extern "C" fn prestack_tcp_leave(read: u64) -> u64 {
         }
         if (*flow).doubt != 0 {
             doubt::hear(flow);
-            let is_first = (*flow).is_tentative == Flow::ASKED;
-            let was_held_back = read & IS_KNOWN != 0 && read & IS_WRITTEN == 0;
-            if (*flow).is_tentative == 0 || is_first && was_held_back {
+            if !goes_on(flow, read) {
                 // More was owed than is known, or may have been.
                 doubt::break_off(flow);
                 return 0;
             }
-            (*flow).is_tentative = Flow::REPLIED;
         }
         (&raw mut (*scratch).segment).write_volatile(segment);
         (&raw mut (*scratch).walk.odd).write_volatile(0);
@@ -358,6 +355,68 @@ const IS_KNOWN: u64 = 1 << 32;
 /// Set in it if memcached is writing at this moment.
 const IS_WRITTEN: u64 = 1 << 33;
 
+/// Whether data that leaves, of which the kernel says so much, is of the replies of an exchange that is under way.
+#[inline(always)]
+unsafe fn goes_on(flow: *mut Flow, read: u64) -> bool {
+    let is_known = read & IS_KNOWN != 0;
+    // SAFETY: the caller's: a map element.
+    unsafe {
+        let tentative = (&raw const (*flow).is_tentative).read_volatile();
+        let from = (&raw const (*flow).exchange_at).read_volatile();
+        // memcached reads a command when it has answered those before.
+        if tentative == 0 || is_known && !is_before(from, read as u32) {
+            return false;
+        }
+        if tentative != Flow::ASKED {
+            return true;
+        }
+        let was_held_back = is_known && read & IS_WRITTEN == 0;
+        if was_held_back || atomic::swap(&raw mut (*flow).busy, 1) != 0 {
+            return false;
+        }
+        // Another may have begun at this moment.
+        let is_same = (*flow).is_tentative == Flow::ASKED && (*flow).exchange_at == from;
+        if is_same {
+            (*flow).is_tentative = Flow::REPLIED;
+        }
+        (&raw mut (*flow).busy).write_volatile(0);
+        is_same
+    }
+}
+
+/// If all that was asked for in an exchange has been answered, that ends it, unless something comes at this moment.
+#[inline(always)]
+unsafe fn may_end_exchange(config: &Config, flow: *mut Flow, segment: &Segment, read: u64) {
+    // SAFETY: the caller's: a map element.
+    unsafe {
+        if atomic::swap(&raw mut (*flow).busy, 1) != 0 {
+            return;
+        }
+        // Of a command of which only the beginning has come nothing can be said yet, nor of quiet ones at the end.
+        let is_whole = (*flow).counted == (*flow).asked
+            && (*flow).counted != (*flow).exchange_from
+            && (*flow).mode == Mode::Command as u32
+            && (*flow).carried == 0
+            && (*flow).quiets == 0
+            && (*flow).is_reply_data == 0
+            && (*flow).reply_carried == 0;
+        let is_known = read & IS_KNOWN != 0;
+        let has_read_all = if is_known {
+            read as u32 == segment.acknowledgement
+        } else {
+            (*flow).is_rested != 0
+        };
+        let is_all = is_whole && has_read_all && segment.acknowledgement == (*flow).next;
+        if is_all && (*flow).is_tentative == Flow::REPLIED {
+            doubt::end_exchange(config, flow, is_known);
+        } else if is_whole || is_known && !has_read_all {
+            // This reply may be that to an earlier command.
+            doubt::break_off(flow);
+        }
+        (&raw mut (*flow).busy).write_volatile(0);
+    }
+}
+
 /// The segment has been gone over; `read` is what [`prestack_tcp_read`] has said.
 #[unsafe(no_mangle)]
 #[inline(never)]
@@ -382,25 +441,7 @@ pub extern "C" fn prestack_tcp_left(read: u64) -> u64 {
             return 0;
         }
         if (*flow).doubt != 0 {
-            let next = (&raw const (*flow).next).read_volatile();
-            // Of a command of which only the beginning has come nothing can be said yet.
-            let is_whole = (*flow).counted == (*flow).asked
-                && (*flow).counted != (*flow).exchange_from
-                && (&raw const (*flow).mode).read_volatile() == Mode::Command as u32
-                && (&raw const (*flow).carried).read_volatile() == 0
-                && (*flow).is_reply_data == 0
-                && (*flow).reply_carried == 0;
-            let has_read_all = if read & IS_KNOWN != 0 {
-                read as u32 == segment.acknowledgement
-            } else {
-                (*flow).is_rested != 0
-            };
-            if is_whole && has_read_all && segment.acknowledgement == next {
-                doubt::end_exchange(config, flow);
-            } else if is_whole || read & IS_KNOWN != 0 && !has_read_all {
-                // This reply may be that to an earlier command.
-                doubt::break_off(flow);
-            }
+            may_end_exchange(config, flow, &segment, read);
         }
         let answered = (*flow).answered;
         let is_answered = answered > (&raw const (*flow).owed_number).read_volatile();

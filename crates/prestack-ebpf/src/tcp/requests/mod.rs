@@ -234,6 +234,7 @@ fn take_up(config: &Config, segment: &Segment, beginning: Beginning) -> Option<u
             if has_other_numbers {
                 // It is the connection of another SYN of that name: with SYN cookies the host agrees to several.
                 (&raw mut (*flow).is_seen).write_volatile(0);
+                (*flow).next = segment.sequence;
             }
             if has_other_numbers || matches!(beginning, Beginning::Midway | Beginning::Part) {
                 doubt::requests(config, flow);

@@ -12,7 +12,7 @@ use crate::ledger::backend;
 use crate::maps::count;
 use crate::scratch::{Walk, scratch};
 use crate::tcp::segment::Segment;
-use crate::tcp::{doubt, flow, is_before, take_back};
+use crate::tcp::{doubt, flow, is_before, later, take_back};
 
 /// How far beyond what was seen leaving an acknowledgement may be, in bytes, for the connection to be
 /// taken for one whose replies leave elsewhere.
@@ -224,23 +224,25 @@ unsafe fn plan(config: &Config, flow: *mut Flow, segment: &mut Segment) -> Plan 
             && segment.sequence == acked
             && segment.acknowledgement == (&raw const (*flow).sent).read_volatile()
             && segment.window != 0;
+        let next = (*flow).next;
+        let is_next = segment.sequence == next;
+        let is_whole = (*flow).mode == Mode::Command as u32 && (*flow).carried == 0;
         if (*flow).doubt & Flow::REQUESTS != 0 {
-            if is_at_rest {
+            // The rest of a command starts none, nor what may be a copy: memcached may get what was there before.
+            let goes_on = (*flow).is_tentative != 0 && is_next;
+            let is_rest = goes_on && !is_whole;
+            if is_at_rest && !is_rest && !is_before(segment.sequence, next) {
                 doubt::start_exchange(flow, segment.sequence, was_quiet);
                 return Plan::Parse;
             }
-            if (*flow).is_tentative != 0 && segment.sequence == (*flow).next {
+            if goes_on {
                 return Plan::Parse;
             }
             doubt::break_off(flow);
+            (&raw mut (*flow).next).write_volatile(later(next, segment.end()));
             return Plan::Pass;
         }
-        if (*flow).doubt != 0
-            && is_at_rest
-            && segment.sequence == (*flow).next
-            && (*flow).mode == Mode::Command as u32
-            && (*flow).carried == 0
-        {
+        if (*flow).doubt != 0 && is_at_rest && is_next && is_whole {
             doubt::start_exchange(flow, segment.sequence, was_quiet);
         }
         in_order(config, flow, segment)
