@@ -177,6 +177,42 @@ fn segments_that_have_changed_places() {
     assert_eq!(path.stats().holes_closed, 1);
 }
 
+/// What the kernel has got, and has not acknowledged yet: of a copy of it nothing becomes, however it is cut, and whatever
+/// it says.
+#[test]
+fn copies_of_what_the_kernel_has_got() {
+    const SENT: &str = "get x\r\nget y\r\nget z\r\n";
+    for address in [
+        IpAddr::from(Ipv4Addr::LOCALHOST),
+        Ipv6Addr::LOCALHOST.into(),
+    ] {
+        let (listener, server) = listen(address);
+        let mut client = Client::connect(server);
+        let (mut accepted, _) = listener.accept().expect("a client");
+        let mut path = filled(server);
+        path.pass(&client.at(0, SENT));
+        client.stream.write_all(SENT.as_bytes()).expect("sent");
+        // It has come when it can be read.
+        accepted
+            .read_exact(&mut [0; SENT.len()])
+            .expect("a request");
+        path.pass(&client.at(10, " y\r\nget z\r\n"));
+        path.pass(&client.at(7, "delete key\r\n"));
+        path.pass(&client.at(0, "get x\r\ndelete key\r\n"));
+        assert_eq!(path.stats().reparsed, 0);
+        assert_untouched(&mut path);
+        // Of a copy with more only that counts.
+        path.pass(&client.at(7, "delete key\r\n..delete other\r\n"));
+        assert_eq!(path.stats().doubted_requests, 0);
+        path.assert_hit("key", "value");
+        path.assert_miss("other");
+        assert!(!path.can_fill("other", "old"), "the write is outstanding");
+        // This one the kernel has not got.
+        path.pass(&client.at(24, "lete key\r\n"));
+        assert_eq!(path.stats().doubted_requests, 1);
+    }
+}
+
 /// What the kernel drops.
 #[test]
 fn segments_that_no_connection_takes() {

@@ -40,6 +40,8 @@ pub struct Segment {
     pub backend: u32,
     /// The flow's place in `FLOWS`.
     pub flow: u32,
+    /// Non-zero if the kernel was asked what it has of it.
+    pub is_asked: u32,
     /// Position of its data in the packet.
     pub data: u64,
     /// Bytes of data.
@@ -98,6 +100,7 @@ impl Segment {
             flags: u32::from(tcp.flags),
             backend: u32::from(backend),
             flow: 0,
+            is_asked: 0,
             data: headers.l4 + header_len,
             len: headers.l4_len - header_len,
             at: 0,

@@ -206,6 +206,27 @@ pub fn takes<C: EbpfContext>(ctx: &C, segment: &Segment) -> bool {
     }
 }
 
+/// The sequence number behind the last byte that the connection with this name has got, and keeps for a process to
+/// read; `None` if the kernel does not say.
+#[inline(always)]
+pub fn received<C: EbpfContext>(ctx: &C, key: &FlowKey) -> Option<u32> {
+    let fields = fields()?;
+    // SAFETY: as in `reading`.
+    unsafe {
+        let socket = look_up(ctx, key);
+        if socket.is_null() {
+            return None;
+        }
+        let mut next = None;
+        let connection: *const c_void = bpf_skc_to_tcp_sock(socket.cast()).cast();
+        if !connection.is_null() && (&raw const (*socket).state).read_volatile() == ESTABLISHED {
+            next = Some(field::<u32>(connection, &raw const (*fields).rcv_nxt));
+        }
+        bpf_sk_release(socket.cast());
+        next
+    }
+}
+
 /// What the kernel says of a connection of which data leaves.
 #[derive(Clone, Copy)]
 pub struct Reading {

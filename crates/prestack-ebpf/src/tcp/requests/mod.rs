@@ -14,7 +14,7 @@ use prestack_proto::net::{TCP_ACK, TCP_FIN, TCP_RST, TCP_SYN};
 pub use chunks::CHUNK;
 use chunks::prestack_tcp_carry;
 use commands::prestack_tcp_walk;
-use plan::{COMPARE, EARLY, PARSE, STRAY, prestack_tcp_begin};
+use plan::{AGAIN, COMPARE, EARLY, PARSE, STRAY, prestack_tcp_begin};
 pub use steps::Steps;
 
 use super::flow::{self, Beginning};
@@ -77,7 +77,11 @@ pub fn segment<C: Steps>(ctx: &C) {
         UNKNOWN if ctx.adopt() != 0 => {}
         _ => return,
     }
-    match prestack_tcp_begin() {
+    let mut plan = prestack_tcp_begin();
+    if plan == AGAIN && ctx.trim() != 0 {
+        plan = prestack_tcp_begin();
+    }
+    match plan {
         PARSE => {}
         EARLY => {
             return match hole::prestack_tcp_claim() {
@@ -242,6 +246,36 @@ fn take_up(config: &Config, segment: &Segment, beginning: Beginning) -> Option<u
         }
     }
     Some(place)
+}
+
+/// Leaves out of the segment in the scratch, which was seen before, or some of it, what the kernel has got: of another copy
+/// of that nothing becomes. 0 if nothing is left.
+#[inline(always)]
+fn trim<C: Inbound>(ctx: &C) -> u64 {
+    let Some(scratch) = scratch() else { return 0 };
+    // SAFETY: this CPU's scratch.
+    let segment = unsafe { &mut (*scratch).segment };
+    segment.is_asked = 1;
+    let (Some(flow), Some(got)) = (flow::at(segment.flow), socket::received(ctx, &segment.key))
+    else {
+        return 1;
+    };
+    let end = segment.end();
+    let is_all = !is_before(got, end);
+    if is_all && !segment.has(TCP_FIN) {
+        return 0;
+    }
+    let got = if is_all { end } else { got };
+    // SAFETY: a map element.
+    let next = unsafe { (&raw const (*flow).next).read_volatile() };
+    // The rest of what was seen is looked at as a whole: there the state is known only where segments began.
+    if got == next && is_before(segment.sequence, got) {
+        let known = got.wrapping_sub(segment.sequence);
+        segment.sequence = got;
+        segment.data += u64::from(known);
+        segment.len = segment.len.wrapping_sub(u64::from(known)) & Segment::MAX_LEN;
+    }
+    1
 }
 
 /// The segment in the packet and in the scratch lies outside of what was seen of its flow. If the host's connection

@@ -31,6 +31,8 @@ enum Plan {
     Parse,
     /// Something before it is missing.
     Early,
+    /// It was seen before, or some of it: what the kernel has of it says nothing any more.
+    Again,
     /// Its data is to be compared with what it may be a copy of.
     Compare,
 }
@@ -41,6 +43,8 @@ pub const EARLY: u64 = 2;
 pub const COMPARE: u64 = 3;
 /// It lies outside of what was seen of its flow: the host's socket may know better.
 pub const STRAY: u64 = 4;
+/// It was seen before, or some of it: [`prestack_tcp_begin`] is to be called again when the kernel was asked.
+pub const AGAIN: u64 = 5;
 
 /// Decides whether the segment's data is to be parsed, and sets the flow accordingly.
 #[unsafe(no_mangle)]
@@ -70,9 +74,9 @@ pub extern "C" fn prestack_tcp_begin() -> u64 {
             return 0;
         }
         match plan(config, flow, segment) {
-            Plan::Pass => {
+            plan @ (Plan::Pass | Plan::Again) => {
                 (&raw mut (*flow).busy).write_volatile(0);
-                0
+                if matches!(plan, Plan::Again) { AGAIN } else { 0 }
             }
             Plan::Early => EARLY,
             Plan::Compare => COMPARE,
@@ -279,6 +283,9 @@ unsafe fn in_order(config: &Config, flow: *mut Flow, segment: &mut Segment) -> P
         if is_data_known && !is_before(sequence, (*flow).data_from) && !is_before(last, end) {
             // Data of the block that is or was the latest.
             return Plan::Pass;
+        }
+        if segment.is_asked == 0 {
+            return Plan::Again;
         }
         if !is_before(next, end)
             && let Some((turn, at)) = take_back::find_carried(segment.flow, sequence, end)

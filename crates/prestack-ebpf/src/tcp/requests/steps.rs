@@ -3,7 +3,7 @@
 use aya_ebpf::bindings::{__sk_buff, xdp_md};
 use aya_ebpf::programs::{TcContext, XdpContext};
 
-use super::{adopt, arrive, chunks, stray};
+use super::{adopt, arrive, chunks, stray, trim};
 use crate::inbound::Inbound;
 use crate::tcp::{copies, hole};
 
@@ -14,6 +14,8 @@ pub trait Steps: Inbound {
     fn arrive(&self) -> u64;
     /// Takes up its flow, if the host has a connection for it: see [`adopt`].
     fn adopt(&self) -> u64;
+    /// Leaves out of the segment what the kernel has got: see [`trim`].
+    fn trim(&self) -> u64;
     /// Asks the host whether it takes the segment all the same: see [`stray`].
     fn stray(&self);
     /// Loads its next chunk: see [`chunks::load`].
@@ -35,6 +37,12 @@ impl Steps for XdpContext {
     fn adopt(&self) -> u64 {
         // SAFETY: the program's context.
         unsafe { prestack_tcp_adopt(self.ctx) }
+    }
+
+    #[inline(always)]
+    fn trim(&self) -> u64 {
+        // SAFETY: the program's context.
+        unsafe { prestack_tcp_trim(self.ctx) }
     }
 
     #[inline(always)]
@@ -73,6 +81,12 @@ impl Steps for TcContext {
     fn adopt(&self) -> u64 {
         // SAFETY: the program's context.
         unsafe { prestack_lo_adopt(self.skb.skb) }
+    }
+
+    #[inline(always)]
+    fn trim(&self) -> u64 {
+        // SAFETY: the program's context.
+        unsafe { prestack_lo_trim(self.skb.skb) }
     }
 
     #[inline(always)]
@@ -125,6 +139,18 @@ unsafe extern "C" fn prestack_lo_arrive(ctx: *mut __sk_buff) -> u64 {
 #[inline(never)]
 unsafe extern "C" fn prestack_lo_adopt(ctx: *mut __sk_buff) -> u64 {
     adopt(&TcContext::new(ctx))
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+unsafe extern "C" fn prestack_tcp_trim(ctx: *mut xdp_md) -> u64 {
+    trim(&XdpContext::new(ctx))
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+unsafe extern "C" fn prestack_lo_trim(ctx: *mut __sk_buff) -> u64 {
+    trim(&TcContext::new(ctx))
 }
 
 #[unsafe(no_mangle)]
