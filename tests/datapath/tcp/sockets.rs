@@ -407,6 +407,25 @@ fn replies_to_all_that_was_read() {
     }
 }
 
+/// What somebody has sent in the client's name does not keep its connection in doubt, wherever it lies, and though it be
+/// what the connection was taken up by.
+#[test]
+fn a_segment_far_ahead() {
+    for is_first in [true, false] {
+        for far in [500 << 20, 3 << 29] {
+            let mut doubted = Doubted::new(Ipv4Addr::LOCALHOST.into());
+            if !is_first {
+                doubted.exchange(true);
+            }
+            doubted.path.pass(&doubted.client.at(far, "noise\r\n"));
+            for _ in 0..6 {
+                doubted.exchange(true);
+            }
+            assert_eq!(doubted.regained(), 1, "{is_first} {far}");
+        }
+    }
+}
+
 /// But one of which something is unread may be ahead, however slow it is.
 #[test]
 fn replies_while_something_is_unread() {

@@ -62,9 +62,6 @@ pub unsafe fn all(config: &Config, flow: *mut Flow, end: u32) {
     // SAFETY: the caller's.
     unsafe {
         doubt_until(flow, end);
-        // What comes once more is no start of an exchange.
-        let next = later((*flow).next, end);
-        (&raw mut (*flow).next).write_volatile(next);
         requests(config, flow);
     }
 }
@@ -129,7 +126,7 @@ unsafe fn raise(flow: *mut Flow, doubt: u32) {
     // SAFETY: the caller's.
     unsafe {
         (&raw mut (*flow).doubt).write_volatile((*flow).doubt | doubt);
-        break_off(flow);
+        (&raw mut (*flow).exchanges).write_volatile(0);
         // Who begins to wait for a reply at this moment sees the doubt, or else what it waits for is seen next. Each time
         // another time, so that who ends doubt at this moment sees that more has arisen, or else has not the last word.
         let since = (&raw const (*flow).doubt_since).read_volatile();
@@ -137,6 +134,7 @@ unsafe fn raise(flow: *mut Flow, doubt: u32) {
         let now = if now > since { now } else { since + 1 };
         atomic::swap(&raw mut (*flow).doubt_since, now);
         (&raw mut (*flow).doubt).write_volatile((*flow).doubt | doubt);
+        break_off(flow);
         hear(flow);
     }
 }
@@ -367,7 +365,7 @@ pub unsafe fn break_off(flow: *mut Flow) {
     // SAFETY: the caller's.
     unsafe {
         (*flow).is_tentative = 0;
-        (*flow).exchanges = 0;
+        (&raw mut (*flow).exchanges).write_volatile(0);
         (*flow).is_rested = 0;
     }
 }
@@ -383,17 +381,23 @@ pub unsafe fn end_exchange(config: &Config, flow: *mut Flow, is_known: bool) {
     // SAFETY: the caller's.
     unsafe {
         let since = (&raw const (*flow).doubt_since).read_volatile();
-        (*flow).exchanges += 1;
+        fence();
+        let exchanges = (&raw const (*flow).exchanges).read_volatile() + 1;
         (*flow).is_tentative = 0;
         let is_settled = is_known || clock::now() > since + config.settle_ns;
-        if (*flow).exchanges < EXCHANGES || !is_settled || (*flow).doubt & Flow::PART != 0 {
+        if exchanges < EXCHANGES || !is_settled || (*flow).doubt & Flow::PART != 0 {
+            (&raw mut (*flow).exchanges).write_volatile(exchanges);
             return;
         }
+        (&raw mut (*flow).exchanges).write_volatile(0);
+        // First: whoever sees that a write has ended is to see this.
+        backend::be_quiet(config, (*flow).backend as u8);
+        fence();
         // What came before has been answered.
         (&raw mut (*flow).is_unsettled).write_volatile(0);
         (&raw mut (*flow).answered).write_volatile((*flow).counted);
         (&raw mut (*flow).doubt).write_volatile(0);
-        backend::be_quiet(config, (*flow).backend as u8);
+        // A swap: what follows is read when others see what precedes it.
         stop_waiting(flow);
         fence();
         if (&raw const (*flow).doubt_since).read_volatile() == since {

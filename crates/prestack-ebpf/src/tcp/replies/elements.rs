@@ -3,7 +3,7 @@
 use aya_ebpf::helpers::generated::bpf_loop;
 use core::ffi::c_void;
 use prestack_abi::cache::MAX_REPLY;
-use prestack_abi::flow::{Flow, MAX_ASKED};
+use prestack_abi::flow::{Flow, MAX_ASKED, Mode};
 use prestack_proto::binary::opcode::{GET, GETK, GETKQ, GETQ, NOOP};
 use prestack_proto::stream::{self, Ask, Class, Owner};
 use prestack_proto::text::reply::END_LEN;
@@ -67,7 +67,12 @@ extern "C" fn step(_: u32, _: *mut c_void) -> i64 {
         } else {
             stream::text_owner(ask, element.class)
         };
-        if owner == Owner::Unknown {
+        // What is owed nothing is no answer to a command that has not come as a whole: it is none.
+        let is_false = !is_owed
+            && (*flow).doubt & Flow::REQUESTS != 0
+            && ((&raw const (*flow).mode).read_volatile() != Mode::Command as u32
+                || (&raw const (*flow).carried).read_volatile() != 0);
+        if owner == Owner::Unknown || is_false {
             if !is_owed && element.class != Class::Error && (*flow).doubt == 0 {
                 disprove(flow);
             }

@@ -19,6 +19,10 @@ use crate::tcp::{GREATEST_SCALE, doubt, flow, is_before, socket};
 /// (`TCP_DELACK_MAX` in include/net/tcp.h).
 const LATE_NS: u64 = 250_000_000;
 
+/// What comes of a connection in doubt lies no further ahead of what the kernel has acknowledged, in bytes: windows are
+/// hardly ever wider (`net.ipv4.tcp_rmem`).
+const MOST_UNREAD: u32 = 1 << 24;
+
 /// Takes note of what the segment in the scratch says of its flow; 0 if there are no replies to be looked
 /// at. `read` is what [`prestack_tcp_read`] has said.
 #[unsafe(no_mangle)]
@@ -64,6 +68,10 @@ pub extern "C" fn prestack_tcp_leave(read: u64) -> u64 {
                 // The kernel has taken in what was not seen. Whether memcached has read it the next segment tells.
                 doubt::all(config, flow, ack);
                 is_new_doubt = true;
+            }
+            if (*flow).doubt & Flow::REQUESTS != 0 && next.wrapping_sub(ack) > MOST_UNREAD {
+                // It was somebody else's number, or is behind.
+                (&raw mut (*flow).next).write_volatile(ack);
             }
             (&raw mut (*flow).acked).write_volatile(ack);
             acknowledged(config, flow, ack, next, clock::now());

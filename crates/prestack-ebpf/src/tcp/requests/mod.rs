@@ -302,6 +302,7 @@ fn stray<C: Inbound>(ctx: &C) -> u64 {
         }
         (&raw mut (*flow).is_seen).write_volatile(0);
         doubt::all(config, flow, segment.end());
+        (&raw mut (*flow).next).write_volatile(segment.end());
     }
     0
 }

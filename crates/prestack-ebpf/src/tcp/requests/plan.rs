@@ -76,7 +76,11 @@ pub extern "C" fn prestack_tcp_begin() -> u64 {
         match plan(config, flow, segment) {
             plan @ (Plan::Pass | Plan::Again) => {
                 (&raw mut (*flow).busy).write_volatile(0);
-                if matches!(plan, Plan::Again) { AGAIN } else { 0 }
+                if matches!(plan, Plan::Again) {
+                    AGAIN
+                } else {
+                    0
+                }
             }
             Plan::Early => EARLY,
             Plan::Compare => COMPARE,
@@ -243,7 +247,10 @@ unsafe fn plan(config: &Config, flow: *mut Flow, segment: &mut Segment) -> Plan 
                 return Plan::Parse;
             }
             doubt::break_off(flow);
-            (&raw mut (*flow).next).write_volatile(later(next, segment.end()));
+            // What is far ahead may be anybody's.
+            if !is_before(next, segment.sequence) {
+                (&raw mut (*flow).next).write_volatile(later(next, segment.end()));
+            }
             return Plan::Pass;
         }
         if (*flow).doubt != 0 && is_at_rest && is_next && is_whole {
@@ -298,6 +305,7 @@ unsafe fn in_order(config: &Config, flow: *mut Flow, segment: &mut Segment) -> P
         // is the same.
         if is_before(next, end) || !take_back::to(segment.flow, sequence, end) {
             doubt::all(config, flow, segment.end());
+            (&raw mut (*flow).next).write_volatile(later(next, end));
             return Plan::Pass;
         }
         count!(reparsed);
