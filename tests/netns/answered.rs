@@ -280,6 +280,39 @@ fn carry_on(stage: &Stage, client: &mut TcpClient, value: &[u8]) -> Result<()> {
     })
 }
 
+/// Over TCP it is served all the same, at all addresses or at one, and is seen to end and to come back.
+#[test]
+fn a_memcached_without_udp() -> Result<()> {
+    for is_everywhere in [true, false] {
+        let bed = Testbed::new()?;
+        let mut options = MemcachedOptions {
+            udp_port: 0,
+            ..MemcachedOptions::default()
+        };
+        if !is_everywhere {
+            options.addresses.push(bed.links[0].server4);
+        }
+        let memcached = Memcached::start(&bed.server, options.clone())?;
+        let prestack = start_prestack(&bed, 0, &[&LASTING[..], &HITS].concat())?;
+        let mut stage = Stage {
+            prestack,
+            memcached,
+            bed,
+        };
+        for value in [&b"1"[..], b"2"] {
+            let mut client = stage.tcp()?;
+            store(&mut client, b"key", value)?;
+            carry_on(&stage, &mut client, value)?;
+            let status = stage.prestack.instance().command(&["status"])?;
+            ensure!(status.contains("served at"), "{status}");
+            drop(client);
+            stage.memcached.kill()?;
+            stage.memcached = Memcached::start(&stage.bed.server, options.clone())?;
+        }
+    }
+    Ok(())
+}
+
 /// A connection that was used before prestack started is answered once it is certain what it is at.
 #[test]
 fn a_connection_of_before() -> Result<()> {

@@ -102,7 +102,7 @@ fn memcached_without_udp() -> Result<()> {
         ..MemcachedOptions::default()
     };
     let _memcached = Memcached::start(&bed.server, options)?;
-    refused(&bed, &[], &["UDP", "-U"])
+    refused(&bed, &[], &["UDP", "-U", "--tcp-hits"])
 }
 
 #[test]

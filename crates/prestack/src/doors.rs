@@ -23,7 +23,7 @@ pub struct DoorSpec {
     pub port: u16,
     /// Number of the backend.
     pub backend: u8,
-    /// Whether hits may be served over TCP, if they are at all.
+    /// Whether hits may be served over TCP.
     #[serde(default)]
     pub serve_tcp: bool,
     /// Whether hits may be served over UDP.
@@ -81,6 +81,12 @@ impl DoorSpec {
     #[must_use]
     pub fn is_same_place(&self, other: &Self) -> bool {
         (self.address, self.port, self.backend) == (other.address, other.port, other.backend)
+    }
+
+    /// Whether hits may be served here.
+    #[must_use]
+    pub fn is_served(&self) -> bool {
+        self.serve_udp || self.serve_tcp
     }
 
     /// Nothing is served here any more.
@@ -274,25 +280,30 @@ fn tenant_doors(
     let on_wire = |address: IpAddr| local.iter().any(|l| l.attached && l.address() == address);
     let is_here = |address: IpAddr| local.iter().any(|l| l.address() == address);
     let mut doors: Vec<Wanted> = Vec::new();
-    let mut add = |address: Option<IpAddr>, port, serve_tcp, serve_udp, optional| {
+    let mut add = |address: Option<IpAddr>, port, is_served, optional| {
         let transports = Transports::of(memcached, address, port);
+        let has_tcp = selection.tcp_hits && (transports.tcp4 || transports.tcp6);
         doors.push(Wanted {
             spec: DoorSpec {
                 address,
                 port,
                 backend: number,
-                serve_tcp: serve_tcp && alive && (transports.tcp4 || transports.tcp6),
-                serve_udp: serve_udp && alive,
+                serve_tcp: is_served && alive && has_tcp,
+                serve_udp: is_served && alive && transports.udp,
                 transports,
             },
             alive,
-            chosen: serve_udp,
+            chosen: is_served && (has_tcp || transports.udp),
             optional,
         });
     };
     for socket in &memcached.sockets {
         let port = socket.port;
-        let takes_udp = |address| memcached.takes(Transport::Udp, address, port);
+        // Of what comes by TCP alone the wildcard door tells as much, unless it is served.
+        let has_own_door = |address, is_served| {
+            memcached.takes(Transport::Udp, address, port)
+                || selection.tcp_hits && is_served && memcached.takes(Transport::Tcp, address, port)
+        };
         let chosen = |address| selection.serves(address, port);
         if !socket.address.is_unspecified() {
             let address = socket.address;
@@ -301,25 +312,19 @@ fn tenant_doors(
                 // memcached may be bound to an address that the host has no more, or not yet: another host may have it,
                 // and what arrives for it the kernel does not take.
                 let served = reachable && chosen(address) && is_here(address);
-                add(
-                    Some(address),
-                    port,
-                    served,
-                    served && takes_udp(address),
-                    false,
-                );
+                add(Some(address), port, served, false);
             }
             continue;
         }
-        add(None, port, false, false, false);
+        add(None, port, false, false);
         // Also those that are not chosen: what is asked there may be answered from another one.
         for here in local {
             let address = here.address();
             let reachable = here.attached || !(address.is_loopback() || is_link_local(address));
-            if reachable && takes_udp(address) && socket.takes(address) {
-                let served = chosen(address);
+            let served = chosen(address);
+            if reachable && has_own_door(address, served) && socket.takes(address) {
                 let optional = !here.attached || !served;
-                add(Some(address), port, served, served, optional);
+                add(Some(address), port, served, optional);
             }
         }
     }

@@ -31,7 +31,7 @@ impl Layout {
     pub fn changes_of(&self, before: &Self, backend: u8) -> Vec<String> {
         let served = |layout: &Self| -> Vec<String> {
             let doors = layout.doors.iter();
-            let served = doors.filter(|door| door.backend == backend && door.serve_udp);
+            let served = doors.filter(|door| door.backend == backend && door.is_served());
             served.map(ToString::to_string).collect()
         };
         let (before, now) = (served(before), served(self));

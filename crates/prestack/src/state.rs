@@ -440,18 +440,18 @@ impl fmt::Display for AttachedState {
 }
 
 impl BackendState {
-    /// Whether hits may be served anywhere, over TCP if they are at all.
+    /// Whether hits may be served anywhere.
     #[must_use]
     pub fn is_served(&self) -> bool {
         let mut doors = self.doors.iter();
-        doors.any(|door| door.serve_udp || door.serve_tcp)
+        doors.any(DoorSpec::is_served)
     }
 
     /// Where it is served and where its writes are watched, in words.
     #[must_use]
     pub fn describe_doors(&self) -> String {
         let list = |serve| {
-            let doors = self.doors.iter().filter(|door| door.serve_udp == serve);
+            let doors = self.doors.iter().filter(|door| door.is_served() == serve);
             let names: Vec<_> = doors.map(ToString::to_string).collect();
             names.join(", ")
         };

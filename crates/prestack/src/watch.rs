@@ -120,6 +120,7 @@ impl Watch {
             selection: Selection {
                 ports: options.ports.clone(),
                 addresses: options.addresses.clone(),
+                tcp_hits: options.tcp_hits,
             },
             interfaces: options.interfaces.clone(),
             allow: options.allow.clone(),

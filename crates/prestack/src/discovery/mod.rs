@@ -25,6 +25,8 @@ pub struct Selection {
     pub ports: Vec<u16>,
     /// Addresses at which it is reached; any if empty.
     pub addresses: Vec<IpAddr>,
+    /// Whether hits are served over TCP: then it need not have UDP.
+    pub tcp_hits: bool,
 }
 
 impl Selection {
@@ -98,7 +100,8 @@ pub enum Problem {
     UnknownProcess { port: u16 },
     #[error(
         "memcached (pid {pid}) has no UDP socket on port {port}{}: start it with `-U {port}` (UDP is \
-         off by default){}; there is nothing to serve without it", at(.addresses), instead(.other)
+         off by default){}, or give --tcp-hits to serve its TCP connections; there is nothing to serve without either",
+        at(.addresses), instead(.other)
     )]
     NoUdp {
         pid: u32,
@@ -283,7 +286,7 @@ fn judge(
             problems.push(Problem::Tls { pid });
         } else if candidate.features.text_alone {
             problems.push(Problem::TextAlone { pid });
-        } else if !mine.iter().any(|s| s.transport == Transport::Udp) {
+        } else if !selection.tcp_hits && !mine.iter().any(|s| s.transport == Transport::Udp) {
             problems.push(Problem::NoUdp {
                 pid,
                 port: first.port,

@@ -146,6 +146,7 @@ mod tests {
         let selection = Selection {
             ports: vec![port],
             addresses: Vec::new(),
+            tcp_hits: false,
         };
         let mut scanner = Scanner::default();
         let is_this_process = |found: Found| {

@@ -14,8 +14,14 @@ impl Table {
             selection: Selection {
                 ports: ports.to_vec(),
                 addresses: Vec::new(),
+                tcp_hits: false,
             },
         }
+    }
+
+    fn with_tcp_hits(mut self) -> Self {
+        self.selection.tcp_hits = true;
+        self
     }
 
     fn at(mut self, address: &str) -> Self {
@@ -168,6 +174,12 @@ fn udp_proxy_and_tls_are_checked() {
             ..
         }]
     ));
+    assert!(problems[0].to_string().contains("--tcp-hits"));
+    let (pids, problems) = Table::new(&[11211])
+        .with_tcp_hits()
+        .process(10, "memcached", &["tcp 0.0.0.0:11211"])
+        .judge();
+    assert_eq!((&pids[..], &problems[..]), (&[10][..], &[][..]));
     let (_, problems) = Table::new(&[11211])
         .process(10, "memcached -Z", &BOTH)
         .judge();

@@ -37,6 +37,14 @@ fn select(ports: &[u16], addresses: &[&str]) -> Selection {
             .iter()
             .map(|a| a.parse().expect("an address"))
             .collect(),
+        tcp_hits: false,
+    }
+}
+
+fn over_tcp(selection: Selection) -> Selection {
+    Selection {
+        tcp_hits: true,
+        ..selection
     }
 }
 
@@ -259,14 +267,18 @@ fn tcp_is_served_where_it_was_chosen() {
         let served = doors.specs.iter().filter(|door| door.serve_tcp);
         served.map(ToString::to_string).collect::<Vec<_>>()
     };
-    let any = select(&[11211], &[]);
-    assert_eq!(
-        served(&ANY4, &any, true),
-        ["10.0.0.1:11211", "192.168.0.9:11211"]
-    );
-    let one = select(&[11211], &["10.0.0.1"]);
-    assert_eq!(served(&ANY4, &one, true), ["10.0.0.1:11211"]);
-    assert!(served(&ANY4, &one, false).is_empty());
+    let any = over_tcp(select(&[11211], &[]));
+    let one = over_tcp(select(&[11211], &["10.0.0.1"]));
+    for sockets in [&ANY4[..], &["tcp 0.0.0.0:11211"]] {
+        assert_eq!(
+            served(sockets, &any, true),
+            ["10.0.0.1:11211", "192.168.0.9:11211"]
+        );
+        assert_eq!(served(sockets, &one, true), ["10.0.0.1:11211"]);
+        assert!(served(sockets, &one, false).is_empty());
+        let without = select(&[11211], &[]);
+        assert!(served(sockets, &without, true).is_empty());
+    }
     let explicit = [
         "tcp 10.0.0.1:11211",
         "udp 10.0.0.1:11211",
@@ -280,7 +292,7 @@ fn tcp_is_served_where_it_was_chosen() {
     );
     assert_eq!(served(&explicit, &one, true), ["10.0.0.1:11211"]);
     assert_eq!(
-        served(&explicit, &select(&[11300], &[]), true),
+        served(&explicit, &over_tcp(select(&[11300], &[])), true),
         ["10.0.0.1:11300"]
     );
 }

@@ -12,10 +12,7 @@ impl State {
     /// What is served, and why not all is: for service managers.
     #[must_use]
     pub fn summary(&self) -> String {
-        let is_served = |backend: &BackendState| {
-            let mut doors = backend.doors.iter();
-            backend.alive && doors.any(|door| door.serve_udp || door.serve_tcp && self.tcp_hits)
-        };
+        let is_served = |backend: &BackendState| backend.alive && backend.is_served();
         let mut interfaces = self.interfaces.iter().map(|at| &at.name);
         let answers = interfaces.any(|name| !self.unserved.contains(name));
         let head = match answers && self.backends.iter().any(is_served) {

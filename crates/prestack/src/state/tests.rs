@@ -295,6 +295,7 @@ fn doors_are_told_in_words() {
     let door = backend.doors[0];
     backend.doors.push(DoorSpec {
         address: None,
+        serve_tcp: false,
         serve_udp: false,
         ..door
     });

@@ -21,13 +21,13 @@ impl Watch {
         }
     }
 
-    /// Backends at which nothing can be served, though they have UDP.
+    /// Backends at which nothing can be served.
     pub(super) fn unreachable(&self) -> Vec<WatchError> {
         let serves = |number| {
             self.layout
                 .doors
                 .iter()
-                .any(|d| d.backend == number && d.serve_udp)
+                .any(|d| d.backend == number && d.is_served())
         };
         self.slots
             .iter()

@@ -197,14 +197,14 @@ impl Backend {
             address: door.address,
             port: door.port,
             udp: door.serve_udp,
-            tcp: door.serve_tcp && running.state.tcp_hits,
+            tcp: door.serve_tcp,
         });
         Self {
             number: backend.number,
             pid: backend.pid,
             alive: backend.alive,
             unserved: match backend.alive {
-                true => serving.why_not().or_else(|| why_nowhere(running, backend)),
+                true => serving.why_not().or_else(|| why_nowhere(backend)),
                 false => Some("it is gone"),
             },
             epoch: running.controls.epoch_of(backend.number),
@@ -238,11 +238,8 @@ fn are_served(backends: &[Backend]) -> bool {
 }
 
 /// Why a memcached is served at none of its doors.
-fn why_nowhere(running: &Running, backend: &BackendState) -> Option<&'static str> {
-    let tcp_hits = running.state.tcp_hits;
-    let mut doors = backend.doors.iter();
-    let is_served = doors.any(|door| door.serve_udp || door.serve_tcp && tcp_hits);
-    (!is_served).then_some("it listens at no address that is served, see problem")
+fn why_nowhere(backend: &BackendState) -> Option<&'static str> {
+    (!backend.is_served()).then_some("it listens at no address that is served, see problem")
 }
 
 /// For how long nothing is stored yet of any memcached that is served.
