@@ -4,19 +4,23 @@
 //! arrival of its data until memcached has sent something after it, or is found to wait for more. While its replies are in doubt, none
 //! of its commands counts as answered.
 //!
-//! Doubt ends after [`EXCHANGES`] exchanges in a row, and not before the settle time is over. An exchange
+//! Doubt ends after [`EXCHANGES`] exchanges in a row. An exchange
 //! starts when a segment arrives while everything before it has been acknowledged in both directions,
-//! consists of whole commands, and ends when as many replies of the right kinds have left as it asks for.
-//! Inside a data block memcached would answer nothing. It does not end on a part of a Multipath TCP connection, whose bytes
-//! memcached gets among those of other parts.
+//! consists of whole commands, the last of which is owed a reply, and ends when as many replies of the right kinds have
+//! left as it asks for. Inside a data block memcached would answer nothing. Doubt does not end on a part of a Multipath TCP
+//! connection, whose bytes memcached gets among those of other parts.
 //!
 //! That all is acknowledged does not mean that all is answered: the replies of a client that is always one
 //! command ahead look just as those of one that waits. So it is asked whether memcached has read all that
-//! came when a reply leaves. memcached reads only when it owes nothing: then the reply is that to the last
+//! came when a reply leaves, and something of the exchange. memcached reads only when it owes nothing (and data no further
+//! than to its end): then the reply is that to the last
 //! command, unless the kernel has held it back, for want of a window say, and memcached has read more since. So
-//! the first segment of an exchange's replies has to leave while memcached writes it. Where the kernel does not say, the first exchange has to begin after neither end has sent anything
-//! for the settle time: what memcached had to answer before, it has answered by then, unless it sits on a
-//! command for longer than that.
+//! the first segment of an exchange's replies has to leave while memcached writes it, and nothing that was sent may be
+//! unacknowledged when the exchange begins: what waits for that may leave while memcached reads.
+//!
+//! Where the kernel does not say, doubt does not end before the settle time is over, and the first exchange has to begin
+//! after neither end has sent anything for the settle time: what memcached had to answer before, it has answered by then,
+//! unless it sits on a command for longer than that.
 
 use prestack_abi::config::Config;
 use prestack_abi::flow::{Flow, Mode};
