@@ -253,7 +253,8 @@ pub fn reading<C: EbpfContext>(ctx: &C, key: &FlowKey) -> Option<Reading> {
         if !connection.is_null() && (&raw const (*socket).state).read_volatile() == ESTABLISHED {
             // Of a part of another connection that takes everything at once; it is that one that is read.
             if !is_part(connection, fields) {
-                // A process that reads may send what was held back as well, but then sending waited for the window.
+                // A process that reads may send what was held back as well, but then sending waited for the window, or
+                // for what is unacknowledged, and that is nothing when an exchange begins.
                 let is_owned = field::<u32>(connection, &raw const (*fields).owned) != 0;
                 let waits_for = bits(connection, &raw const (*fields).chrono_bit) & CHRONO_MASK;
                 reading = Some(Reading {
