@@ -137,7 +137,7 @@ impl Door {
     /// A loopback address: only what arrives on the loopback interface is for it (a frame from elsewhere the kernel
     /// drops).
     pub const LOOPBACK: u8 = 1 << 5;
-    /// Hits may be served over TCP, if they are at all. Translation does not depend on it.
+    /// Hits may be served over TCP. Translation does not depend on it.
     pub const SERVE_TCP: u8 = 1 << 6;
     /// The flags of the doors that most traffic is for: exact, served over UDP.
     pub const SERVED: u8 = Self::SERVE_UDP | Self::HAS_UDP;

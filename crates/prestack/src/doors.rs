@@ -249,15 +249,16 @@ struct Wanted {
     alive: bool,
     /// Hits are to be served there while the backend is alive.
     chosen: bool,
-    /// A wildcard door of the same port covers it, if without hits: an address of an interface
-    /// that prestack is not attached to, or one that is not to be served.
+    /// It is an address of an interface that prestack is not attached to, or one that is not to be served.
     optional: bool,
+    /// A wildcard door of the same port covers it, if without hits.
+    covered: bool,
 }
 
 impl Wanted {
     /// Which doors have room before others: nobody comes by those of a backend that is gone.
     fn rank(&self) -> u8 {
-        match (self.alive, self.optional) {
+        match (self.alive, self.covered) {
             (true, false) => NEEDED,
             (true, true) => 1,
             (false, false) => 2,
@@ -280,7 +281,7 @@ fn tenant_doors(
     let on_wire = |address: IpAddr| local.iter().any(|l| l.attached && l.address() == address);
     let is_here = |address: IpAddr| local.iter().any(|l| l.address() == address);
     let mut doors: Vec<Wanted> = Vec::new();
-    let mut add = |address: Option<IpAddr>, port, is_served, optional| {
+    let mut add = |address: Option<IpAddr>, port, is_served, optional, is_covered: bool| {
         let transports = Transports::of(memcached, address, port);
         let has_tcp = selection.tcp_hits && (transports.tcp4 || transports.tcp6);
         doors.push(Wanted {
@@ -295,15 +296,11 @@ fn tenant_doors(
             alive,
             chosen: is_served && (has_tcp || transports.udp),
             optional,
+            covered: optional || is_covered && !transports.udp,
         });
     };
     for socket in &memcached.sockets {
         let port = socket.port;
-        // Of what comes by TCP alone the wildcard door tells as much, unless it is served.
-        let has_own_door = |address, is_served| {
-            memcached.takes(Transport::Udp, address, port)
-                || selection.tcp_hits && is_served && memcached.takes(Transport::Tcp, address, port)
-        };
         let chosen = |address| selection.serves(address, port);
         if !socket.address.is_unspecified() {
             let address = socket.address;
@@ -312,19 +309,19 @@ fn tenant_doors(
                 // memcached may be bound to an address that the host has no more, or not yet: another host may have it,
                 // and what arrives for it the kernel does not take.
                 let served = reachable && chosen(address) && is_here(address);
-                add(Some(address), port, served, false);
+                add(Some(address), port, served, false, false);
             }
             continue;
         }
-        add(None, port, false, false);
+        add(None, port, false, false, false);
         // Also those that are not chosen: what is asked there may be answered from another one.
         for here in local {
             let address = here.address();
             let reachable = here.attached || !(address.is_loopback() || is_link_local(address));
             let served = chosen(address);
-            if reachable && has_own_door(address, served) && socket.takes(address) {
+            if reachable && socket.takes(address) {
                 let optional = !here.attached || !served;
-                add(Some(address), port, served, optional);
+                add(Some(address), port, served, optional, true);
             }
         }
     }

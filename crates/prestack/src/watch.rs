@@ -25,6 +25,7 @@ use crate::{
     netlink::Interface,
     settings::Options,
     slots::{Changes, Slots},
+    socket_fields,
     state::BackendState,
 };
 
@@ -120,7 +121,8 @@ impl Watch {
             selection: Selection {
                 ports: options.ports.clone(),
                 addresses: options.addresses.clone(),
-                tcp_hits: options.tcp_hits,
+                tcp_hits: options.tcp_hits
+                    && socket_fields::of_this_kernel().why_unanswered().is_none(),
             },
             interfaces: options.interfaces.clone(),
             allow: options.allow.clone(),

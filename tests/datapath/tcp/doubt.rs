@@ -267,6 +267,24 @@ fn a_copy_of_what_came_in_doubt() {
     assert_eq!(path.stats().regained, 1);
 }
 
+/// The first copy may have come before what precedes it, and wait behind `rx`.
+#[test]
+fn a_copy_of_what_came_early_in_doubt() {
+    let (path, mut connection) = doubtful();
+    connection.reply(&path, "ERROR\r\n");
+    wait(SETTLED);
+    let early = connection.segment(ACK | PSH, "get x\r\nset y 0 0 100");
+    path.pass(&early.sequence(connection.client.wrapping_add(7)));
+    connection.exchange(&path, "get x\r\n", "END\r\n");
+    connection.exchange(&path, "get x\r\nget yyyyyyyyy\r\n", "END\r\nEND\r\n");
+    assert_eq!(path.stats().regained, 0);
+    wait(SETTLED);
+    for _ in 0..2 {
+        connection.exchange(&path, "get x\r\n", "END\r\n");
+    }
+    assert_eq!(path.stats().regained, 1);
+}
+
 /// A part of a data block may look like a quiet write whose block is long. In one memcached would answer nothing.
 #[test]
 fn a_data_block_that_is_none() {

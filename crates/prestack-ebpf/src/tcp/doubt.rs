@@ -391,6 +391,10 @@ pub unsafe fn end_exchange(config: &Config, flow: *mut Flow, is_known: bool) {
         let is_settled = is_known || clock::now() > since + config.settle_ns;
         if exchanges < EXCHANGES || !is_settled || (*flow).doubt & Flow::PART != 0 {
             (&raw mut (*flow).exchanges).write_volatile(exchanges);
+            fence();
+            if (&raw const (*flow).doubt_since).read_volatile() != since {
+                (&raw mut (*flow).exchanges).write_volatile(0);
+            }
             return;
         }
         (&raw mut (*flow).exchanges).write_volatile(0);

@@ -136,10 +136,7 @@ impl Problem {
     /// The same where prestack runs: it takes other settings when it is started again.
     #[must_use]
     pub fn while_running(&self) -> String {
-        let is_a_setting = matches!(
-            self,
-            Self::NobodyListens { .. } | Self::NoUdp { other: Some(_), .. }
-        );
+        let is_a_setting = matches!(self, Self::NobodyListens { .. } | Self::NoUdp { .. });
         match is_a_setting {
             true => format!("{self} (for other settings start prestack again)"),
             false => self.to_string(),

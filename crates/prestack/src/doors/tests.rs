@@ -189,7 +189,7 @@ fn tcp_alone_is_not_served_over_udp() {
             &["tcp 0.0.0.0:11211", "udp 10.0.0.1:11211"],
             &select(&[11211], &[])
         ),
-        ["0 10.0.0.1 11211 serve", "0 * 11211"]
+        ["0 10.0.0.1 11211 serve", "0 192.168.0.9 11211", "0 * 11211"]
     );
     assert_eq!(
         one(
@@ -249,7 +249,12 @@ fn doors_tell_what_memcached_has_there() {
     );
     assert_eq!(
         list(&["udp [::]:11211", "tcp [::]:11211", "tcp 0.0.0.0:11211"]),
-        ["[fe80::1]:11211 udp tcp6", "*:11211 tcp4 tcp6"]
+        [
+            "[fe80::1]:11211 udp tcp6",
+            "10.0.0.1:11211 tcp4",
+            "192.168.0.9:11211 tcp4",
+            "*:11211 tcp4 tcp6"
+        ]
     );
 }
 
@@ -453,11 +458,39 @@ fn the_doors_of_the_dead_do_not_stand_before_those_of_the_living() {
         [
             "0 10.0.0.1 11211 serve",
             "1 fe80::1 11212",
+            "0 10.0.0.1 11212",
             "0 192.168.0.9 11211 serve",
+            "0 192.168.0.9 11212",
             "0 * 11211",
             "0 * 11212"
         ]
     );
+}
+
+/// What comes by TCP is followed at every address: at a wildcard door nobody knows whose it is.
+#[test]
+fn tcp_alone_has_doors_where_it_is_not_served() {
+    let selection = over_tcp(select(&[11211], &["10.0.0.1"]));
+    let memcached = memcached(&["tcp 0.0.0.0:11211", "tcp 0.0.0.0:11300"]);
+    let tenant = Tenant {
+        number: 0,
+        memcached: &memcached,
+        alive: true,
+    };
+    let doors = doors(&[tenant], &host(), &selection, true).expect("few");
+    assert_eq!(
+        show(&doors.specs),
+        [
+            "0 10.0.0.1 11211",
+            "0 192.168.0.9 11211",
+            "0 10.0.0.1 11300",
+            "0 192.168.0.9 11300",
+            "0 * 11211",
+            "0 * 11300"
+        ]
+    );
+    let served = doors.specs.iter().filter(|door| door.is_served());
+    assert_eq!(served.count(), 1);
 }
 
 /// Of more addresses than there is room for, those that are not served are left to the wildcard.

@@ -70,8 +70,9 @@ pub extern "C" fn prestack_tcp_leave(read: u64) -> u64 {
                 is_new_doubt = true;
             }
             if (*flow).doubt & Flow::REQUESTS != 0 && next.wrapping_sub(ack) > MOST_UNREAD {
-                // It was somebody else's number, or is behind.
+                // It was somebody else's number, or there is more than an exchange would consist of.
                 (&raw mut (*flow).next).write_volatile(ack);
+                doubt::break_off(flow);
             }
             (&raw mut (*flow).acked).write_volatile(ack);
             acknowledged(config, flow, ack, next, clock::now());

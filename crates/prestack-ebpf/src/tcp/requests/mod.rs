@@ -260,14 +260,20 @@ fn trim<C: Inbound>(ctx: &C) -> u64 {
     else {
         return 1;
     };
+    // After that: it moves on before the kernel gets anything.
+    fence();
+    // SAFETY: a map element.
+    let next = unsafe { (&raw const (*flow).next).read_volatile() };
+    if is_before(next, got) {
+        // The kernel has got what was not seen.
+        return 1;
+    }
     let end = segment.end();
     let is_all = !is_before(got, end);
     if is_all && !segment.has(TCP_FIN) {
         return 0;
     }
     let got = if is_all { end } else { got };
-    // SAFETY: a map element.
-    let next = unsafe { (&raw const (*flow).next).read_volatile() };
     // The rest of what was seen is looked at as a whole: there the state is known only where segments began.
     if got == next && is_before(segment.sequence, got) {
         let known = got.wrapping_sub(segment.sequence);
@@ -302,7 +308,7 @@ fn stray<C: Inbound>(ctx: &C) -> u64 {
         }
         (&raw mut (*flow).is_seen).write_volatile(0);
         doubt::all(config, flow, segment.end());
-        (&raw mut (*flow).next).write_volatile(segment.end());
+        (&raw mut (*flow).next).write_volatile(later((*flow).next, segment.end()));
     }
     0
 }

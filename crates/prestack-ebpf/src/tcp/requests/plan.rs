@@ -247,8 +247,8 @@ unsafe fn plan(config: &Config, flow: *mut Flow, segment: &mut Segment) -> Plan 
                 return Plan::Parse;
             }
             doubt::break_off(flow);
-            // What is far ahead may be anybody's.
-            if !is_before(next, segment.sequence) {
+            // Beyond the window, if that is known, the kernel takes nothing.
+            if is_seen || !is_before(next, segment.sequence) {
                 (&raw mut (*flow).next).write_volatile(later(next, segment.end()));
             }
             return Plan::Pass;
