@@ -275,6 +275,7 @@ fn a_copy_of_what_came_early_in_doubt() {
     wait(SETTLED);
     let early = connection.segment(ACK | PSH, "get x\r\nset y 0 0 100");
     path.pass(&early.sequence(connection.client.wrapping_add(7)));
+    wait(SETTLED);
     connection.exchange(&path, "get x\r\n", "END\r\n");
     connection.exchange(&path, "get x\r\nget yyyyyyyyy\r\n", "END\r\nEND\r\n");
     assert_eq!(path.stats().regained, 0);
