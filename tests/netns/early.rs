@@ -22,9 +22,9 @@ fn exchange(client: &mut Crafted, command: &[u8], replies: &[u8]) -> Result<()> 
     Ok(())
 }
 
-/// While a connection is in doubt a command arrives before others that are lost. When those come again, one by one, doubt
-/// ends, and the last of them could be answered: but then the kernel would not get it, and what it has would follow at a
-/// place where it never was.
+/// Before prestack starts a command arrives before others that are lost. When those come again, one by one, the connection
+/// is followed again, and the last of them could be answered: but then the kernel would not get it, and what it has would
+/// follow at a place where it never was.
 #[test]
 fn what_came_too_early_is_not_moved() -> Result<()> {
     const MISS: &[u8] = b"get x\r\n";
@@ -36,7 +36,6 @@ fn what_came_too_early_is_not_moved() -> Result<()> {
     let more = ["--tcp-hits", "--always-on", "--allow", "10.0.0.0/8"];
     // The client does not close its connection.
     let at_end = ["--drain-timeout", "0s"];
-    let prestack = start_prestack(&bed, 0, &[&LASTING[..], &more, &at_end].concat())?;
     let link = &bed.links[0];
     let (IpAddr::V4(server), client) = (link.server4, link.client4.to_string()) else {
         bail!("the server has no IPv4 address");
@@ -54,8 +53,7 @@ fn what_came_too_early_is_not_moved() -> Result<()> {
     exchange(&mut crafted, b"noise\r\n", b"ERROR\r\n")?;
     let missing = MISSES * MISS.len() + GET.len();
     crafted.send_ahead(missing, SET)?;
-    // More than the settle time.
-    sleep(Duration::from_millis(300));
+    let prestack = start_prestack(&bed, 0, &[&LASTING[..], &more, &at_end].concat())?;
     for _ in 0..MISSES {
         exchange(&mut crafted, MISS, b"END\r\n")?;
         sleep(Duration::from_millis(50));
