@@ -159,7 +159,7 @@ pub struct Flow {
     pub counted: u64,
     /// The same as far as it is certain: commands with lower numbers have ended.
     pub answered: u64,
-    /// Non-zero while a program is at work on the requests.
+    /// Non-zero while a program is at work on the requests, or begins to count the replies to an exchange, or ends it.
     pub busy: u64,
     /// Coarse monotonic time in ns at which doubt arose.
     pub doubt_since: u64,

@@ -180,7 +180,7 @@ pub fn takes<C: EbpfContext>(ctx: &C, segment: &Segment) -> bool {
     let Some(fields) = fields() else {
         return false;
     };
-    // SAFETY: as in `reading`.
+    // SAFETY: the socket is released. The offsets are the kernel's own.
     unsafe {
         let socket = look_up(ctx, &segment.key);
         if socket.is_null() {
@@ -210,21 +210,10 @@ pub fn takes<C: EbpfContext>(ctx: &C, segment: &Segment) -> bool {
 /// read; `None` if the kernel does not say.
 #[inline(always)]
 pub fn received<C: EbpfContext>(ctx: &C, key: &FlowKey) -> Option<u32> {
-    let fields = fields()?;
-    // SAFETY: as in `reading`.
-    unsafe {
-        let socket = look_up(ctx, key);
-        if socket.is_null() {
-            return None;
-        }
-        let mut next = None;
-        let connection: *const c_void = bpf_skc_to_tcp_sock(socket.cast()).cast();
-        if !connection.is_null() && (&raw const (*socket).state).read_volatile() == ESTABLISHED {
-            next = Some(field::<u32>(connection, &raw const (*fields).rcv_nxt));
-        }
-        bpf_sk_release(socket.cast());
-        next
-    }
+    ask(ctx, key, |connection, fields| {
+        // SAFETY: a connection that is held. The offsets are the kernel's own.
+        Some(unsafe { field::<u32>(connection, &raw const (*fields).rcv_nxt) })
+    })
 }
 
 /// What the kernel says of a connection of which data leaves.
@@ -240,31 +229,47 @@ pub struct Reading {
 /// What the connection with this name says; `None` if the kernel does not.
 #[inline(always)]
 pub fn reading<C: EbpfContext>(ctx: &C, key: &FlowKey) -> Option<Reading> {
+    // SAFETY: a connection that is held. The offsets are the kernel's own.
+    ask(ctx, key, |connection, fields| unsafe {
+        // Of a part of another connection that takes everything at once; it is that one that is read.
+        if is_part(connection, fields) {
+            return None;
+        }
+        // A process that reads may send what was held back as well, but then sending waited for the window, or
+        // for what is unacknowledged, and that is nothing when an exchange begins.
+        let is_owned = field::<u32>(connection, &raw const (*fields).owned) != 0;
+        let waits_for = bits(connection, &raw const (*fields).chrono_bit) & CHRONO_MASK;
+        Some(Reading {
+            next: field::<u32>(connection, &raw const (*fields).copied_seq),
+            is_written: is_owned && waits_for <= CHRONO_BUSY,
+        })
+    })
+}
+
+/// What the established connection with this name answers, which is held meanwhile; `None` if there is none, or if the
+/// kernel does not say where it keeps what is asked.
+#[inline(always)]
+fn ask<C: EbpfContext, T>(
+    ctx: &C,
+    key: &FlowKey,
+    answer: impl FnOnce(*const c_void, *const SocketFields) -> Option<T>,
+) -> Option<T> {
     let fields = fields()?;
-    // SAFETY: the socket is released. The offsets are the kernel's own.
+    // SAFETY: the socket is released.
     unsafe {
         let socket = look_up(ctx, key);
         if socket.is_null() {
             return None;
         }
-        let mut reading = None;
         // A listener, or what is left of a closed connection, is none.
         let connection: *const c_void = bpf_skc_to_tcp_sock(socket.cast()).cast();
-        if !connection.is_null() && (&raw const (*socket).state).read_volatile() == ESTABLISHED {
-            // Of a part of another connection that takes everything at once; it is that one that is read.
-            if !is_part(connection, fields) {
-                // A process that reads may send what was held back as well, but then sending waited for the window, or
-                // for what is unacknowledged, and that is nothing when an exchange begins.
-                let is_owned = field::<u32>(connection, &raw const (*fields).owned) != 0;
-                let waits_for = bits(connection, &raw const (*fields).chrono_bit) & CHRONO_MASK;
-                reading = Some(Reading {
-                    next: field::<u32>(connection, &raw const (*fields).copied_seq),
-                    is_written: is_owned && waits_for <= CHRONO_BUSY,
-                });
-            }
+        let state = (&raw const (*socket).state).read_volatile();
+        let mut answered = None;
+        if !connection.is_null() && state == ESTABLISHED {
+            answered = answer(connection, fields);
         }
         bpf_sk_release(socket.cast());
-        reading
+        answered
     }
 }
 

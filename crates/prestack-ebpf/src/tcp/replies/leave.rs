@@ -70,7 +70,7 @@ pub extern "C" fn prestack_tcp_leave(read: u64) -> u64 {
                 is_new_doubt = true;
             }
             if (*flow).doubt & Flow::REQUESTS != 0 && next.wrapping_sub(ack) > MOST_UNREAD {
-                // It was somebody else's number, or there is more than an exchange would consist of.
+                // It was somebody else's number, or the kernel has got what passed without being counted.
                 (&raw mut (*flow).next).write_volatile(ack);
                 doubt::break_off(flow);
             }
